@@ -1,0 +1,72 @@
+# Everything happens in .venv, without root. `make` alone lists what there is.
+
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT := What is the capital of France? Explain briefly.
+QUICK := not slow and not e2e and not toolchain
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow lint format types imports proto proto-check bench install clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
+		awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+run: $(VENV)/.all ## ask a small model a question, from nothing
+	@$(BIN)/headrace run smollm2:135m "$(PROMPT)"
+
+test: $(VENV)/.dev ## the quick tests
+	$(BIN)/pytest -m "$(QUICK)"
+
+test-slow: $(VENV)/.dev ## the tests with real processes and models
+	$(BIN)/pytest -m "not ($(QUICK))"
+
+lint: $(VENV)/.dev ## ruff, buf and the import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/buf lint
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.dev ## put the code in order
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/buf format --write --path protos/headrace
+
+types: $(VENV)/.dev ## mypy, strict
+	$(BIN)/mypy
+
+proto: $(VENV)/.dev ## generate the stubs from protos/
+	$(BIN)/python scripts/proto.py
+
+proto-check: $(VENV)/.dev ## are the checked-in stubs up to date?
+	$(BIN)/python scripts/proto.py --check
+
+bench: $(VENV)/.dev ## tokens per second beside the bare MLX loop and mlx_lm.server
+	$(BIN)/python -m tests.bench
+
+install: $(VENV)/.dev ## all that development needs, into .venv
+
+clean: ## remove what was built, and the caches
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find client server runner scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environments as well
+	rm -rf $(VENV) .venv-proto
+
+# An environment that is there already is kept, unless its Python is missing or too old.
+define install
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		test -n "$(PYTHON)" || { echo "Headrace needs Python 3.11 or newer; name one with make PYTHON=/path/to/python3" >&2; exit 1; }; \
+		echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv --clear $(VENV); }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+endef
+
+$(VENV)/.all: pyproject.toml constraints.txt
+	$(call install,all)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(call install,dev)
+	@touch $(VENV)/.all $@

@@ -1,0 +1,244 @@
+"""Every call of the SDK as a value: its method, its request, and what becomes of the answer.
+
+Both clients are made of these; neither sends nor awaits anything here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message as ProtoMessage
+
+from headrace import _convert, types
+from headrace._folds import CompletionFold, Fold, TransferFold
+from headrace._requests import chat, completion, fill_input, put, put_all, put_duration
+from headrace.types import ChatMessage, CompletionOptions
+from headrace.v1 import completion_pb2, model_pb2, tokenize_pb2
+
+MessageT = TypeVar("MessageT", bound=ProtoMessage)
+EventT = TypeVar("EventT")
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class Unary(Generic[MessageT, ResultT]):
+    """One request, one answer."""
+
+    method: str
+    request: ProtoMessage
+    answer: type[MessageT]
+    convert: Callable[[MessageT], ResultT]
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming(Generic[MessageT, EventT, ResultT]):
+    """One request, a stream of answers."""
+
+    method: str
+    request: ProtoMessage
+    answer: type[MessageT]
+    fold: Fold[MessageT, EventT, ResultT]
+
+
+_Response = completion_pb2.StreamCompletionResponse
+CompletionCall = Streaming[_Response, types.CompletionEvent, types.Completion]
+
+
+def stream_completion(
+    model: str,
+    prompt: str | None,
+    messages: Sequence[ChatMessage] | None,
+    token_ids: Iterable[int] | None,
+    options: CompletionOptions,
+) -> CompletionCall:
+    return Streaming(
+        "/headrace.v1.CompletionService/StreamCompletion",
+        completion(model, prompt, messages, token_ids, options),
+        _Response,
+        CompletionFold(),
+    )
+
+
+def tokenize(
+    model: str, text: str, add_special: bool | None, pieces: bool | None
+) -> Unary[tokenize_pb2.TokenizeResponse, types.Tokens]:
+    request = tokenize_pb2.TokenizeRequest()
+    put(request, "model", model)
+    put(request, "text", text)
+    put(request, "add_special", add_special)
+    put(request, "pieces", pieces)
+    return Unary(
+        "/headrace.v1.TokenizeService/Tokenize",
+        request,
+        tokenize_pb2.TokenizeResponse,
+        _convert.tokens,
+    )
+
+
+def detokenize(
+    model: str, token_ids: Iterable[int], skip_special: bool | None
+) -> Unary[tokenize_pb2.DetokenizeResponse, types.Detokenized]:
+    request = tokenize_pb2.DetokenizeRequest()
+    put(request, "model", model)
+    put_all(request, "token_ids", token_ids, path="token_ids")
+    put(request, "skip_special", skip_special)
+    return Unary(
+        "/headrace.v1.TokenizeService/Detokenize",
+        request,
+        tokenize_pb2.DetokenizeResponse,
+        _convert.detokenized,
+    )
+
+
+def render_chat(
+    model: str,
+    messages: Sequence[ChatMessage],
+    template_options: Mapping[str, Any] | None,
+    add_generation_prompt: bool | None,
+) -> Unary[tokenize_pb2.RenderChatResponse, types.RenderedChat]:
+    request = tokenize_pb2.RenderChatRequest(
+        chat=chat(messages, template_options, add_generation_prompt)
+    )
+    put(request, "model", model)
+    return Unary(
+        "/headrace.v1.TokenizeService/RenderChat",
+        request,
+        tokenize_pb2.RenderChatResponse,
+        _convert.rendered_chat,
+    )
+
+
+def count_tokens(
+    model: str,
+    prompt: str | None,
+    messages: Sequence[ChatMessage] | None,
+    token_ids: Iterable[int] | None,
+) -> Unary[tokenize_pb2.CountTokensResponse, types.TokenCount]:
+    request = tokenize_pb2.CountTokensRequest()
+    put(request, "model", model)
+    fill_input(request.input, prompt, messages, token_ids)
+    return Unary(
+        "/headrace.v1.TokenizeService/CountTokens",
+        request,
+        tokenize_pb2.CountTokensResponse,
+        _convert.token_count,
+    )
+
+
+def list_models(
+    loaded: bool | None,
+) -> Unary[model_pb2.ListModelsResponse, tuple[types.Model, ...]]:
+    request = model_pb2.ListModelsRequest()
+    put(request, "loaded", loaded)
+    return Unary(
+        "/headrace.v1.ModelService/ListModels",
+        request,
+        model_pb2.ListModelsResponse,
+        lambda answer: tuple(_convert.model(model) for model in answer.models),
+    )
+
+
+def get_model(model: str) -> Unary[model_pb2.GetModelResponse, types.Model]:
+    request = model_pb2.GetModelRequest()
+    put(request, "model", model)
+    return Unary(
+        "/headrace.v1.ModelService/GetModel",
+        request,
+        model_pb2.GetModelResponse,
+        lambda answer: _convert.model(answer.model),
+    )
+
+
+def pull_model(
+    model: str,
+) -> Streaming[model_pb2.StreamPullModelResponse, types.TransferProgress, types.Model]:
+    request = model_pb2.StreamPullModelRequest()
+    put(request, "model", model)
+    return Streaming(
+        "/headrace.v1.ModelService/StreamPullModel",
+        request,
+        model_pb2.StreamPullModelResponse,
+        TransferFold(),
+    )
+
+
+def import_model(
+    source: str | Path, model: str, replace: bool | None
+) -> Streaming[model_pb2.StreamImportModelResponse, types.TransferProgress, types.Model]:
+    request = model_pb2.StreamImportModelRequest()
+    put(request, "source_path", str(source) if isinstance(source, Path) else source)
+    put(request, "model", model)
+    put(request, "replace", replace)
+    return Streaming(
+        "/headrace.v1.ModelService/StreamImportModel",
+        request,
+        model_pb2.StreamImportModelResponse,
+        TransferFold(),
+    )
+
+
+def copy_model(source: str, destination: str) -> Unary[model_pb2.CopyModelResponse, types.Model]:
+    request = model_pb2.CopyModelRequest()
+    put(request, "source", source)
+    put(request, "destination", destination)
+    return Unary(
+        "/headrace.v1.ModelService/CopyModel",
+        request,
+        model_pb2.CopyModelResponse,
+        lambda answer: _convert.model(answer.model),
+    )
+
+
+def delete_model(model: str) -> Unary[model_pb2.DeleteModelResponse, int]:
+    request = model_pb2.DeleteModelRequest()
+    put(request, "model", model)
+    return Unary(
+        "/headrace.v1.ModelService/DeleteModel",
+        request,
+        model_pb2.DeleteModelResponse,
+        lambda answer: answer.freed_bytes,
+    )
+
+
+def load_model(
+    model: str, keep_alive: float | timedelta | None
+) -> Unary[model_pb2.LoadModelResponse, types.Loaded]:
+    request = model_pb2.LoadModelRequest()
+    put(request, "model", model)
+    if keep_alive is not None:
+        put_duration(request.keep_alive, keep_alive, path="keep_alive")
+    return Unary(
+        "/headrace.v1.ModelService/LoadModel",
+        request,
+        model_pb2.LoadModelResponse,
+        _convert.loaded,
+    )
+
+
+def unload_model(model: str) -> Unary[model_pb2.UnloadModelResponse, int]:
+    request = model_pb2.UnloadModelRequest()
+    put(request, "model", model)
+    return Unary(
+        "/headrace.v1.ModelService/UnloadModel",
+        request,
+        model_pb2.UnloadModelResponse,
+        lambda answer: answer.stopped,
+    )
+
+
+def health(service: str) -> Unary[Any, bool]:
+    # Imported here: the bare client pays for it only when it asks.
+    from grpc_health.v1 import health_pb2
+
+    request = health_pb2.HealthCheckRequest()
+    put(request, "service", service)
+    return Unary(
+        "/grpc.health.v1.Health/Check",
+        request,
+        health_pb2.HealthCheckResponse,
+        lambda answer: bool(answer.status == health_pb2.HealthCheckResponse.SERVING),
+    )

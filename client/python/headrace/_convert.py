@@ -1,0 +1,196 @@
+"""Turns the messages of answers into the SDK's own types. Pure; raises nothing of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from headrace import types
+from headrace.v1 import common_pb2, completion_pb2, model_pb2, tokenize_pb2
+
+_E = TypeVar("_E", bound=StrEnum)
+
+
+def completion_event(
+    message: completion_pb2.StreamCompletionResponse,
+) -> types.CompletionEvent | None:
+    """One event of a completion; None for a kind that this version does not know."""
+    match message.WhichOneof("event"):
+        case "delta":
+            return _delta(message.delta)
+        case "progress":
+            return _progress(message.progress)
+        case "started":
+            return _started(message.started)
+        case "completed":
+            return _completed(message.completed)
+        case None:
+            return None
+
+
+def tokens(message: tokenize_pb2.TokenizeResponse) -> types.Tokens:
+    """The tokens of a text."""
+    return types.Tokens(
+        token_ids=tuple(message.token_ids),
+        pieces=tuple(
+            types.TokenPiece(token_id=p.token_id, piece=p.piece, start=p.start, end=p.end)
+            for p in message.pieces
+        ),
+    )
+
+
+def detokenized(message: tokenize_pb2.DetokenizeResponse) -> types.Detokenized:
+    """The text of tokens."""
+    return types.Detokenized(data=message.data, text=message.text)
+
+
+def rendered_chat(message: tokenize_pb2.RenderChatResponse) -> types.RenderedChat:
+    """A chat as a prompt."""
+    return types.RenderedChat(prompt=message.prompt, token_ids=tuple(message.token_ids))
+
+
+def token_count(message: tokenize_pb2.CountTokensResponse) -> types.TokenCount:
+    """How long a prompt is."""
+    return types.TokenCount(
+        token_count=message.token_count, context_length=message.context_length, fits=message.fits
+    )
+
+
+def model(message: model_pb2.Model) -> types.Model:
+    """One model of the store."""
+    return types.Model(
+        name=message.name,
+        kind=_enum(types.ModelKind, common_pb2.ModelKind.Name, message.kind, "MODEL_KIND_"),
+        format=message.format,
+        architecture=message.architecture,
+        digest=message.digest,
+        parameters=message.parameters,
+        tensor_bytes=message.tensor_bytes,
+        size_bytes=message.size_bytes,
+        quantization=message.quantization,
+        context_length=message.context_length,
+        chat_template=message.chat_template,
+        license=message.license,
+        source=message.source,
+        created_at=message.created_at.ToDatetime(tzinfo=UTC),
+        memory_estimate_bytes=message.memory_estimate_bytes,
+        runners=tuple(runner(status) for status in message.runners),
+    )
+
+
+def runner(message: common_pb2.RunnerStatus) -> types.Runner:
+    """One runner as its controller sees it."""
+    return types.Runner(
+        id=message.id,
+        model=message.model,
+        digest=message.digest,
+        state=_enum(types.RunnerState, common_pb2.RunnerState.Name, message.state, "RUNNER_STATE_"),
+        pid=message.pid,
+        load_fraction=message.load_fraction if message.HasField("load_fraction") else None,
+        active_requests=message.active_requests,
+        memory_bytes=message.memory_bytes,
+        expires_in=_seconds(message.expires_in) if message.HasField("expires_in") else None,
+        pinned=message.pinned,
+    )
+
+
+def transfer_progress(message: model_pb2.TransferProgress) -> types.TransferProgress:
+    """How far a pull or an import is."""
+    return types.TransferProgress(
+        phase=_enum(
+            types.TransferPhase, model_pb2.TransferPhase.Name, message.phase, "TRANSFER_PHASE_"
+        ),
+        done_bytes=message.done_bytes,
+        total_bytes=message.total_bytes if message.HasField("total_bytes") else None,
+    )
+
+
+def loaded(message: model_pb2.LoadModelResponse) -> types.Loaded:
+    """A model that has been loaded."""
+    return types.Loaded(runner=runner(message.runner), load_time=_seconds(message.load_time))
+
+
+def _started(message: completion_pb2.CompletionStarted) -> types.Started:
+    return types.Started(
+        id=message.id,
+        model=message.model,
+        digest=message.digest,
+        runner=message.runner,
+        prompt_tokens=message.prompt_tokens,
+        cached_tokens=message.cached_tokens,
+        seed=message.seed,
+    )
+
+
+def _progress(message: completion_pb2.CompletionProgress) -> types.Progress:
+    known = {field.name: value for field, value in message.ListFields()}
+    return types.Progress(
+        queue_position=known.get("queue_position"),
+        load_fraction=known.get("load_fraction"),
+        prompt_tokens_done=known.get("prompt_tokens_done"),
+        prompt_tokens_total=known.get("prompt_tokens_total"),
+    )
+
+
+def _delta(message: completion_pb2.CompletionDelta) -> types.Delta:
+    return types.Delta(
+        text=message.text,
+        reasoning=message.reasoning,
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(_logprob(entry) for entry in message.logprobs),
+        output_tokens=message.output_tokens,
+    )
+
+
+def _logprob(message: completion_pb2.TokenLogprob) -> types.TokenLogprob:
+    return types.TokenLogprob(
+        token_id=message.token_id,
+        logprob=message.logprob,
+        piece=message.piece,
+        top=tuple(_logprob(entry) for entry in message.top),
+    )
+
+
+def _completed(message: completion_pb2.CompletionCompleted) -> types.Completed:
+    # The SDK asks for one choice; without any the default message reads as UNKNOWN.
+    choice = message.choices[0] if message.choices else completion_pb2.ChoiceResult()
+    matched = choice.WhichOneof("matched")
+    usage, timings = message.usage, message.timings
+    return types.Completed(
+        finish_reason=_enum(
+            types.FinishReason,
+            completion_pb2.FinishReason.Name,
+            choice.finish_reason,
+            "FINISH_REASON_",
+        ),
+        matched=getattr(choice, matched) if matched else None,
+        usage=types.Usage(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+        ),
+        timings=types.Timings(
+            queue=_seconds(timings.queue),
+            load=_seconds(timings.load),
+            prefill=_seconds(timings.prefill),
+            decode=_seconds(timings.decode),
+            total=_seconds(timings.total),
+        ),
+        resumed=message.resumed,
+    )
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _enum(kind: type[_E], name_of: Callable[[Any], str], number: int, prefix: str) -> _E:
+    # A value that a newer server has added becomes UNKNOWN instead of an error.
+    try:
+        return kind(name_of(number).removeprefix(prefix).lower())
+    except ValueError:
+        return kind("unknown")

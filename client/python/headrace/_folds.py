@@ -1,0 +1,126 @@
+"""Folds the messages of a stream into events and a result, and holds the stream to its word.
+
+Pure: the streams of both clients feed it. A stream that ends without `completed`, or that says
+something after it, is an error here and never a quiet end.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol, TypeVar
+
+from grpc import StatusCode
+
+from headrace import _convert, types
+from headrace.errors import RpcFailed
+from headrace.v1 import completion_pb2, model_pb2
+
+MessageT_contra = TypeVar("MessageT_contra", contravariant=True)
+EventT_co = TypeVar("EventT_co", covariant=True)
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+
+class Fold(Protocol[MessageT_contra, EventT_co, ResultT_co]):
+    """What a stream needs to know of its messages."""
+
+    def add(self, message: MessageT_contra) -> EventT_co | None:
+        """Takes the next message; gives its event, or None where there is none to show.
+
+        Raises:
+            RpcFailed: the stream breaks its contract.
+        """
+
+    def result(self, trace_id: str) -> ResultT_co:
+        """The result of the stream, which has ended with the status OK.
+
+        Raises:
+            RpcFailed: the stream was not complete.
+        """
+
+
+class CompletionFold:
+    """Folds a completion."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._first_token: float | None = None
+        self._started: types.Started | None = None
+        self._completed: types.Completed | None = None
+        self._deltas: list[types.Delta] = []
+
+    def add(self, message: completion_pb2.StreamCompletionResponse) -> types.CompletionEvent | None:
+        """Takes the next message; gives its event."""
+        if self._completed:
+            raise _broken("the stream went on after it had been completed")
+        event = _convert.completion_event(message)
+        match event:
+            case types.Delta():
+                self._require_started()
+                if event.token_ids and self._first_token is None:
+                    self._first_token = time.perf_counter() - self._begin
+                self._deltas.append(event)
+            case types.Started():
+                if self._started:
+                    raise _broken("the stream started twice")
+                self._started = event
+            case types.Completed():
+                self._require_started()
+                self._completed = event
+        return event
+
+    def result(self, trace_id: str) -> types.Completion:
+        """The whole completion."""
+        if not self._completed:
+            raise _incomplete()
+        deltas = self._deltas
+        return types.Completion(
+            text="".join(delta.text for delta in deltas),
+            reasoning="".join(delta.reasoning for delta in deltas),
+            token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+            logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+            started=self._require_started(),
+            completed=self._completed,
+            time_to_first_token=self._first_token,
+            trace_id=trace_id,
+        )
+
+    def _require_started(self) -> types.Started:
+        if self._started is None:
+            raise _broken("the stream sent output before it had started")
+        return self._started
+
+
+class TransferFold:
+    """Folds a pull or an import."""
+
+    def __init__(self) -> None:
+        self._model: types.Model | None = None
+
+    def add(
+        self, message: model_pb2.StreamPullModelResponse | model_pb2.StreamImportModelResponse
+    ) -> types.TransferProgress | None:
+        """Takes the next message; gives its progress, and nothing for the last."""
+        if self._model:
+            raise _broken("the stream went on after it had been completed")
+        match message.WhichOneof("event"):
+            case "progress":
+                return _convert.transfer_progress(message.progress)
+            case "completed":
+                self._model = _convert.model(message.completed)
+        return None
+
+    def result(self, trace_id: str) -> types.Model:
+        """The model that is now in the store."""
+        if not self._model:
+            raise _incomplete()
+        return self._model
+
+
+def _incomplete() -> RpcFailed:
+    return _broken("the stream ended without being completed: what came of it is not whole")
+
+
+def _broken(message: str) -> RpcFailed:
+    error = RpcFailed(message)
+    error.code = StatusCode.INTERNAL
+    return error

@@ -1,0 +1,254 @@
+"""Builds the messages of requests out of Python arguments, for both clients alike.
+
+What Protobuf cannot carry is refused here, before anything is sent, as an InvalidRequest that
+names the field by its path in the request. The rules of the contract beyond that are the
+server's to check: they are not repeated here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message as ProtoMessage
+
+from headrace.errors import FieldViolation, InvalidRequest
+from headrace.types import ChatMessage, CompletionOptions, Message
+from headrace.v1 import completion_pb2
+
+_KINDS = {
+    FieldDescriptor.TYPE_STRING: "text",
+    FieldDescriptor.TYPE_BOOL: "true or false",
+    FieldDescriptor.TYPE_FLOAT: "a number",
+    FieldDescriptor.TYPE_INT32: "a whole number from -2^31 to 2^31 - 1",
+    FieldDescriptor.TYPE_UINT32: "a whole number from 0 to 2^32 - 1",
+    FieldDescriptor.TYPE_INT64: "a whole number from -2^63 to 2^63 - 1",
+}
+_ROLES = {
+    name.removeprefix("CHAT_ROLE_").lower(): number
+    for name, number in completion_pb2.ChatRole.items()
+    if number
+}
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "penalty_window",
+    "seed",
+)
+_OPTIONS = CompletionOptions.__annotations__.keys()
+_CHAT_OPTIONS = ("template_options", "add_generation_prompt")
+_LONGEST_DURATION = 315_576_000_000  # seconds: the limit of google.protobuf.Duration
+
+
+def invalid(field: str, description: str) -> InvalidRequest:
+    """An InvalidRequest for one field of the request."""
+    return InvalidRequest(
+        f"{field}: {description}", violations=(FieldViolation(field, description),)
+    )
+
+
+def put(message: ProtoMessage, field: str, value: object, *, path: str | None = None) -> None:
+    """Sets a scalar field unless the value is None, which stands for "not said"."""
+    if value is None:
+        return
+    try:
+        setattr(message, field, value)
+    except (TypeError, ValueError) as error:
+        raise _refused(message, field, value, path or field, error) from None
+
+
+def put_all(message: ProtoMessage, field: str, values: Iterable[Any], *, path: str) -> None:
+    """Fills a repeated scalar field; an error names the entry that is at fault."""
+    try:
+        entries = list(values)
+    except TypeError:
+        raise invalid(path, f"must be a sequence, not {type(values).__name__}") from None
+    try:
+        getattr(message, field).extend(entries)
+    except (TypeError, ValueError):
+        # Only now is it worth finding out which one it was.
+        scratch = getattr(type(message)(), field)
+        for index, entry in enumerate(entries):
+            try:
+                scratch.append(entry)
+            except (TypeError, ValueError) as error:
+                raise _refused(message, field, entry, f"{path}[{index}]", error) from None
+        raise
+
+
+def put_duration(target: Duration, value: float | timedelta, *, path: str) -> None:
+    """Fills a duration from seconds or a timedelta."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not _is_number(seconds):
+        raise invalid(path, f"must be seconds or a timedelta, not {type(value).__name__}")
+    if not abs(seconds) <= _LONGEST_DURATION:
+        raise invalid(path, f"must be a finite number of seconds, not {seconds}")
+    target.FromNanoseconds(round(seconds * 1e9))
+
+
+def deadline(timeout: float | None, default: float | None) -> float | None:
+    """The deadline of a call in seconds from now; None for none.
+
+    Raises:
+        InvalidRequest: the timeout is negative or not a number.
+    """
+    chosen = default if timeout is None else timeout
+    if chosen is None or chosen == math.inf:
+        return None
+    if not _is_number(chosen) or not chosen >= 0:
+        raise invalid("timeout", f"must be seconds from 0, not {chosen!r}")
+    return chosen
+
+
+def chat(
+    messages: Sequence[ChatMessage],
+    template_options: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool | None = None,
+) -> completion_pb2.ChatInput:
+    """A conversation; roles are given by name."""
+    result = completion_pb2.ChatInput()
+    if isinstance(messages, Message | Mapping | str | bytes):
+        raise invalid("chat.messages", "must be a sequence of messages")
+    for index, message in enumerate(messages):
+        _message(result.messages.add(), message, f"chat.messages[{index}]")
+    if template_options is not None:
+        try:
+            result.template_options.update(dict(template_options))
+        except (TypeError, ValueError) as error:
+            raise invalid("chat.template_options", f"must be plain JSON values: {error}") from None
+    put(result, "add_generation_prompt", add_generation_prompt, path="chat.add_generation_prompt")
+    return result
+
+
+def fill_input(
+    target: completion_pb2.StreamCompletionRequest | completion_pb2.CompletionInput,
+    prompt: str | None,
+    messages: Sequence[ChatMessage] | None,
+    token_ids: Iterable[int] | None,
+    template_options: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool | None = None,
+) -> None:
+    """Sets what the prompt is made of: exactly one of the three inputs."""
+    given = [value is not None for value in (prompt, messages, token_ids)]
+    if sum(given) != 1:
+        raise invalid("input", "exactly one of prompt, messages and token_ids is required")
+    if messages is not None:
+        target.chat.CopyFrom(chat(messages, template_options, add_generation_prompt))
+        return
+    for name, value in zip(_CHAT_OPTIONS, (template_options, add_generation_prompt), strict=True):
+        if value is not None:
+            raise invalid(f"chat.{name}", "belongs to a chat: give messages")
+    put(target, "prompt", prompt)
+    if token_ids is not None:
+        target.token_ids.SetInParent()
+        put_all(target.token_ids, "ids", token_ids, path="token_ids.ids")
+
+
+def completion(
+    model: str,
+    prompt: str | None,
+    messages: Sequence[ChatMessage] | None,
+    token_ids: Iterable[int] | None,
+    options: CompletionOptions,
+) -> completion_pb2.StreamCompletionRequest:
+    """A request for a completion."""
+    for name in options.keys() - _OPTIONS:
+        raise TypeError(f"unexpected keyword argument {name!r}")
+    request = completion_pb2.StreamCompletionRequest()
+    put(request, "model", model)
+    fill_input(
+        request,
+        prompt,
+        messages,
+        token_ids,
+        options.get("template_options"),
+        options.get("add_generation_prompt"),
+    )
+    for name in ("request_id", "max_tokens", "priority"):
+        put(request, name, options.get(name))
+    for name in _SAMPLING:
+        put(request.sampling, name, options.get(name), path=f"sampling.{name}")
+    _logit_bias(request.sampling, options.get("logit_bias"))
+    _stop(request.stop, options)
+    _logprobs(request.logprobs, options.get("logprobs"))
+    keep_alive = options.get("keep_alive")
+    if keep_alive is not None:
+        put_duration(request.keep_alive, keep_alive, path="keep_alive")
+    return request
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _message(target: completion_pb2.ChatMessage, message: ChatMessage, path: str) -> None:
+    if isinstance(message, Message):
+        fields: Mapping[str, object] = {
+            name: getattr(message, name) for name in ("role", "content", "name", "reasoning")
+        }
+    elif isinstance(message, Mapping):
+        fields = message
+    else:
+        raise invalid(path, f"must be a Message or a mapping, not {type(message).__name__}")
+    for name in fields.keys() - {"role", "content", "name", "reasoning"}:
+        raise invalid(f"{path}.{name}", "is no field of a message")
+    role = fields.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise invalid(f"{path}.role", f"must be one of {', '.join(_ROLES)}, not {role!r}")
+    put(target, "role", _ROLES[role])
+    if fields.get("content") is None:
+        raise invalid(f"{path}.content", "is required")
+    for name in ("content", "name", "reasoning"):
+        put(target, name, fields.get(name), path=f"{path}.{name}")
+
+
+def _logit_bias(sampling: completion_pb2.SamplingOptions, bias: Mapping[int, float] | None) -> None:
+    for token_id, value in (bias or {}).items():
+        try:
+            sampling.logit_bias[token_id] = value
+        except (TypeError, ValueError):
+            raise invalid(
+                f"sampling.logit_bias[{token_id!r}]",
+                f"must map a token id from 0 to a number, not {value!r}",
+            ) from None
+
+
+def _stop(stop: completion_pb2.StopOptions, options: CompletionOptions) -> None:
+    strings = options.get("stop")
+    if strings is not None:
+        strings = [strings] if isinstance(strings, str) else strings
+        put_all(stop, "strings", strings, path="stop.strings")
+    token_ids = options.get("stop_token_ids")
+    if token_ids is not None:
+        put_all(stop, "token_ids", token_ids, path="stop.token_ids")
+    for name in ("ignore_eos", "include_stop"):
+        put(stop, name, options.get(name), path=f"stop.{name}")
+
+
+def _logprobs(logprobs: completion_pb2.LogprobsOptions, wanted: bool | int | None) -> None:
+    if wanted is None or wanted is False:
+        return
+    logprobs.enabled = True
+    if wanted is not True:
+        put(logprobs, "top", wanted, path="logprobs.top")
+
+
+def _refused(
+    message: ProtoMessage, field: str, value: object, path: str, error: Exception
+) -> InvalidRequest:
+    if isinstance(error, UnicodeEncodeError):
+        place = f"U+{ord(error.object[error.start]):04X} at position {error.start}"
+        return invalid(path, f"must be text that has a UTF-8 form: {place} is a lone surrogate")
+    kind = _KINDS[message.DESCRIPTOR.fields_by_name[field].type]
+    shown = repr(value)
+    shown = shown if len(shown) <= 64 else f"{shown[:61]}..."
+    return invalid(path, f"must be {kind}, not {shown}")

@@ -1,0 +1,28 @@
+"""Where the controller is: an argument, else HEADRACE_HOST, else the default. Opens nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+DEFAULT_PORT: Final = 50151
+DEFAULT_TARGET: Final = f"127.0.0.1:{DEFAULT_PORT}"
+
+
+def resolve_target(target: str | None = None) -> str:
+    """The target of a channel: "host:port", "unix:/path", or any other that gRPC knows.
+
+    A host without a port gets Headrace's own, since gRPC's default is a web server's.
+    """
+    target = target or os.environ.get("HEADRACE_HOST") or DEFAULT_TARGET
+    if "/" in target or target.startswith("unix:"):
+        return target
+    if target.startswith("["):
+        return target if "]:" in target else f"{target}:{DEFAULT_PORT}"
+    match target.count(":"):
+        case 0:
+            return f"{target}:{DEFAULT_PORT}"
+        case 1:
+            return target
+        case _:  # an IPv6 address without its brackets
+            return f"[{target}]:{DEFAULT_PORT}"

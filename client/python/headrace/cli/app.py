@@ -1,0 +1,91 @@
+"""The table of commands, and what becomes of a command that fails.
+
+Imports no command before it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    "run": ("run", "Answer a prompt, or chat."),
+    "chat": ("run", "Chat with a model."),
+    "tokenize": ("tokenize", "Show the tokens of a text."),
+    "pull": ("models", "Fetch a model of the catalogue."),
+    "import": ("models", "Bring in a GGUF file or an MLX or Hugging Face directory."),
+    "list": ("models", "List the models of the store."),
+    "show": ("models", "Show one model."),
+    "rm": ("models", "Remove models from the store."),
+    "serve": ("serve", "Run a controller."),
+    "ps": ("runners", "List the loaded models."),
+    "load": ("runners", "Load a model."),
+    "stop": ("runners", "Unload models."),
+    "doctor": ("doctor", "Look at this machine and say what would help."),
+    "version": ("about", "Show the version."),
+    "completion": ("about", "Print the completion script of a shell."),
+}
+"""By name: the module with the command (a function `<name>_command`), and its line of help."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"headrace.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # Out of the table: help must not import every command.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Environment:
+  HEADRACE_HOST  where the controller listens (default 127.0.0.1:50151, or unix:/path)
+  HEADRACE_HOME  where models are kept (default ~/.headrace)
+
+\b
+Exit codes:
+  0  done            1  failed          2  wrong usage or invalid request
+  3  not found       4  unavailable     130  interrupted""",
+)
+def cli() -> None:
+    """Run language models with MLX, over gRPC."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and gives its exit code; errors are told on stderr."""
+    try:
+        result = cli.main(list(arguments), prog_name="headrace", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # The reader is gone, as in `headrace list | head`; nor can the exit flush to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from headrace.cli.failures import exit_code, report
+        from headrace.errors import HeadraceError
+
+        if not isinstance(error, HeadraceError):
+            raise
+        report(error)
+        return exit_code(error)

@@ -1,0 +1,48 @@
+"""What a person is told when a call fails, and the exit code that a script sees."""
+
+from __future__ import annotations
+
+import click
+from grpc import StatusCode
+
+from headrace.errors import HeadraceError
+
+_EXIT_CODES = {
+    StatusCode.INVALID_ARGUMENT: 2,
+    StatusCode.OUT_OF_RANGE: 2,
+    StatusCode.NOT_FOUND: 3,
+    StatusCode.UNAVAILABLE: 4,
+    StatusCode.RESOURCE_EXHAUSTED: 4,
+    StatusCode.DEADLINE_EXCEEDED: 4,
+    StatusCode.CANCELLED: 130,
+}
+
+_REMEDIES = {
+    "MODEL_NOT_FOUND": "`headrace list` shows the models that are here",
+    "MODEL_CORRUPT": "`headrace rm` the model and get it again",
+    "MODEL_IN_USE": "`headrace ps` shows what is busy",
+    "INSUFFICIENT_MEMORY": "`headrace ps` shows what is loaded, `headrace stop` unloads it",
+    "LOAD_FAILED": "`headrace doctor` looks at this machine",
+    "RUNNER_CRASHED": "`headrace doctor` looks at this machine",
+    "CIRCUIT_OPEN": "`headrace doctor` looks at this machine",
+    "SOURCE_UNAVAILABLE": "check the network and pip's index settings, then try again",
+}
+
+
+def exit_code(error: HeadraceError) -> int:
+    """The exit code of a command that failed with this error."""
+    return _EXIT_CODES.get(error.code, 1)
+
+
+def report(error: HeadraceError) -> None:
+    """Tells the error on stderr: what happened, what helps, and the trace to look for."""
+    click.secho("error: ", fg="red", nl=False, err=True)
+    click.echo(error.message, err=True)
+    remedy = _REMEDIES.get(error.reason)
+    if remedy and remedy not in error.message:
+        click.echo(f"  {remedy}", err=True)
+    if error.retry_after:
+        click.echo(f"  a new try makes sense in {error.retry_after:.0f} s", err=True)
+    for note in getattr(error, "__notes__", ()):
+        for line in note.splitlines():
+            click.secho(f"  {line}", dim=True, err=True)

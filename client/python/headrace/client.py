@@ -1,0 +1,267 @@
+"""The blocking client. Thin: `_calls` builds the requests and reads the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+from google.protobuf.message import Message as ProtoMessage
+
+from headrace import _calls, types
+from headrace._requests import deadline
+from headrace._streams import CompletionStream, Stream, TransferStream
+from headrace._target import resolve_target
+from headrace._trace import SyncTraceIds, TraceSlot, failure
+from headrace.rpc.options import channel_options
+from headrace.telemetry.rpc import SyncClientInterceptor
+from headrace.types import ChatMessage, CompletionOptions
+
+_MessageT = TypeVar("_MessageT", bound=ProtoMessage)
+_ResultT = TypeVar("_ResultT")
+_StreamT = TypeVar("_StreamT", bound=Stream[Any, Any])
+
+
+class Client:
+    """A connection to a controller, or to a runner.
+
+    It connects at the first call and may be shared by threads. Close it, or use it in a `with`
+    block. Every method raises a `HeadraceError` when its call fails, and `InvalidRequest` before
+    anything is sent when an argument cannot be.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        timeout: float | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        """Prepares a connection.
+
+        Args:
+            target: "host:port", "unix:/path" or another target of gRPC. None: the environment's
+                HEADRACE_HOST, else 127.0.0.1:50151.
+            timeout: seconds that a call may take, unless it says otherwise. None: no limit.
+            credentials: for TLS. None: the connection is not encrypted.
+        """
+        self._timeout = deadline(timeout, None)
+        self.target = resolve_target(target)
+        options = channel_options(self.target)
+        channel = (
+            grpc.secure_channel(self.target, credentials, options)
+            if credentials
+            else grpc.insecure_channel(self.target, options)
+        )
+        self._raw_channel = channel
+        self._channel = grpc.intercept_channel(
+            channel, SyncClientInterceptor(self.target), SyncTraceIds()
+        )
+
+    def close(self) -> None:
+        """Closes the connection; calls that run are cancelled."""
+        self._raw_channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def stream_completion(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[ChatMessage] | None = None,
+        token_ids: Iterable[int] | None = None,
+        timeout: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> CompletionStream:
+        """Generates token by token. Exactly one of the three inputs is required.
+
+        Args:
+            model: name of the model, such as "smollm2:135m".
+            prompt: text, taken as it is, without a chat template.
+            messages: a chat, put into the model's own template. Mappings with the keys "role"
+                and "content" do as well as `Message`.
+            token_ids: tokens, taken as they are.
+            timeout: seconds that the whole stream may take; `math.inf` for no limit.
+            options: see `CompletionOptions`.
+        """
+        call = _calls.stream_completion(model, prompt, messages, token_ids, options)
+        return self._stream(CompletionStream, call, timeout)
+
+    def complete(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[ChatMessage] | None = None,
+        token_ids: Iterable[int] | None = None,
+        timeout: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> types.Completion:
+        """Generates, and gives the whole at its end. Takes what `stream_completion` takes."""
+        call = _calls.stream_completion(model, prompt, messages, token_ids, options)
+        with self._stream(CompletionStream, call, timeout) as stream:
+            return stream.collect()
+
+    def tokenize(
+        self,
+        model: str,
+        text: str,
+        *,
+        add_special: bool | None = None,
+        pieces: bool | None = None,
+        timeout: float | None = None,
+    ) -> types.Tokens:
+        """Gives the tokens of a text.
+
+        Args:
+            model: name of the model.
+            text: the text.
+            add_special: whether to add the special tokens that the model wants around a text.
+            pieces: whether to give each token's bytes and place.
+            timeout: seconds that the call may take.
+        """
+        return self._unary(_calls.tokenize(model, text, add_special, pieces), timeout)
+
+    def detokenize(
+        self,
+        model: str,
+        token_ids: Iterable[int],
+        *,
+        skip_special: bool | None = None,
+        timeout: float | None = None,
+    ) -> types.Detokenized:
+        """Gives the text of tokens; special tokens are left out with `skip_special`."""
+        return self._unary(_calls.detokenize(model, token_ids, skip_special), timeout)
+
+    def render_chat(
+        self,
+        model: str,
+        messages: Sequence[ChatMessage],
+        *,
+        template_options: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        timeout: float | None = None,
+    ) -> types.RenderedChat:
+        """Puts a chat into the model's template, as a completion would."""
+        call = _calls.render_chat(model, messages, template_options, add_generation_prompt)
+        return self._unary(call, timeout)
+
+    def count_tokens(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[ChatMessage] | None = None,
+        token_ids: Iterable[int] | None = None,
+        timeout: float | None = None,
+    ) -> types.TokenCount:
+        """Says how long a prompt is and whether it fits. Exactly one input is required."""
+        return self._unary(_calls.count_tokens(model, prompt, messages, token_ids), timeout)
+
+    def list_models(
+        self, *, loaded: bool | None = None, timeout: float | None = None
+    ) -> tuple[types.Model, ...]:
+        """Gives the models of the store by name; only those that are loaded with `loaded`."""
+        return self._unary(_calls.list_models(loaded), timeout)
+
+    def get_model(self, model: str, *, timeout: float | None = None) -> types.Model:
+        """Gives one model of the store."""
+        return self._unary(_calls.get_model(model), timeout)
+
+    def pull_model(self, model: str, *, timeout: float | None = None) -> TransferStream:
+        """Fetches a model of the catalogue into the store; the stream's result is the model."""
+        return self._stream(TransferStream, _calls.pull_model(model), timeout)
+
+    def import_model(
+        self,
+        source: str | Path,
+        model: str,
+        *,
+        replace: bool | None = None,
+        timeout: float | None = None,
+    ) -> TransferStream:
+        """Brings a model on the controller's machine into the store.
+
+        Args:
+            source: absolute path there: a GGUF file, or a directory of MLX or Hugging Face.
+            model: name to give it.
+            replace: whether a model of this name may be replaced.
+            timeout: seconds that the import may take.
+        """
+        return self._stream(TransferStream, _calls.import_model(source, model, replace), timeout)
+
+    def copy_model(
+        self, source: str, destination: str, *, timeout: float | None = None
+    ) -> types.Model:
+        """Gives a model a second name. No weights are copied."""
+        return self._unary(_calls.copy_model(source, destination), timeout)
+
+    def delete_model(self, model: str, *, timeout: float | None = None) -> int:
+        """Removes a name, and the files when it was their last. Gives the bytes freed."""
+        return self._unary(_calls.delete_model(model), timeout)
+
+    def load_model(
+        self,
+        model: str,
+        *,
+        keep_alive: float | timedelta | None = None,
+        timeout: float | None = None,
+    ) -> types.Loaded:
+        """Loads a model and returns when it serves.
+
+        Args:
+            model: name of the model.
+            keep_alive: how long it stays without a request, in seconds; negative: until it is
+                unloaded by hand; 0: until it is idle. None: the controller's default.
+            timeout: seconds that the load may take.
+        """
+        return self._unary(_calls.load_model(model, keep_alive), timeout)
+
+    def unload_model(self, model: str, *, timeout: float | None = None) -> int:
+        """Stops a model's runners once their requests have ended. Gives how many there were."""
+        return self._unary(_calls.unload_model(model), timeout)
+
+    def health(self, service: str = "", *, timeout: float | None = None) -> bool:
+        """Says whether the server, one of its services, or "model/<name>" serves."""
+        return self._unary(_calls.health(service), timeout)
+
+    def _unary(self, call: _calls.Unary[_MessageT, _ResultT], timeout: float | None) -> _ResultT:
+        method: Callable[..., _MessageT] = self._channel.unary_unary(
+            call.method,
+            request_serializer=type(call.request).SerializeToString,
+            response_deserializer=call.answer.FromString,
+        )
+        with TraceSlot() as trace:
+            try:
+                answer = method(call.request, timeout=deadline(timeout, self._timeout))
+            except grpc.RpcError as error:
+                raise failure(error, trace) from error
+        return call.convert(answer)
+
+    def _stream(
+        self,
+        kind: type[_StreamT],
+        call: _calls.Streaming[Any, Any, Any],
+        timeout: float | None,
+    ) -> _StreamT:
+        method: Callable[..., Any] = self._channel.unary_stream(
+            call.method,
+            request_serializer=type(call.request).SerializeToString,
+            response_deserializer=call.answer.FromString,
+        )
+        with TraceSlot() as trace:
+            responses = method(call.request, timeout=deadline(timeout, self._timeout))
+        return kind(responses, call.fold, trace)

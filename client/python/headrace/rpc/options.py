@@ -1,0 +1,75 @@
+"""Channel and server options: what every connection of Headrace is made with."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+MAX_MESSAGE_BYTES: Final = 32 << 20
+"""Largest message received. Twice the 16 MiB that the contract allows a prompt, so that a prompt
+over the limit is read and refused with a typed error."""
+
+UNARY_METHODS: Final = {
+    "headrace.v1.EmbeddingService": ("Embed",),
+    "headrace.v1.ModelService": (
+        "CopyModel",
+        "DeleteModel",
+        "GetModel",
+        "ListModels",
+        "LoadModel",
+        "UnloadModel",
+    ),
+    "headrace.v1.RunnerService": ("Abort", "Drain", "GetRunner"),
+    "headrace.v1.TokenizeService": ("CountTokens", "Detokenize", "RenderChat", "Tokenize"),
+}
+"""The methods that a channel may retry by itself, by service."""
+
+_SERVICE_CONFIG: Final = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": service, "method": method}
+                for service, methods in UNARY_METHODS.items()
+                for method in methods
+            ],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+def server_options() -> list[tuple[str, Any]]:
+    """Give the options of a server."""
+    return [
+        # Two servers would share one port without a word.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+def channel_options(target: str = "") -> list[tuple[str, Any]]:
+    """Give the options of a channel to `target`.
+
+    Unary calls are retried while the server is UNAVAILABLE. A target on this machine is never
+    reached through a proxy, whatever the environment says.
+    """
+    options: list[tuple[str, Any]] = [
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    if target.startswith(("unix:", "127.", "localhost:", "[::1]:")):
+        options.append(("grpc.enable_http_proxy", 0))
+    return options

@@ -1,0 +1,170 @@
+"""Log lines on stderr: one JSON object a line for machines, plain text on a terminal.
+
+Every line carries the trace and span it belongs to. Writing happens in a thread of its own, over
+a bounded buffer: a reader of stderr that stops reading costs log lines, never the event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import threading
+import time
+from typing import Any, Final
+
+from opentelemetry import trace
+
+BUFFER_BYTES: Final = 1 << 20
+"""Log text held for a slow reader. What comes on top is dropped and counted."""
+
+_STANDARD: Final = frozenset(
+    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+)
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.msecs):03d}Z"
+
+
+def _trace_ids() -> dict[str, str]:
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
+        return {}
+    return {
+        "trace_id": trace.format_trace_id(span.trace_id),
+        "span_id": trace.format_span_id(span.span_id),
+    }
+
+
+def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Give what a log call added to its record with `extra`."""
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: timestamp (RFC 3339, UTC, ms), level, message, logger, service,
+    trace_id, span_id, the record's extra fields, and `exception` with its traceback.
+
+    Extra fields win over the others, so that a line of another process keeps its own `service`,
+    `timestamp` and `trace_id`.
+    """
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the record's line."""
+        line: dict[str, Any] = {
+            "timestamp": _timestamp(record),
+            "level": record.levelname,
+            "message": record.getMessage(),
+            "logger": record.name,
+            "service": self._service,
+            **_trace_ids(),
+            **extra_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        return json.dumps(line, ensure_ascii=False, default=repr)
+
+
+class TextFormatter(logging.Formatter):
+    """`12:00:00.000 INFO    logger: message key=value`, and the traceback below."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the record's lines."""
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        fields = "".join(f" {key}={value}" for key, value in extra_fields(record).items())
+        text = (
+            f"{clock}.{int(record.msecs):03d} {record.levelname:<7} "
+            f"{record.name}: {record.getMessage()}{fields}"
+        )
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+class BufferedHandler(logging.Handler):
+    """Writes lines to a file descriptor from a thread; `emit` never waits for the reader."""
+
+    def __init__(self, fd: int = 2, limit: int = BUFFER_BYTES) -> None:
+        super().__init__()
+        self._fd = fd
+        self._limit = limit
+        self._state = threading.Condition()
+        self._lines: list[bytes] = []
+        self._held = 0
+        self._dropped = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="headrace-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record's line into the buffer, or drop it if the buffer is full."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - a log call with wrong arguments must not break its caller
+            line = self.format(
+                _note(f"a log call at {record.pathname}:{record.lineno} cannot be formatted")
+            )
+        data = line.encode("utf-8", "backslashreplace") + b"\n"
+        with self._state:
+            if self._closed or self._held + len(data) > self._limit:
+                self._dropped += 1
+            else:
+                self._lines.append(data)
+                self._held += len(data)
+            self._state.notify_all()
+
+    def flush(self, timeout: float = 1.0) -> None:
+        """Wait until all lines are written, or the timeout (seconds) has passed."""
+        with self._state:
+            self._state.wait_for(lambda: self._held == 0 and self._dropped == 0, timeout)
+
+    def close(self) -> None:
+        """Write what is held, if the reader takes it within a second, and end the thread."""
+        self.flush()
+        with self._state:
+            self._closed = True
+            self._state.notify_all()
+        super().close()
+
+    def _run(self) -> None:
+        while True:
+            with self._state:
+                self._state.wait_for(lambda: self._lines or self._dropped or self._closed)
+                if self._closed:
+                    return
+                lines, self._lines = self._lines, []
+                dropped = self._dropped
+            data = b"".join(lines)
+            taken = len(data)
+            if dropped:
+                note = _note(f"{dropped} log records dropped: stderr is read too slowly")
+                data += self.format(note).encode() + b"\n"
+            self._write(data)
+            with self._state:
+                self._held -= taken
+                self._dropped -= dropped
+                self._state.notify_all()
+
+    def _write(self, data: bytes) -> None:
+        # Not through sys.stderr: its lock, held in a blocked write, would break the exit.
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                select.select([], [self._fd], [])
+            except OSError:
+                return  # nobody reads any more
+
+
+def _note(message: str) -> logging.LogRecord:
+    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, None, None)

@@ -1,0 +1,104 @@
+"""Names of spans, attributes and metrics, in one place.
+
+RPC follows OpenTelemetry's semantic conventions 1.44; GenAI those in development, whose names may
+still change. Prompt and output text have no name here: they are not recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry.metrics import Histogram, Meter
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramSpec:
+    """A histogram's name and buckets. All of them count seconds."""
+
+    name: str
+    description: str
+    boundaries: tuple[float, ...]
+
+    def create(self, meter: Meter) -> Histogram:
+        """Make the instrument."""
+        return meter.create_histogram(
+            self.name,
+            unit="s",
+            description=self.description,
+            explicit_bucket_boundaries_advisory=self.boundaries,
+        )
+
+
+RPC_SYSTEM_NAME: Final = "rpc.system.name"
+RPC_METHOD: Final = "rpc.method"
+RPC_STATUS_CODE: Final = "rpc.response.status_code"
+ERROR_TYPE: Final = "error.type"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+NETWORK_PEER_ADDRESS: Final = "network.peer.address"
+NETWORK_PEER_PORT: Final = "network.peer.port"
+
+_RPC_BOUNDARIES: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0),
+)
+RPC_SERVER_DURATION: Final = HistogramSpec(
+    "rpc.server.call.duration", "Duration of an incoming call.", _RPC_BOUNDARIES
+)
+RPC_CLIENT_DURATION: Final = HistogramSpec(
+    "rpc.client.call.duration", "Duration of an outgoing call.", _RPC_BOUNDARIES
+)
+
+GEN_AI_PROVIDER: Final = "mlx"
+GEN_AI_PROVIDER_NAME: Final = "gen_ai.provider.name"
+GEN_AI_OPERATION_NAME: Final = "gen_ai.operation.name"
+GEN_AI_REQUEST_MODEL: Final = "gen_ai.request.model"
+GEN_AI_REQUEST_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
+GEN_AI_REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
+GEN_AI_REQUEST_TOP_P: Final = "gen_ai.request.top_p"
+GEN_AI_REQUEST_TOP_K: Final = "gen_ai.request.top_k"
+GEN_AI_REQUEST_SEED: Final = "gen_ai.request.seed"
+GEN_AI_REQUEST_STOP_SEQUENCES: Final = "gen_ai.request.stop_sequences"
+GEN_AI_RESPONSE_ID: Final = "gen_ai.response.id"
+GEN_AI_RESPONSE_MODEL: Final = "gen_ai.response.model"
+GEN_AI_RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+GEN_AI_USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+GEN_AI_USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+
+OPERATION_CHAT: Final = "chat"
+OPERATION_TEXT_COMPLETION: Final = "text_completion"
+OPERATION_EMBEDDINGS: Final = "embeddings"
+OPERATION_GENERATE_CONTENT: Final = "generate_content"
+
+GEN_AI_REQUEST_DURATION: Final = HistogramSpec(
+    "gen_ai.server.request.duration",
+    "Duration of a request, from its arrival to its last token.",
+    tuple(0.01 * 2**power for power in range(14)),
+)
+GEN_AI_TIME_TO_FIRST_TOKEN: Final = HistogramSpec(
+    "gen_ai.server.time_to_first_token",
+    "Time from a request's arrival to its first token.",
+    (
+        *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+        *(1.0, 2.5, 5.0, 7.5, 10.0),
+    ),
+)
+GEN_AI_TIME_PER_OUTPUT_TOKEN: Final = HistogramSpec(
+    "gen_ai.server.time_per_output_token",
+    "Time per output token after the first.",
+    (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
+)
+
+SPAN_QUEUE: Final = "headrace.queue"
+SPAN_LOAD: Final = "headrace.load"
+SPAN_PREFILL: Final = "headrace.prefill"
+SPAN_DECODE: Final = "headrace.decode"
+
+HEADRACE_REQUEST_ID: Final = "headrace.request.id"
+HEADRACE_MODEL_DIGEST: Final = "headrace.model.digest"
+HEADRACE_RUNNER_ID: Final = "headrace.runner.id"
+HEADRACE_RUNNER_CAUSE_OF_DEATH: Final = "headrace.runner.cause_of_death"
+HEADRACE_QUEUE_POSITION: Final = "headrace.queue.position"
+HEADRACE_RESUMED: Final = "headrace.stream.resumed"

@@ -1,0 +1,69 @@
+"""The values that calls take and give: frozen dataclasses without a trace of Protobuf.
+
+Times are seconds as floats, sizes are bytes, tokens are ids in the model's vocabulary. Nothing
+here knows how a value travels.
+"""
+
+from headrace.types.completion import (
+    Completed,
+    Completion,
+    CompletionEvent,
+    Delta,
+    FinishReason,
+    Progress,
+    Started,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+from headrace.types.inputs import (
+    ChatMessage,
+    CompletionOptions,
+    Message,
+    Role,
+)
+from headrace.types.models import (
+    Loaded,
+    Model,
+    ModelKind,
+    Runner,
+    RunnerState,
+    TransferPhase,
+    TransferProgress,
+)
+from headrace.types.tokens import (
+    Detokenized,
+    RenderedChat,
+    TokenCount,
+    TokenPiece,
+    Tokens,
+)
+
+__all__ = [
+    "ChatMessage",
+    "Completed",
+    "Completion",
+    "CompletionEvent",
+    "CompletionOptions",
+    "Delta",
+    "Detokenized",
+    "FinishReason",
+    "Loaded",
+    "Message",
+    "Model",
+    "ModelKind",
+    "Progress",
+    "RenderedChat",
+    "Role",
+    "Runner",
+    "RunnerState",
+    "Started",
+    "Timings",
+    "TokenCount",
+    "TokenLogprob",
+    "TokenPiece",
+    "Tokens",
+    "TransferPhase",
+    "TransferProgress",
+    "Usage",
+]

@@ -1,0 +1,151 @@
+"""Models, their runners, and how they come into the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class ModelKind(StrEnum):
+    """What a model is for."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    EMBEDDING = "embedding"
+    UNKNOWN = "unknown"
+
+
+class RunnerState(StrEnum):
+    """Where a runner is in its life."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    SERVING = "serving"
+    STALLED = "stalled"
+    DRAINING = "draining"
+    DEAD = "dead"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """One runner as its controller sees it."""
+
+    id: str
+    """Identity, unique for the life of the controller."""
+
+    model: str
+    """Name of the model it serves."""
+
+    digest: str
+    """Digest of the model it serves."""
+
+    state: RunnerState
+    """Where it is in its life."""
+
+    pid: int
+    """Process id on the controller's machine."""
+
+    load_fraction: float | None
+    """How much of the weights is loaded, 0 to 1. None once serving."""
+
+    active_requests: int
+    """Requests that are running or waiting in it."""
+
+    memory_bytes: int
+    """Memory set aside for it."""
+
+    expires_in: float | None
+    """Seconds until it is unloaded if no request comes. None while busy, and when pinned."""
+
+    pinned: bool
+    """Whether it stays until it is unloaded by hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of the store."""
+
+    name: str
+    """Its name with the tag, such as "smollm2:135m"."""
+
+    kind: ModelKind
+    """What it is for."""
+
+    format: str
+    """How its files are kept, such as "mlx"."""
+
+    architecture: str
+    """The network's architecture, such as "llama"."""
+
+    digest: str
+    """Digest of all its files. Names with the same digest share their files."""
+
+    parameters: int
+    """Number of weights."""
+
+    tensor_bytes: int
+    """Bytes of its tensors, as they are kept."""
+
+    size_bytes: int
+    """Bytes of all its files."""
+
+    quantization: str
+    """How the weights are quantised, such as "Q4_1". Empty: they are not."""
+
+    context_length: int
+    """Tokens that its context holds. 0: unknown."""
+
+    chat_template: bool
+    """Whether it has a chat template."""
+
+    license: str
+    """Licence, as an SPDX expression where known."""
+
+    source: str
+    """Where it came from."""
+
+    created_at: datetime
+    """When it came into the store, in UTC."""
+
+    memory_estimate_bytes: int
+    """Memory that loading it would set aside."""
+
+    runners: tuple[Runner, ...]
+    """Its runners. Empty: not loaded."""
+
+
+class TransferPhase(StrEnum):
+    """A part of bringing a model into the store."""
+
+    DOWNLOAD = "download"
+    VERIFY = "verify"
+    CONVERT = "convert"
+    STORE = "store"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class TransferProgress:
+    """How far a pull or an import is."""
+
+    phase: TransferPhase
+    """What is being done."""
+
+    done_bytes: int
+    """Bytes of this phase that are done."""
+
+    total_bytes: int | None
+    """Bytes of this phase in all. None: unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that has been loaded."""
+
+    runner: Runner
+    """The runner that serves it."""
+
+    load_time: float
+    """Seconds that the load took. 0 when the model was loaded already."""

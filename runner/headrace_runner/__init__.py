@@ -1,0 +1,1 @@
+"""The runner: one process that serves one model. Never imports headrace_server."""

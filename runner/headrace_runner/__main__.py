@@ -1,0 +1,59 @@
+"""`python -m headrace_runner`: prepares the process, then runs the app."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+from headrace_runner.config import RunnerConfig, parse
+
+_PREPARED = "HEADRACE_RUNNER_PREPARED"
+
+
+def main() -> int:
+    """Runs a runner until it is told to stop. Gives the exit status."""
+    config = parse()
+    if config.parent is not None:
+        _die_with_parent()
+    elif os.environ.get(_PREPARED) is None:
+        _restart_prepared(config)
+    # Late: this imports MLX, which reads the environment once.
+    from headrace_runner.app import run
+
+    return run(config)
+
+
+def _die_with_parent() -> None:
+    """Has the kernel kill this process when its parent dies, where it can (Linux)."""
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _restart_prepared(config: RunnerConfig) -> None:
+    """Starts this program anew with the environment that a controller would have given it.
+
+    A library to preload and the number of BLAS threads are read once, before Python runs.
+    """
+    from headrace.host.blas import BlasError, find_blas
+    from headrace.host.compiler import has_cxx
+    from headrace.host.environment import runner_environment
+    from headrace.host.machine import describe
+
+    home = Path(os.environ.get("HEADRACE_HOME") or Path.home() / ".headrace")
+    try:
+        blas = find_blas(config.blas or os.environ.get("HEADRACE_BLAS"), home)
+    except BlasError as error:
+        print(f"headrace_runner: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    environment = runner_environment(os.environ, describe(), blas, has_cxx(), config.threads)
+    environment[_PREPARED] = "1"
+    os.execve(sys.executable, [sys.executable, "-m", "headrace_runner", *sys.argv[1:]], environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Wires a runner together and lives its life: bind, report, load, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from headrace.errors import HeadraceError, ModelCorrupt, UnsupportedModel
+from headrace.host import machine as host
+from headrace.host.dtype import choose_dtype
+from headrace.host.handover import FailureCause, ReportWriter
+from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
+from headrace.rpc.options import server_options
+from headrace.rpc.service import server_interceptors
+from headrace.telemetry.setup import configure
+from headrace.v1 import (
+    completion_pb2_grpc,
+    embedding_pb2_grpc,
+    image_pb2_grpc,
+    runner_pb2_grpc,
+    tokenize_pb2_grpc,
+)
+from headrace_runner.config import RunnerConfig
+from headrace_runner.convert.facts import read_facts
+from headrace_runner.engine.engine import Engine
+from headrace_runner.models.chat import ChatTemplate
+from headrace_runner.models.load import LoadedModel, load
+from headrace_runner.models.tokenizer import Tokenizer
+from headrace_runner.services.completion import CompletionServicer
+from headrace_runner.services.not_yet import EmbeddingServicer, ImageServicer
+from headrace_runner.services.runner import RunnerServicer
+from headrace_runner.services.tokenize import TokenizeServicer
+from headrace_runner.state import RunnerContext
+
+logger = logging.getLogger(__name__)
+
+SERVICES = (
+    "headrace.v1.CompletionService",
+    "headrace.v1.TokenizeService",
+    "headrace.v1.RunnerService",
+)
+_UNKNOWN_CONTEXT = 4096
+"""Tokens, for a model that does not say how many it was made for."""
+
+
+def run(config: RunnerConfig) -> int:
+    """Runs a runner until it is told to stop. Gives the exit status: 0 after a clean stop,
+    1 after a failure, which has been reported."""
+    telemetry = configure(
+        "headrace-runner",
+        instance_id=config.id,
+        log_format=config.log_format,
+        level=config.log_level.upper(),
+    )
+    report = ReportWriter(config.report_fd)
+    try:
+        return asyncio.run(_main(config, report))
+    finally:
+        report.close()
+        telemetry.shutdown()
+
+
+async def _main(config: RunnerConfig, report: ReportWriter) -> int:
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    if config.parent is not None:
+        await _stop_without_parent(stop)
+    machine = host.describe()
+    try:
+        runner = _prepare(config, machine, report)
+    except HeadraceError as error:
+        return _give_up(report, error)
+    health = HealthServicer()
+    server = grpc.aio.server(interceptors=server_interceptors(), options=server_options())
+    _add_services(server, runner, health, machine)
+    address = _bind(server, config.listen)
+    await server.start()
+    report.listening(address, config.digest)
+    logger.info("listening", extra={"address": address, "model": config.name})
+    loading = asyncio.create_task(_load(runner, report, health))
+    watching = asyncio.create_task(_watch_progress(runner, health))
+    stopping = asyncio.create_task(stop.wait())
+    failing = asyncio.ensure_future(runner.engine.failed)
+    try:
+        ends: set[asyncio.Future[Any]] = {stopping, failing}
+        await asyncio.wait({loading, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done() and (failure := loading.exception()) is not None:
+            return _give_up(report, failure)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            return _give_up(report, failing.result())
+        return await _drain(runner, health, stop)
+    finally:
+        for task in (loading, watching, stopping):
+            task.cancel()
+        runner.stopping.set()
+        health.shutdown()
+        await server.stop(grace=0.5)
+        if not failing.done():
+            await runner.engine.stop()
+        await asyncio.gather(loading, watching, stopping, return_exceptions=True)
+
+
+def _prepare(config: RunnerConfig, machine: host.Machine, report: ReportWriter) -> RunnerContext:
+    tokenizer = Tokenizer.load(config.model_dir)
+    template = ChatTemplate.load(config.model_dir, tokenizer.special_tokens)
+    facts = read_facts(config.model_dir)
+    dtype = _dtype(config, machine, facts["parameters"], facts["tensor_bytes"])
+
+    def load_model() -> LoadedModel:
+        return load(config.model_dir, dtype, report.loading)
+
+    made_for = facts["context_length"] or _UNKNOWN_CONTEXT
+    return RunnerContext(
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        engine=Engine(load_model, tokenizer, max_rows=config.max_concurrency),
+        context_length=min(config.context or made_for, made_for),
+        loaded=asyncio.get_running_loop().create_future(),
+    )
+
+
+def _dtype(
+    config: RunnerConfig, machine: host.Machine, parameters: int, stored_bytes: int
+) -> Literal["float32", "stored"]:
+    if config.dtype != "auto":
+        return config.dtype
+    return choose_dtype(
+        machine.device,
+        parameters,
+        stored_bytes,
+        machine.memory_available,
+        "LD_PRELOAD" in os.environ,
+    )
+
+
+def _add_services(
+    server: grpc.aio.Server, runner: RunnerContext, health: HealthServicer, machine: host.Machine
+) -> None:
+    completion_pb2_grpc.add_CompletionServiceServicer_to_server(CompletionServicer(runner), server)
+    tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(
+        TokenizeServicer(runner.tokenizer, runner.template, context_length=runner.context_length),
+        server,
+    )
+    runner_pb2_grpc.add_RunnerServiceServicer_to_server(RunnerServicer(runner, machine), server)
+    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingServicer(), server)
+    image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(), server)
+    health.add_to(server)
+    for service in ("", *SERVICES):
+        health.set(service, NOT_SERVING)
+    reflection.enable_server_reflection(
+        (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
+    )
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    """Binds the address; gives the one that was bound, with its port."""
+    if listen.startswith("unix:"):
+        path = Path(listen.removeprefix("unix:"))
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            path.unlink()  # Left by a process that was killed.
+        server.add_insecure_port(listen)
+        path.chmod(0o600)
+        return listen
+    host_name, _, _ = listen.rpartition(":")
+    return f"{host_name}:{server.add_insecure_port(listen)}"
+
+
+async def _load(runner: RunnerContext, report: ReportWriter, health: HealthServicer) -> None:
+    begin = time.monotonic()
+    try:
+        loaded = await runner.engine.start()
+    except BaseException:
+        runner.loaded.cancel()  # Who waits for the model learns of the end from the connection.
+        raise
+    runner.loaded.set_result(loaded)
+    runner.serving_since = time.monotonic()
+    _set_health(health, SERVING)
+    report.ready()
+    logger.info(
+        "serving",
+        extra={
+            "model": runner.config.name,
+            "weights": loaded.weights,
+            "weights_bytes": loaded.weights_bytes,
+            "context_length": runner.context_length,
+            "load_seconds": round(time.monotonic() - begin, 3),
+        },
+    )
+
+
+async def _watch_progress(runner: RunnerContext, health: HealthServicer) -> None:
+    """Turns the health by progress: with work but no step for too long, it is NOT_SERVING."""
+    await asyncio.wait({runner.loaded})
+    limit = runner.config.stall_timeout
+    while not runner.draining:
+        stalled = runner.engine.stalled_for() > limit
+        if stalled != runner.stalled:
+            runner.stalled = stalled
+            _set_health(health, NOT_SERVING if stalled else SERVING)
+            logger.warning("no progress for %.0f s" if stalled else "progress again", limit)
+        await asyncio.sleep(limit / 4)
+
+
+def _set_health(health: HealthServicer, status: Literal[0, 1, 2, 3]) -> None:
+    for service in ("", *SERVICES):
+        health.set(service, status)
+
+
+async def _drain(runner: RunnerContext, health: HealthServicer, stop: asyncio.Event) -> int:
+    logger.info("draining")
+    _set_health(health, NOT_SERVING)
+    stop.clear()
+    draining = asyncio.create_task(runner.drain(runner.config.grace))
+    again = asyncio.create_task(stop.wait())
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (draining, again):
+        task.cancel()
+    await asyncio.gather(draining, again, return_exceptions=True)
+    logger.info("stopped")
+    return 0
+
+
+def _give_up(report: ReportWriter, error: BaseException) -> int:
+    cause: FailureCause = "LOAD_FAILED"
+    file = None
+    if isinstance(error, ModelCorrupt):
+        cause, file = "MODEL_CORRUPT", error.metadata.get("file")
+    elif isinstance(error, UnsupportedModel):
+        cause = "UNSUPPORTED_MODEL"
+    elif isinstance(error, MemoryError) or _is_allocation_failure(error):
+        cause = "OUT_OF_MEMORY"
+    known = isinstance(error, HeadraceError)
+    logger.error("the runner failed: %s", error, exc_info=None if known else error)
+    report.failed(cause, str(error) or type(error).__name__, file)
+    return 1
+
+
+def _is_allocation_failure(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("bad_alloc", "[malloc", "Unable to allocate", "out of memory")
+    )
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+async def _stop_without_parent(stop: asyncio.Event) -> None:
+    """Stops when stdin ends: whoever started this process has gone."""
+
+    class Stdin(asyncio.Protocol):
+        def connection_lost(self, exc: Exception | None) -> None:
+            stop.set()
+
+        def eof_received(self) -> None:
+            stop.set()
+
+    await asyncio.get_running_loop().connect_read_pipe(Stdin, sys.stdin)

@@ -1,0 +1,143 @@
+"""What a runner is told at its start: the command line of `python -m headrace_runner`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+_EPILOG = """\
+examples:
+  python -m headrace_runner --model ./smollm2
+  python -m headrace_runner --model ./smollm2 --listen unix:/run/user/1000/smollm2.sock
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """Settings of one runner. Times in seconds."""
+
+    model_dir: Path
+    name: str
+    """The model's name, as requests give it."""
+    digest: str
+    """The model's digest; empty when started by hand without one."""
+    id: str
+    listen: str
+    """"unix:/path" or "host:port"; port 0 takes a free one."""
+    dtype: Literal["auto", "float32", "stored"]
+    context: int | None
+    """Tokens of prompt and output together; None: what the model was made for."""
+    max_concurrency: int
+    """Requests in the batch at once."""
+    max_waiting: int
+    """Requests that may wait for a place in the batch."""
+    stall_timeout: float
+    grace: float
+    """How long running requests may go on after SIGTERM."""
+    report_fd: int | None
+    parent: Literal["stdin"] | None
+    insecure: bool
+    log_format: Literal["auto", "json", "text"]
+    log_level: str
+    blas: str | None
+    threads: int | None
+
+
+def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
+    """Reads the command line. Exits with status 2 and a usage message when it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="headrace_runner",
+        description="Serve one MLX model over gRPC.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--model", dest="model_dir", type=Path, required=True, metavar="DIR", help="model directory"
+    )
+    add("--name", help="name that requests give the model (default: the directory's name)")
+    add("--digest", default="", help="digest of the model, reported to clients")
+    add("--id", default="runner", help="identity of the runner, reported to clients")
+    add(
+        "--listen",
+        default="127.0.0.1:0",
+        metavar="ADDRESS",
+        help="unix:/path or host:port; port 0 takes a free one (default: %(default)s)",
+    )
+    add(
+        "--dtype",
+        choices=("auto", "float32", "stored"),
+        default="auto",
+        help="type of the weights in memory; auto takes the faster one that fits",
+    )
+    add("--context", type=_positive, metavar="TOKENS", help="prompt and output (default: model's)")
+    add(
+        "--max-concurrency",
+        type=_positive,
+        default=32,
+        metavar="N",
+        help="requests computed together (default: %(default)s)",
+    )
+    add(
+        "--max-waiting",
+        type=_positive,
+        default=256,
+        metavar="N",
+        help="requests that may wait for a place (default: %(default)s)",
+    )
+    add(
+        "--stall-timeout",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="without progress on work for so long, health says NOT_SERVING (default: %(default)s)",
+    )
+    add(
+        "--grace",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="time for running requests after SIGTERM (default: %(default)s)",
+    )
+    add("--insecure", action="store_true", help="allow an address beyond loopback, without TLS")
+    add("--blas", metavar="LIBRARY", help="BLAS library to preload on a Linux CPU")
+    add("--threads", type=_positive, metavar="N", help="CPU cores to compute on (default: all)")
+    add("--log-format", choices=("auto", "json", "text"), default="auto")
+    add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    # What follows is for the controller.
+    add("--report-fd", type=int, help=argparse.SUPPRESS)
+    add("--parent", choices=("stdin",), help=argparse.SUPPRESS)
+    values = parser.parse_args(argv)
+    values.name = values.name or values.model_dir.resolve().name
+    if not values.model_dir.is_dir():
+        parser.error(f"--model: no directory at {values.model_dir}")
+    config = RunnerConfig(**vars(values))
+    if not config.insecure and not is_local(config.listen):
+        parser.error(
+            f"--listen {config.listen}: reaches beyond this machine without TLS; "
+            "listen on 127.0.0.1 or a Unix socket, or allow it with --insecure"
+        )
+    return config
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach the address."""
+    host = address.rpartition(":")[0].strip("[]")
+    return address.startswith("unix:") or host in ("127.0.0.1", "localhost", "::1")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is no positive time in seconds")
+    return value

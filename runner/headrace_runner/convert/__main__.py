@@ -1,0 +1,85 @@
+"""`python -m headrace_runner.convert`: one conversion, told as JSON lines on standard output.
+
+    {"event": "progress", "phase": "convert", "done": 1, "total": 2}      bytes
+    {"event": "done", "facts": {…}, "files": [{"path", "size", "sha256"}, …]}
+    {"event": "failed", "reason": "MODEL_CORRUPT", "message": "…", "file": "…"}
+
+The last line is "done" with exit code 0 or "failed" with 1. What it reports as done is on the disk
+(fsync), under --output alone; it never decides where models live.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import HeadraceError, InvalidRequest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="headrace_runner.convert", description=__doc__)
+    parser.add_argument("--source", type=Path, required=True, help=".gguf file or directory")
+    parser.add_argument("--output", type=Path, required=True, help="empty directory to fill")
+    parser.add_argument(
+        "--parent", choices=["stdin"], help="end at once when standard input is closed"
+    )
+    options = parser.parse_args(arguments)
+    if options.parent:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _convert(options.source, options.output)
+    except HeadraceError as error:
+        _say(
+            "failed",
+            reason=error.reason,
+            message=error.message,
+            file=error.metadata.get("file", ""),
+        )
+        return 1
+    return 0
+
+
+def _convert(source: Path, output: Path) -> None:
+    # Here and not above, so that a closed standard input is noticed during the slow imports too.
+    from headrace_runner.convert.check import check_model, inventory
+    from headrace_runner.convert.directory import import_directory
+    from headrace_runner.convert.gguf import is_gguf
+    from headrace_runner.convert.gguf_import import import_gguf
+
+    def report(phase: str, done: int, total: int) -> None:
+        _say("progress", phase=phase, done=done, total=total)
+
+    try:
+        if source.is_dir():
+            facts = import_directory(source, output, report)
+        elif is_gguf(source):
+            facts = import_gguf(source, output, report)
+        else:
+            raise InvalidRequest(
+                f"{source.name} is neither a .gguf file nor a model directory; give one of these"
+            )
+        check_model(output, facts)
+        _say("done", facts=facts, files=inventory(output, report))
+    except OSError as error:  # Not there, not readable, disk full: the sentence names the file.
+        raise InvalidRequest(f"the import failed: {error}") from error
+
+
+def _say(event: str, **fields: Any) -> None:
+    print(json.dumps({"event": event} | fields), flush=True)
+
+
+def _end_with_parent() -> None:
+    # Not through sys.stdin, whose lock this thread would still hold when the interpreter ends.
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

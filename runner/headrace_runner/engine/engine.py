@@ -1,0 +1,300 @@
+"""The engine: one thread that owns every MLX object.
+
+asyncio talks to it through one inbox, and it answers with one call onto the
+event loop for each step, carrying the events of all rows. It never touches gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from headrace.errors import Cancelled
+from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.text.batch import TextBatch
+from headrace_runner.engine.text.output import Output
+from headrace_runner.engine.text.request import (
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Prefill,
+    Started,
+)
+from headrace_runner.engine.text.sampling import SamplingParams
+from headrace_runner.models.load import LoadedModel
+from headrace_runner.models.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_MEASURE_EVERY = 0.25
+"""Seconds between two readings of the memory while there is work."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A reading of the engine, made by its own thread. Sizes in bytes."""
+
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    active_bytes: int = 0
+    peak_bytes: int = 0
+    cache_bytes: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Task:
+    """A request on the engine's thread."""
+
+    uid: int
+    request: GenerationRequest
+    output: Output
+    events: list[Event] = field(default_factory=list)
+    started_at: int = 0
+    first_token_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    uid: int
+    request: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Remove:
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+class Engine:
+    """Generates text for many requests at once.
+
+    `load` runs on the engine's thread and gives the model. `start` waits for it and for one
+    generated token. When the thread fails later, `failed` gets the error: nothing that the thread
+    owned can be trusted then, and the process is of no more use.
+    """
+
+    def __init__(
+        self, load: Callable[[], LoadedModel], tokenizer: Tokenizer, *, max_rows: int
+    ) -> None:
+        self._load = load
+        self._tokenizer = tokenizer
+        self._max_rows = max_rows
+        self._inbox: queue.SimpleQueue[_Submit | _Remove | _Stop] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
+        self._ready: Future[LoadedModel] = Future()
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[BaseException] = self._loop.create_future()
+        # Belongs to the event loop.
+        self._streams: dict[int, EventStream] = {}
+        self._next_uid = 1
+        self.requests_total = 0
+        # Written by the engine's thread alone, read by anyone.
+        self.stats = EngineStats()
+        self.last_step = time.monotonic()
+        self.running = 0
+        # Belongs to the engine's thread.
+        self._tasks: dict[int, _Task] = {}
+        self._line: list[_Task] = []
+        self._prompt_tokens = 0
+        self._output_tokens = 0
+        self._weights_bytes = 0
+        self._measured_at = 0.0
+
+    async def start(self) -> LoadedModel:
+        """Loads the model. Raises what the load raises."""
+        self._thread.start()
+        return await asyncio.wrap_future(self._ready)
+
+    async def stop(self) -> None:
+        """Ends every stream with CANCELLED and the thread after its current step."""
+        self._inbox.put(_Stop())
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    @property
+    def active(self) -> int:
+        """Requests that are running or waiting."""
+        return len(self._streams)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place in the batch."""
+        return max(0, len(self._streams) - self.running)
+
+    def stalled_for(self) -> float:
+        """Seconds without a step although there is work; 0 when there is none."""
+        return time.monotonic() - self.last_step if self._streams else 0.0
+
+    def submit(self, request: GenerationRequest) -> EventStream:
+        """Hands a request to the engine. Called on the event loop; close the stream when done."""
+        uid = self._next_uid
+        self._next_uid += 1
+        if not self._streams:
+            self.last_step = time.monotonic()
+        stream = EventStream(on_close=lambda: self._abandon(uid))
+        self._streams[uid] = stream
+        self._inbox.put(_Submit(uid, request))
+        return stream
+
+    def _abandon(self, uid: int) -> None:
+        if self._streams.pop(uid, None) is not None:
+            self.requests_total += 1
+            self._inbox.put(_Remove(uid))
+
+    def _deliver(self, batch: list[tuple[int, list[Event]]]) -> None:
+        """Hands a step's events to their readers. Runs on the event loop."""
+        for uid, events in batch:
+            stream = self._streams.get(uid)
+            if stream is None:
+                continue  # Closed while the step ran.
+            for event in events:
+                stream.push(event)
+                if isinstance(event, Finished | Failed):
+                    del self._streams[uid]
+                    self.requests_total += 1
+
+    # What follows runs on the engine's own thread.
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            else:
+                logger.critical("the engine failed", exc_info=error)
+                self._post(self._report_failure, error)
+        finally:
+            # Without this the process may abort when the thread ends.
+            mx.clear_streams()
+
+    def _serve(self) -> None:
+        loaded = self._load()
+        self._weights_bytes = loaded.weights_bytes
+        batch = TextBatch(loaded.model, prefill_chunk=loaded.prefill_chunk)
+        _warm_up(batch)
+        self._measure(batch)
+        self._ready.set_result(loaded)
+        while self._take_commands(batch, wait=not self._tasks):
+            self._admit(batch)
+            if self._tasks:
+                self._step(batch)
+        for task in self._tasks.values():
+            task.events.append(Failed(Cancelled("The runner is stopping.")))
+        self._flush()
+
+    def _take_commands(self, batch: TextBatch, *, wait: bool) -> bool:
+        """Carries out what is in the inbox; False when it is time to stop."""
+        while True:
+            try:
+                command = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            wait = False
+            match command:
+                case _Stop():
+                    return False
+                case _Submit(uid, request):
+                    task = _Task(uid, request, Output(request, self._tokenizer))
+                    self._tasks[uid] = task
+                    self._line.append(task)
+                case _Remove(uid):
+                    self._drop(batch, {uid})
+
+    def _drop(self, batch: TextBatch, uids: set[int]) -> None:
+        for uid in uids:
+            self._tasks.pop(uid, None)
+        self._line = [task for task in self._line if task.uid not in uids]
+        batch.remove(uids)
+        self.running = len(batch)
+        if not self._tasks:
+            mx.clear_cache()
+            self._measure(batch)
+
+    def _admit(self, batch: TextBatch) -> None:
+        while self._line and len(batch) < self._max_rows:
+            task = self._line.pop(0)
+            request = task.request
+            task.started_at = time.perf_counter_ns()
+            task.events.append(Started(task.started_at))
+            batch.add(task.uid, request.prompt, request.sampling, request.top_logprobs)
+        self.running = len(batch)
+
+    def _step(self, batch: TextBatch) -> None:
+        prefilled, drawn = batch.step()
+        now = time.perf_counter_ns()
+        for progress in prefilled:
+            self._tasks[progress.uid].events.append(Prefill(progress.done, progress.total))
+        ended: set[int] = set()
+        for draw in drawn:
+            task = self._tasks[draw.uid]
+            task.first_token_at = task.first_token_at or now
+            delta, end = task.output.push(draw.token, draw.logprobs)
+            task.events.append(delta)
+            if end is not None:
+                ended.add(task.uid)
+                task.events.append(
+                    Finished(*end, task.output.tokens, task.started_at, task.first_token_at, now)
+                )
+        self._prompt_tokens += sum(p.total for p in prefilled if p.done >= p.total - 1)
+        self._output_tokens += len(drawn)
+        self.last_step = time.monotonic()
+        self._flush()
+        if self.last_step - self._measured_at > _MEASURE_EVERY:
+            self._measure(batch)
+        if ended:
+            self._drop(batch, ended)
+
+    def _flush(self) -> None:
+        """Sends what has come together for all requests, in one call."""
+        events = [(task.uid, task.events) for task in self._tasks.values() if task.events]
+        for task in self._tasks.values():
+            task.events = []
+        if events:
+            self._post(self._deliver, events)
+
+    def _measure(self, batch: TextBatch) -> None:
+        self._measured_at = time.monotonic()
+        self.stats = EngineStats(
+            weights_bytes=self._weights_bytes,
+            kv_bytes=batch.kv_bytes,
+            active_bytes=mx.get_active_memory(),
+            peak_bytes=mx.get_peak_memory(),
+            cache_bytes=mx.get_cache_memory(),
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+        )
+
+    def _post(self, call: Callable[..., None], argument: object) -> None:
+        # A closed loop raises: nobody is left to tell.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, argument)
+
+    def _report_failure(self, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_result(error)
+
+
+def _warm_up(batch: TextBatch) -> None:
+    """Generates one token, so that what cannot work fails before the runner says it serves."""
+    batch.add(0, [0, 0], SamplingParams(temperature=0.0), None)
+    while not batch.step()[1]:
+        pass
+    batch.remove([0])
+    mx.clear_cache()

@@ -1,0 +1,44 @@
+"""Turns a stream of tokens into a stream of text.
+
+Emits whole characters only: bytes that do not yet make one are kept for the next token. Never
+emits a special token, and never looks back at more than one unfinished character.
+"""
+
+import codecs
+from collections.abc import Iterable
+
+from headrace_runner.models.tokenizer import Tokenizer
+
+
+class Detokenizer:
+    """The text of one choice. Its outputs, joined, are the detokenized tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drops_space = tokenizer.strips_first_space
+
+    def push(self, token_id: int) -> str:
+        """Take one token and give the text that it completes, which may be none.
+
+        A byte that can belong to no character becomes U+FFFD at once.
+        """
+        if token_id in self._tokenizer.special_ids:
+            return ""
+        data = self._tokenizer.token_bytes(token_id)
+        if self._drops_space:
+            # SentencePiece puts a space in front of a text, which is none of the text.
+            self._drops_space = False
+            data = data.removeprefix(b" ")
+        return self._decoder.decode(data)
+
+    def finish(self) -> str:
+        """Give U+FFFD for bytes that are still waiting for the rest of their character."""
+        return self._decoder.decode(b"", final=True)
+
+    def restore(self, token_ids: Iterable[int]) -> str:
+        """Take tokens whose text was sent before, and give that text for the record.
+
+        The next `push` goes on where an uninterrupted stream would have.
+        """
+        return "".join(map(self.push, token_ids))

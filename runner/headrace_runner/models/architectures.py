@@ -1,0 +1,45 @@
+"""What mlx-lm can build: asks it, without loading weights. Never runs code that a model brings."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import ModelCorrupt, UnsupportedModel
+
+_MODULE = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def model_class_exists(config: Mapping[str, Any]) -> bool:
+    """Whether mlx-lm has a model class for this config.json, remapped names included."""
+    from mlx_lm.utils import _get_classes  # Late: the import costs a second.
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not _MODULE.fullmatch(model_type):
+        return False
+    try:
+        _get_classes(dict(config))
+    except (ValueError, AttributeError):
+        return False
+    return True
+
+
+def check_structure(model_dir: Path) -> None:
+    """Build the model and match every stored tensor with it by name and shape; reads no data.
+
+    Raises:
+        ModelCorrupt: tensors are missing, left over or of the wrong shape.
+        UnsupportedModel: mlx-lm cannot build the model.
+    """
+    from mlx_lm.utils import load_model
+
+    try:
+        load_model(model_dir, lazy=True, strict=True)
+    except ValueError as error:
+        raise ModelCorrupt(
+            f"the tensors do not fit config.json: {error}", file="model.safetensors"
+        ) from error
+    except Exception as error:  # Model classes raise whatever an odd configuration makes them.
+        raise UnsupportedModel(
+            f"mlx-lm cannot build this model: {type(error).__name__}: {error}"
+        ) from error

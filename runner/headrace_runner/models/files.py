@@ -1,0 +1,37 @@
+"""Reads the small files of a model directory. Never touches weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import ModelCorrupt
+
+
+def read_text(model_dir: Path, name: str) -> str | None:
+    """Read a UTF-8 file of a model directory; None where there is no such file.
+
+    Raises ModelCorrupt when it cannot be read as UTF-8.
+    """
+    try:
+        return (model_dir / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelCorrupt(file=name) from error
+
+
+def read_json(model_dir: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object of a model directory; empty where there is no such file.
+
+    Raises ModelCorrupt when the file is not a JSON object.
+    """
+    text = read_text(model_dir, name)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelCorrupt(file=name) from error
+    if not isinstance(value, dict):
+        raise ModelCorrupt(file=name)
+    return value

@@ -1,0 +1,109 @@
+"""Loads a model's weights with mlx-lm, in the type that is fastest here.
+
+With engine/text/batch.py this is the only place that uses mlx-lm's insides.
+Runs on the engine's thread: MLX arrays belong to the thread that evaluates them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import dequantize_model, load_model
+
+from headrace.errors import ModelCorrupt, UnsupportedModel
+from headrace_runner.models.architectures import model_class_exists
+from headrace_runner.models.files import read_json
+from headrace_runner.models.safetensors import read_tensors
+
+_CPU_PREFILL_CHUNK = 256
+_GPU_PREFILL_CHUNK = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to run."""
+
+    model: Any
+    weights: str
+    """Type of the weights in memory, such as "float32" or "4-bit"."""
+    weights_bytes: int
+    prefill_chunk: int
+    """Prompt tokens to compute between two decode steps."""
+
+
+def load(
+    model_dir: Path,
+    dtype: Literal["float32", "stored"],
+    on_progress: Callable[[float], None],
+) -> LoadedModel:
+    """Loads the model in `model_dir`.
+
+    `dtype` "float32" expands quantised and half-precision weights, which is the
+    faster choice on a CPU. `on_progress` gets the fraction that is done.
+
+    Raises ModelCorrupt naming the file, and UnsupportedModel.
+    """
+    config = read_json(model_dir, "config.json")
+    if not config:
+        raise ModelCorrupt(file="config.json")
+    if not model_class_exists(config):
+        architecture = str(config.get("model_type", ""))
+        raise UnsupportedModel(
+            f"mlx-lm does not know the architecture {architecture!r}", architecture=architecture
+        )
+    if not read_tensors(model_dir):
+        raise ModelCorrupt("The model has no weights.", file="model.safetensors")
+    try:
+        model, config = load_model(model_dir, lazy=True)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        # The files are whole, so what mlx-lm rejects is that they do not fit each other.
+        raise ModelCorrupt(
+            f"The weights do not fit config.json: {error}", file="config.json"
+        ) from error
+    if dtype == "float32":
+        model = dequantize_model(model)
+        model.apply(_to_float32)
+    weights_bytes = _evaluate(model, on_progress)
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return LoadedModel(
+        model,
+        "float32" if dtype == "float32" else _stored_type(config),
+        weights_bytes,
+        _CPU_PREFILL_CHUNK if on_cpu else _GPU_PREFILL_CHUNK,
+    )
+
+
+def _to_float32(array: mx.array) -> mx.array:
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:
+    """Reads the weights into memory, piece by piece; gives their bytes."""
+    arrays: list[mx.array] = [value for _, value in tree_flatten(model.parameters())]  # type: ignore[str-unpack]
+    total = sum(array.nbytes for array in arrays) or 1
+    done = reported = 0
+    for array in arrays:
+        mx.eval(array)
+        done += array.nbytes
+        if done - reported >= total / 50 or done == total:
+            reported = done
+            on_progress(done / total)
+    # Attributes that begin with an underscore (YaRN's frequencies, say) are no parameters, but
+    # the model computes with them too.
+    for module in model.modules():
+        mx.eval([value for value in vars(module).values() if isinstance(value, mx.array)])
+        mx.eval([value for value in module.values() if isinstance(value, mx.array)])
+    mx.clear_cache()
+    return done
+
+
+def _stored_type(config: Mapping[str, Any]) -> str:
+    quantization = config.get("quantization")
+    if isinstance(quantization, dict) and "bits" in quantization:
+        return f"{quantization['bits']}-bit"
+    return str(config.get("torch_dtype") or config.get("dtype") or "stored")

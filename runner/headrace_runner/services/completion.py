@@ -1,0 +1,161 @@
+"""Serves CompletionService: one request becomes one stream of the engine.
+
+Thin: the request is checked and translated here, and events become messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+
+from headrace.errors import ContextLengthExceeded, InvalidRequest, QueueFull
+from headrace.v1.completion_pb2 import (
+    CompletionProgress,
+    CompletionStarted,
+    StreamCompletionRequest,
+    StreamCompletionResponse,
+)
+from headrace.v1.completion_pb2_grpc import CompletionServiceServicer
+from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.text.request import (
+    Delta,
+    Finished,
+    GenerationRequest,
+    Prefill,
+    Started,
+)
+from headrace_runner.services.messages import completed, delta
+from headrace_runner.services.options import refuse_unsupported, sampling_params, stop_rules
+from headrace_runner.services.prompt import prompt_ids
+from headrace_runner.services.spans import GenerationSpan
+from headrace_runner.state import RunnerContext
+
+Context: TypeAlias = "grpc.aio.ServicerContext[StreamCompletionRequest, StreamCompletionResponse]"
+
+_HEARTBEAT = 5.0
+"""Seconds between two signs of life while a request waits for its place."""
+
+_QUEUE_RETRY = 1.0
+
+
+class CompletionServicer(CompletionServiceServicer):
+    """Completions by one runner's engine."""
+
+    def __init__(self, runner: RunnerContext) -> None:
+        self._runner = runner
+
+    async def StreamCompletion(
+        self, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        """Generates a completion. See the contract."""
+        arrived = time.perf_counter_ns()
+        runner = self._runner
+        metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+        runner.check_target(request.model, metadata)
+        refuse_unsupported(request)
+        runner.refuse_when_draining()
+        request_id = request.request_id or secrets.token_hex(8)
+        if runner.is_running(request_id):
+            raise InvalidRequest(f"request_id: {request_id!r} is running already; give another")
+        runner.begin(request_id)
+        span = GenerationSpan(request, request_id, runner.config, arrived)
+        try:
+            await asyncio.shield(runner.loaded)
+            generation = await self._generation(request, request_id)
+            if runner.engine.waiting >= runner.config.max_waiting:
+                raise QueueFull(_QUEUE_RETRY, queue="runner", limit=runner.config.max_waiting)
+            span.accepted(generation)
+            stream = runner.engine.submit(generation)
+            try:
+                async with aclosing(_messages(stream, generation, request, runner, span)) as sent:
+                    async for message in sent:
+                        yield message
+            finally:
+                stream.close()
+        except asyncio.CancelledError as cancelled:
+            aborted = runner.abort_error(request_id)
+            span.failed(aborted or cancelled)
+            if aborted is None:
+                raise
+            raise aborted from None
+        except BaseException as error:
+            span.failed(error)
+            raise
+        finally:
+            span.end()
+            runner.end(request_id)
+
+    async def _generation(
+        self, request: StreamCompletionRequest, request_id: str
+    ) -> GenerationRequest:
+        runner = self._runner
+        # Seconds for a prompt of megabytes: not on the event loop.
+        prompt = await asyncio.to_thread(prompt_ids, request, runner.tokenizer, runner.template)
+        # A prompt may fill the context: the token drawn after it need not be fed back.
+        limit = runner.context_length
+        if len(prompt) > limit:
+            raise ContextLengthExceeded(limit=limit, actual=len(prompt))
+        room = limit - len(prompt) + 1
+        vocabulary = runner.tokenizer.vocab_size
+        stops = stop_rules(request.stop, vocabulary)
+        return GenerationRequest(
+            id=request_id,
+            prompt=prompt,
+            max_tokens=min(request.max_tokens, room) if request.HasField("max_tokens") else room,
+            sampling=sampling_params(request.sampling, vocabulary),
+            stop_strings=stops.strings,
+            stop_token_ids=stops.token_ids,
+            ignore_eos=request.stop.ignore_eos,
+            include_stop=request.stop.include_stop,
+            top_logprobs=request.logprobs.top if request.logprobs.enabled else None,
+        )
+
+
+async def _messages(
+    stream: EventStream,
+    generation: GenerationRequest,
+    request: StreamCompletionRequest,
+    runner: RunnerContext,
+    span: GenerationSpan,
+) -> AsyncGenerator[StreamCompletionResponse, None]:
+    """The stream's events as messages, with a sign of life while the request waits."""
+    first = asyncio.ensure_future(anext(stream))
+    try:
+        while not (await asyncio.wait({first}, timeout=_HEARTBEAT))[0]:
+            yield StreamCompletionResponse(
+                progress=CompletionProgress(prompt_tokens_total=len(generation.prompt))
+            )
+    finally:
+        first.cancel()
+    started = first.result()
+    assert isinstance(started, Started)
+    span.started(started.at)
+    yield StreamCompletionResponse(
+        started=CompletionStarted(
+            id=generation.id,
+            model=request.model,
+            digest=runner.config.digest,
+            runner=runner.config.id,
+            prompt_tokens=len(generation.prompt),
+            seed=generation.sampling.seed,
+        )
+    )
+    async for event in stream:
+        match event:
+            case Delta():
+                yield StreamCompletionResponse(delta=delta(event, runner.tokenizer))
+            case Prefill(done, total) if done < total - 1:
+                yield StreamCompletionResponse(
+                    progress=CompletionProgress(prompt_tokens_done=done, prompt_tokens_total=total)
+                )
+            case Finished():
+                span.finished(event)
+                yield StreamCompletionResponse(
+                    completed=completed(event, len(generation.prompt), span.arrived)
+                )

@@ -1,0 +1,80 @@
+"""The engine's events as messages of the contract. Pure."""
+
+from __future__ import annotations
+
+import time
+
+from google.protobuf.duration_pb2 import Duration
+
+from headrace.v1.common_pb2 import Timings, Usage
+from headrace.v1.completion_pb2 import (
+    ChoiceResult,
+    CompletionCompleted,
+    CompletionDelta,
+    FinishReason,
+    TokenLogprob,
+)
+from headrace_runner.engine.text.batch import Logprobs
+from headrace_runner.engine.text.request import Delta, Finish, Finished
+from headrace_runner.models.tokenizer import Tokenizer
+
+_REASONS = {
+    Finish.END_OF_TEXT: FinishReason.FINISH_REASON_END_OF_TEXT,
+    Finish.STOP: FinishReason.FINISH_REASON_STOP,
+    Finish.LENGTH: FinishReason.FINISH_REASON_LENGTH,
+}
+
+
+def delta(event: Delta, tokenizer: Tokenizer) -> CompletionDelta:
+    """More output of the only choice."""
+    return CompletionDelta(
+        text=event.text,
+        token_ids=event.token_ids,
+        # Absent unless asked for: most deltas have none.
+        logprobs=[
+            _logprob(token, logprobs, tokenizer)
+            for token, logprobs in zip(event.token_ids, event.logprobs, strict=False)
+        ],
+        output_tokens=event.output_tokens,
+    )
+
+
+def completed(event: Finished, prompt_tokens: int, arrived: int) -> CompletionCompleted:
+    """The end of a stream that arrived at `arrived`, a `perf_counter_ns`."""
+    choice = ChoiceResult(
+        finish_reason=_REASONS[event.reason],
+        output_tokens=event.output_tokens,
+    )
+    if isinstance(event.matched, str):
+        choice.stop_string = event.matched
+    elif event.matched is not None:
+        choice.stop_token_id = event.matched
+    return CompletionCompleted(
+        choices=[choice],
+        usage=Usage(prompt_tokens=prompt_tokens, output_tokens=event.output_tokens),
+        timings=Timings(
+            queue=_span(arrived, event.started_at),
+            load=Duration(),
+            prefill=_span(event.started_at, event.first_token_at),
+            decode=_span(event.first_token_at, event.at),
+            total=_span(arrived, time.perf_counter_ns()),
+        ),
+    )
+
+
+def _logprob(token: int, logprobs: Logprobs, tokenizer: Tokenizer) -> TokenLogprob:
+    return TokenLogprob(
+        token_id=token,
+        logprob=logprobs.token,
+        piece=tokenizer.token_bytes(token),
+        top=[
+            TokenLogprob(token_id=other, logprob=value, piece=tokenizer.token_bytes(other))
+            for other, value in logprobs.top
+        ],
+    )
+
+
+def _span(start: int, end: int) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(max(0, end - start))
+    return duration

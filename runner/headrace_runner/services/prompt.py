@@ -1,0 +1,173 @@
+"""What a request gives as its input, as the tokens that the model computes.
+
+One place for the rule of `input {prompt | chat | token_ids}`, so that a completion, a count and
+a rendered chat can never disagree. Encoding may take seconds: call it from a worker thread.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
+from headrace.errors import UnsupportedParameter
+from headrace.v1.completion_pb2 import (
+    ChatInput,
+    ChatMessage,
+    ChatRole,
+    CompletionInput,
+    StreamCompletionRequest,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from headrace_runner.models.chat import ChatTemplate, invalid_field
+from headrace_runner.models.tokenizer import Tokenizer
+
+HasInput: TypeAlias = StreamCompletionRequest | CompletionInput
+
+_ROLES = {
+    ChatRole.CHAT_ROLE_SYSTEM: "system",
+    ChatRole.CHAT_ROLE_USER: "user",
+    ChatRole.CHAT_ROLE_ASSISTANT: "assistant",
+    ChatRole.CHAT_ROLE_TOOL: "tool",
+    ChatRole.CHAT_ROLE_DEVELOPER: "developer",
+}
+
+
+def prompt_ids(
+    request: HasInput, tokenizer: Tokenizer, template: ChatTemplate, *, parent: str = ""
+) -> list[int]:
+    """Give the tokens of a request's input, at least one.
+
+    `parent` is the path of the message that holds the input, ending in a dot; "" for a request.
+    Raises InvalidRequest, UnsupportedParameter or UnsupportedCapability naming the field.
+    """
+    match request.WhichOneof("input"):
+        case "prompt":
+            ids = tokenizer.encode(request.prompt, add_special=True)
+            if not ids:
+                raise invalid_field(
+                    f"{parent}prompt", "must not be empty: this model adds no token of its own"
+                )
+            return ids
+        case "chat":
+            prompt = render_chat(request.chat, template, f"{parent}chat")
+            ids = chat_ids(prompt, tokenizer)
+            if not ids:
+                raise invalid_field(f"{parent}chat.messages", "must not make an empty prompt")
+            return ids
+        case "token_ids":
+            ids = list(request.token_ids.ids)
+            if not ids:
+                raise invalid_field(f"{parent}token_ids.ids", "must have at least one token")
+            check_ids(ids, tokenizer, f"{parent}token_ids.ids")
+            return ids
+        case _:
+            raise invalid_field(f"{parent}input", "must be one of prompt, chat or token_ids")
+
+
+def chat_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """Give the tokens of a rendered chat, whose template wrote every special token out."""
+    return tokenizer.encode(prompt, add_special=False)
+
+
+def check_ids(ids: Sequence[int], tokenizer: Tokenizer, field: str) -> None:
+    """Raise InvalidRequest naming the first id that is outside the vocabulary."""
+    if ids and max(ids) >= tokenizer.vocab_size:
+        index = next(i for i, token in enumerate(ids) if token >= tokenizer.vocab_size)
+        raise invalid_field(
+            f"{field}[{index}]",
+            f"must be below {tokenizer.vocab_size}, the size of the vocabulary; is {ids[index]}",
+        )
+
+
+def render_chat(chat: ChatInput, template: ChatTemplate, field: str) -> str:
+    """Put a conversation into the model's template; `field` is its path, for errors."""
+    if not chat.messages:
+        raise invalid_field(f"{field}.messages", "must have at least one message")
+    with_tools = _offers_tools(chat, field)
+    return template.render(
+        [_message(m, f"{field}.messages[{i}]") for i, m in enumerate(chat.messages)],
+        tools=[_tool(t, f"{field}.tools[{i}]") for i, t in enumerate(chat.tools) if with_tools],
+        template_options=_options(chat.template_options),
+        add_generation_prompt=(
+            chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
+        ),
+        field=field,
+    )
+
+
+def _offers_tools(chat: ChatInput, field: str) -> bool:
+    if chat.tool_choice.mode in (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_ONE):
+        raise UnsupportedParameter(
+            field=f"{field}.tool_choice.mode",
+            message="this runner cannot force a tool call; use MODE_AUTO or MODE_NONE",
+        )
+    return chat.tool_choice.mode != ToolChoice.MODE_NONE
+
+
+def _message(message: ChatMessage, field: str) -> dict[str, Any]:
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise invalid_field(f"{field}.role", f"must be one of {', '.join(_ROLES.values())}")
+    if role == "user" and not message.content:
+        raise invalid_field(f"{field}.content", "must not be empty in a user's message")
+    found: dict[str, Any] = {"role": role, "content": message.content}
+    if message.HasField("name"):
+        found["name"] = message.name
+    if message.HasField("reasoning"):
+        # `thinking` is what the templates of gpt-oss read.
+        found["reasoning_content"] = found["thinking"] = message.reasoning
+    if message.tool_calls:
+        found["tool_calls"] = [
+            _tool_call(call, f"{field}.tool_calls[{i}]")
+            for i, call in enumerate(message.tool_calls)
+        ]
+    if message.HasField("tool_call_id"):
+        found["tool_call_id"] = message.tool_call_id
+    return found
+
+
+def _tool_call(call: ToolCall, field: str) -> dict[str, Any]:
+    arguments = _json_object(call.arguments_json or "{}", f"{field}.arguments_json")
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _tool(tool: Tool, field: str) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    if tool.HasField("parameters_json_schema"):
+        parameters = _json_object(tool.parameters_json_schema, f"{field}.parameters_json_schema")
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.HasField("description"):
+        function["description"] = tool.description
+    return {"type": "function", "function": function | {"parameters": parameters}}
+
+
+def _json_object(text: str, field: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise invalid_field(field, "must be a JSON object") from error
+    if not isinstance(value, dict):
+        raise invalid_field(field, "must be a JSON object")
+    return value
+
+
+def _options(options: Struct) -> dict[str, Any]:
+    found: dict[str, Any] = _whole_numbers(MessageToDict(options))
+    return found
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Undo Struct's one number type: a template that counts needs integers."""
+    match value:
+        case dict():
+            return {key: _whole_numbers(item) for key, item in value.items()}
+        case list():
+            return [_whole_numbers(item) for item in value]
+        case float() if value.is_integer():
+            return int(value)
+    return value

@@ -1,0 +1,46 @@
+"""What a runner is asked to be. Only data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """One runner of one model."""
+
+    id: str
+    """Unique among this controller's runners; names it in logs and traces."""
+    model: str
+    digest: str
+    """Of the model; the runner reports it back and refuses requests meant for another."""
+    model_dir: Path
+    kind: str = "text"
+    dtype: Literal["float32", "stored", "auto"] = "auto"
+    context: int | None = None
+    """Tokens; None means what the model was trained for."""
+    max_concurrency: int = 32
+    """Streams at once."""
+    stall_timeout: float = 30.0
+    """Seconds without progress, or without an answer, after which the runner counts as stalled."""
+
+    def arguments(self, listen: str, report_fd: int) -> list[str]:
+        """The runner's command line after the program."""
+        options = {
+            "--model": str(self.model_dir),
+            "--name": self.model,
+            "--digest": self.digest,
+            "--id": self.id,
+            "--listen": listen,
+            "--report-fd": str(report_fd),
+            "--parent": "stdin",
+            "--dtype": self.dtype,
+            "--max-concurrency": str(self.max_concurrency),
+            "--stall-timeout": f"{self.stall_timeout:g}",
+            "--log-format": "json",
+        }
+        if self.context is not None:
+            options["--context"] = str(self.context)
+        return [word for option in options.items() for word in option]

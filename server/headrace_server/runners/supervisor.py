@@ -1,0 +1,294 @@
+"""Watches over runners: one process, one channel and one health stream each, until death.
+
+Tells the scheduler what changes and kills what is stuck. Never decides which model runs, and never
+restarts anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from headrace.host.handover import Listening, Report
+from headrace_server.runners.diagnosis import Death, Verdict
+from headrace_server.runners.lifecycle import (
+    Died,
+    Event,
+    Health,
+    Limits,
+    State,
+    Stopping,
+    advance,
+    begin,
+)
+from headrace_server.runners.process import RUNNER_COMMAND, RunnerProcess
+from headrace_server.runners.spec import RunnerSpec
+
+logger = logging.getLogger(__name__)
+
+_WATCH = "/grpc.health.v1.Health/Watch"
+_CHECK = "/grpc.health.v1.Health/Check"
+_RETRY_WATCH = 0.5  # seconds between two tries of a health stream that broke
+_CLOSE_GRACE = 1.0  # seconds for calls in flight to see the broken connection by themselves
+
+Connect = Callable[[str], grpc.aio.Channel]
+
+
+class RunnerDied(Exception):
+    """The runner that was waited for is dead."""
+
+    def __init__(self, death: Death) -> None:
+        super().__init__(death.message)
+        self.death = death
+
+
+class RunningRunner:
+    """One runner, from before its process starts until after it is reaped."""
+
+    def __init__(
+        self,
+        spec: RunnerSpec,
+        environment: Mapping[str, str],
+        *,
+        command: Sequence[str],
+        connect: Connect,
+        limits: Limits,
+        on_change: Callable[[RunningRunner], None],
+    ) -> None:
+        self.spec = spec
+        self._environment = environment
+        self._command = command
+        self._connect = connect
+        self._limits = limits
+        self._on_change = on_change
+        loop = asyncio.get_running_loop()
+        self._clock = loop.time
+        self._life = begin(loop.time(), limits)
+        self._timer: asyncio.TimerHandle | None = None
+        self._stop_grace: float | None = None
+        self._process: RunnerProcess | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._listening: asyncio.Future[Listening] = loop.create_future()
+        self._ready: asyncio.Future[None] = loop.create_future()
+        self.dead: asyncio.Task[Death] = asyncio.create_task(
+            self._live(), name=f"supervise {spec.id}"
+        )
+        """Ends when all is cleaned up. Wait for it with `asyncio.wait` or `shield`."""
+        self.dead.add_done_callback(lambda _: self._apply(Died()))
+
+    @property
+    def state(self) -> State:
+        return self._life.state
+
+    @property
+    def fraction(self) -> float:
+        """How much of the model is loaded, 0 to 1."""
+        return self._life.fraction
+
+    @property
+    def pid(self) -> int | None:
+        """None before the process has started."""
+        return self._process.pid if self._process else None
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The one channel to this runner. Raises RuntimeError before it listens."""
+        if self._channel is None:
+            raise RuntimeError(f"runner {self.spec.id} is not listening yet")
+        return self._channel
+
+    async def ready(self) -> None:
+        """Return when it serves; any number may wait, and any of them may be cancelled.
+
+        Raises RunnerDied if it dies first.
+        """
+        either: set[asyncio.Future[Any]] = {self._ready, self.dead}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if self.dead.done():
+            raise RunnerDied(self.dead.result())
+
+    async def stop(self, grace: float) -> Death:
+        """Drain for at most `grace` seconds, then kill; returns when it is gone.
+
+        Cancelling this does not call the stop off.
+        """
+        self._stop_grace = grace
+        self._apply(Stopping())
+        if self._process is not None:
+            await self._process.stop(grace)
+        return await asyncio.shield(self.dead)
+
+    async def _live(self) -> Death:
+        self._set_timer()
+        try:
+            death = await self._run()
+        except OSError as error:
+            logger.exception("runner %s could not be started", self.spec.id)
+            death = Death("LOAD_FAILED", "the runner could not be started", detail=str(error))
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._channel is not None:
+                await self._channel.close(_CLOSE_GRACE)
+        level = logging.INFO if death.expected else logging.ERROR
+        logger.log(
+            level,
+            "runner ended: %s",
+            death.message,
+            extra={"runner_id": self.spec.id, "model": self.spec.model, "cause": death.cause},
+        )
+        return death
+
+    async def _run(self) -> Death:
+        process = await RunnerProcess.start(
+            self.spec, self._environment, self._on_report, self._command
+        )
+        self._process = process
+        if self._stop_grace is not None:
+            return await process.stop(self._stop_grace)
+        watcher = asyncio.create_task(self._watch_health(), name=f"health {self.spec.id}")
+        try:
+            return await process.dead
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+    def _on_report(self, report: Report) -> None:
+        if isinstance(report, Listening) and not self._listening.done():
+            if report.digest != self.spec.digest:
+                reason = f"it holds {report.digest} instead of {self.spec.digest}"
+                self._kill(Verdict("LOAD_FAILED", reason))
+                return
+            self._channel = self._connect(report.address)
+            self._listening.set_result(report)
+        self._apply(report)
+
+    async def _watch_health(self) -> None:
+        await asyncio.shield(self._listening)
+        watch = self.channel.unary_stream(
+            _WATCH,
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
+        probe = asyncio.create_task(self._probe(), name=f"probe {self.spec.id}")
+        try:
+            while True:
+                try:
+                    async for response in watch(HealthCheckRequest(), wait_for_ready=True):
+                        self._apply(_health(response))
+                except grpc.aio.AioRpcError as error:
+                    logger.info("health stream of %s broke: %s", self.spec.id, error.code())
+                await asyncio.sleep(_RETRY_WATCH)
+        finally:
+            probe.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await probe
+
+    async def _probe(self) -> None:
+        """Ask a serving runner for a sign of life: a stopped process breaks no stream."""
+        check = self.channel.unary_unary(
+            _CHECK,
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
+        await asyncio.shield(self._ready)
+        half = self.spec.stall_timeout / 2
+        while True:
+            await asyncio.sleep(half)
+            try:
+                self._apply(_health(await check(HealthCheckRequest(), timeout=half)))
+            except grpc.aio.AioRpcError:
+                self._apply(Health(serving=False))
+
+    def _apply(self, event: Event) -> None:
+        before = self._life
+        self._life = advance(before, event, self._clock(), self._limits)
+        if self._life is before:
+            return
+        self._set_timer()
+        if self._life.state is State.SERVING and not self._ready.done():
+            self._ready.set_result(None)
+        if self._life.state is not before.state:
+            extra = {"runner_id": self.spec.id, "model": self.spec.model}
+            logger.info("runner is %s", self._life.state.value, extra=extra)
+        self._on_change(self)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._life.deadline is not None:
+            loop = asyncio.get_running_loop()
+            verdict = Verdict("STALLED", self._life.overdue)
+            self._timer = loop.call_at(self._life.deadline, self._kill, verdict)
+
+    def _kill(self, verdict: Verdict) -> None:
+        if self._process is not None:
+            logger.error("killing runner %s: %s", self.spec.id, verdict.reason)
+            self._process.kill(verdict)
+
+
+def _health(response: HealthCheckResponse) -> Health:
+    return Health(serving=response.status == HealthCheckResponse.SERVING)
+
+
+class Supervisor:
+    """Owns the runners of one controller."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *,
+        on_change: Callable[[RunningRunner], None],
+        connect: Connect = grpc.aio.insecure_channel,
+        command: Sequence[str] = RUNNER_COMMAND,
+        limits: Limits | None = None,
+    ) -> None:
+        """`environment`: of every runner. `on_change`: called on the event loop after each change
+        of a runner's state or load fraction; the last one is DEAD. `connect`: makes the channel to
+        an address. `limits`: how long a runner may take; defaults otherwise."""
+        self._environment = dict(environment)
+        self._on_change = on_change
+        self._connect = connect
+        self._command = command
+        self._limits = limits or Limits()
+        self._running: set[RunningRunner] = set()
+
+    @property
+    def running(self) -> frozenset[RunningRunner]:
+        """Every runner that is not dead."""
+        return frozenset(self._running)
+
+    def _changed(self, runner: RunningRunner) -> None:
+        if runner.state is State.DEAD:
+            self._running.discard(runner)
+        self._on_change(runner)
+
+    def start(
+        self, spec: RunnerSpec, extra_environment: Mapping[str, str] | None = None
+    ) -> RunningRunner:
+        """Start a runner and return at once; wait with its `ready()`.
+
+        `extra_environment` is this runner's alone, such as TRACEPARENT.
+        """
+        runner = RunningRunner(
+            spec,
+            {**self._environment, **(extra_environment or {})},
+            command=self._command,
+            connect=self._connect,
+            limits=self._limits,
+            on_change=self._changed,
+        )
+        self._running.add(runner)
+        return runner
+
+    async def close(self, grace: float) -> None:
+        """Stop every runner, side by side, within `grace` seconds."""
+        await asyncio.gather(*(runner.stop(grace) for runner in self._running))

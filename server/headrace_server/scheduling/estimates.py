@@ -1,0 +1,77 @@
+"""How much memory a model will take: before it is loaded, and after. Pure arithmetic in bytes.
+
+A model takes its weights, the KV cache of the requests it serves, and a margin for activations and
+the process itself.
+"""
+
+from typing import Literal, Protocol
+
+MIB = 1 << 20
+UNKNOWN_WEIGHTS = 8 << 30
+"""Taken for a model whose manifest does not say how large its tensors are."""
+
+_ROW_TOKENS = 512
+_MARGIN_SHARE = 0.1
+_MARGIN_BASE = 256 * MIB
+
+
+class Shape(Protocol):
+    """What the estimate reads of a manifest. 0 means unknown."""
+
+    @property
+    def tensor_bytes(self) -> int: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+Dtype = Literal["float32", "stored"]
+
+
+def before_load(shape: Shape, *, dtype: Dtype, concurrency: int, context: int | None) -> int:
+    """Bytes to set aside for a model that is to be loaded.
+
+    `context` is the longest context served, in tokens; None means the model's own.
+    """
+    weights = weight_bytes(shape, dtype)
+    return weights + kv_bytes(shape, dtype, concurrency, context) + margin(weights)
+
+
+def after_load(
+    weights: int, shape: Shape, *, dtype: Dtype, concurrency: int, context: int | None
+) -> int:
+    """The same, with the bytes of the weights as the runner reports them."""
+    return weights + kv_bytes(shape, dtype, concurrency, context) + margin(weights)
+
+
+def weight_bytes(shape: Shape, dtype: Dtype) -> int:
+    """Bytes of the weights in memory."""
+    if dtype == "float32" and shape.parameters:
+        return 4 * shape.parameters
+    return shape.tensor_bytes or UNKNOWN_WEIGHTS
+
+
+def kv_bytes(shape: Shape, dtype: Dtype, concurrency: int, context: int | None) -> int:
+    """Bytes of the KV cache.
+
+    A cache grows with what a request really uses, and few requests fill the context. So there is
+    room for whichever is more: one request of the whole context, or every request of the batch at
+    512 tokens. The runner's own memory guard holds the requests to what there really is.
+    """
+    tokens = context or shape.context_length
+    per_token = (
+        2 * shape.layers * shape.kv_heads * shape.head_dim * (4 if dtype == "float32" else 2)
+    )
+    return per_token * max(tokens, concurrency * min(tokens, _ROW_TOKENS))
+
+
+def margin(weights: int) -> int:
+    """Bytes for activations, buffers kept for reuse, and the process."""
+    return int(weights * _MARGIN_SHARE) + _MARGIN_BASE

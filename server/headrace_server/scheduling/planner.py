@@ -1,0 +1,163 @@
+"""From a model's name to a running process: what to start, how large it is, and starting it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc.aio
+from opentelemetry.context import Context
+
+from headrace.errors import LoadFailed, UnsupportedCapability
+from headrace.host.dtype import choose_dtype
+from headrace.rpc.options import channel_options
+from headrace.telemetry import propagation
+from headrace.v1.runner_pb2 import GetRunnerRequest
+from headrace.v1.runner_pb2_grpc import RunnerServiceStub
+from headrace_server.config import ServerConfig
+from headrace_server.hosting import Hosting
+from headrace_server.runners.lifecycle import Limits as LifeLimits
+from headrace_server.runners.spec import RunnerSpec
+from headrace_server.runners.supervisor import RunningRunner, Supervisor
+from headrace_server.scheduling import estimates
+from headrace_server.scheduling.estimates import Dtype
+from headrace_server.scheduling.ticket import Runner, Wanted
+from headrace_server.store import Manifest, Store
+
+_REPORT_TIMEOUT = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the store, and how it would run here."""
+
+    name: str
+    """As it was asked for."""
+    manifest: Manifest
+    dtype: Dtype
+    concurrency: int
+    context: int | None
+    needs: int
+    """Bytes of memory, as estimated."""
+    origin: Context
+    """Trace context of the request that brought it up; a load is told of it."""
+
+    @property
+    def key(self) -> str:
+        """Names of one digest share a runner."""
+        return self.manifest.digest
+
+
+def concurrency_of(config: ServerConfig) -> int:
+    """Requests that one model serves at once."""
+    return config.max_concurrency or 32
+
+
+class Planner:
+    """Knows the store, the machine and the settings; the scheduler's launcher."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        store: Store,
+        hosting: asyncio.Task[Hosting],
+        memory: int,
+        on_change: Callable[[RunningRunner], None],
+    ) -> None:
+        """`hosting` may still be under way: what needs it waits. `memory`: the budget, in bytes."""
+        self._config = config
+        self._store = store
+        self._hosting = hosting
+        self._memory = memory
+        self._on_change = on_change
+        self._supervisor: Supervisor | None = None
+
+    async def model(self, name: str, kind: str | None = None) -> Model:
+        """The model called `name`, if it is of the kind.
+
+        Raises ModelNotFound, UnsupportedCapability, ModelCorrupt.
+        """
+        manifest = self._store.get(name)
+        if kind is not None and manifest.kind != kind:
+            raise UnsupportedCapability(
+                f"{manifest.full_name} is a model for {manifest.kind}, not for {kind}",
+                model=manifest.full_name,
+                capability=kind,
+            )
+        return await self.plan(name, manifest)
+
+    async def plan(self, name: str, manifest: Manifest) -> Model:
+        """How a model of the store would run here."""
+        hosting = await asyncio.shield(self._hosting)
+        dtype = choose_dtype(
+            hosting.machine.device,
+            manifest.parameters,
+            manifest.tensor_bytes,
+            self._memory,
+            hosting.has_blas,
+        )
+        concurrency, context = concurrency_of(self._config), self._config.context
+        needs = estimates.before_load(
+            manifest, dtype=dtype, concurrency=concurrency, context=context
+        )
+        origin = propagation.extract(propagation.headers().items())
+        return Model(name, manifest, dtype, concurrency, context, needs, origin)
+
+    async def launch(self, runner_id: str, wanted: Wanted) -> Runner:
+        """Start a runner.
+
+        Raises ModelCorrupt for a damaged directory, LoadFailed where MLX cannot run.
+        """
+        assert isinstance(wanted, Model)
+        hosting = await asyncio.shield(self._hosting)
+        if hosting.problem:
+            raise LoadFailed(f"no model can be loaded here: {hosting.problem}", cause="LOAD_FAILED")
+        await asyncio.to_thread(self._store.check, wanted.manifest)
+        if self._supervisor is None:
+            self._supervisor = Supervisor(
+                hosting.environment,
+                on_change=self._on_change,
+                connect=connect,
+                limits=LifeLimits(stalled=self._config.stall_timeout),
+            )
+        spec = RunnerSpec(
+            id=runner_id,
+            model=wanted.manifest.full_name,
+            digest=wanted.key,
+            model_dir=self._store.path(wanted.manifest),
+            kind=wanted.manifest.kind,
+            dtype=wanted.dtype,
+            context=wanted.context,
+            max_concurrency=wanted.concurrency,
+            stall_timeout=self._config.stall_timeout,
+        )
+        environment: dict[str, str] = {}
+        propagation.inject_env(environment, wanted.origin)
+        return self._supervisor.start(spec, environment)
+
+    async def measure(self, runner: Runner, wanted: Wanted) -> int | None:
+        """The bytes that a loaded runner holds, with the weights by its own report."""
+        assert isinstance(wanted, Model)
+        stub = RunnerServiceStub(runner.channel)
+        try:
+            response = await stub.GetRunner(GetRunnerRequest(), timeout=_REPORT_TIMEOUT)
+        except grpc.aio.AioRpcError:
+            return None
+        weights = response.runner.memory.weights_bytes
+        if not weights:
+            return None
+        return estimates.after_load(
+            weights,
+            wanted.manifest,
+            dtype=wanted.dtype,
+            concurrency=wanted.concurrency,
+            context=wanted.context,
+        )
+
+
+def connect(address: str) -> grpc.aio.Channel:
+    """The channel to a runner. What to do about a failed call is the relay's decision alone."""
+    return grpc.aio.insecure_channel(
+        address, options=[*channel_options(address), ("grpc.enable_retries", 0)]
+    )

@@ -1,0 +1,171 @@
+"""One request's claim to a runner, from asking to giving the place back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import grpc.aio
+
+from headrace.errors import HeadraceError
+from headrace_server.runners.diagnosis import Death
+from headrace_server.runners.lifecycle import State as RunnerState
+from headrace_server.scheduling.state import Asked
+
+
+class Wanted(Protocol):
+    """A model as the scheduler sees it. What else there is to know is the launcher's."""
+
+    @property
+    def key(self) -> str:
+        """Those with the same key share a runner."""
+
+    @property
+    def needs(self) -> int:
+        """Bytes of memory, as estimated."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+
+class Runner(Protocol):
+    """What the scheduler needs of a runner. `RunningRunner` is one."""
+
+    dead: asyncio.Task[Death]
+
+    @property
+    def state(self) -> RunnerState: ...
+    @property
+    def fraction(self) -> float: ...
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def channel(self) -> grpc.aio.Channel: ...
+    async def ready(self) -> None: ...
+    async def stop(self, grace: float) -> Death: ...
+
+
+@dataclass
+class Life:
+    """One runner from the order to start it until it is gone."""
+
+    id: str
+    wanted: Wanted
+    started_at: float
+    stop: asyncio.Event
+    loaded_at: float | None = None
+    """None until it serves."""
+    runner: Runner | None = None
+    """None until there is a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How it looks for one who waits."""
+
+    queue_position: int
+    """Requests for the same model that are ahead."""
+    load_fraction: float | None
+    """How much of the model is loaded, 0 to 1; None while its load has not begun."""
+
+
+class Desk(Protocol):
+    """Where tickets are handed in: the scheduler."""
+
+    @property
+    def changed(self) -> asyncio.Future[None]:
+        """Done at the next change of anything that `outlook` tells."""
+
+    def now(self) -> float: ...
+    def enter(self, ticket: Ticket, asked: Asked) -> None: ...
+    def leave(self, request: int) -> None: ...
+    def outlook(self, asked: Asked) -> Wait: ...
+
+
+class Ticket:
+    """One request's claim to a runner: enter, wait, use `life`, leave.
+
+    Leaving the context gives the place back, whatever happened.
+    """
+
+    def __init__(self, desk: Desk, asked: Asked) -> None:
+        self._desk = desk
+        self._asked = asked
+        self._granted: asyncio.Future[Life] = asyncio.get_running_loop().create_future()
+        self.asked_at = desk.now()
+        self.granted_at = self.asked_at
+
+    def __enter__(self) -> Self:
+        self._desk.enter(self, self._asked)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._granted.cancel()
+        self._desk.leave(self._asked.request)
+
+    @property
+    def life(self) -> Life:
+        """The runner. Only after `waiting` has ended."""
+        return self._granted.result()
+
+    @property
+    def runner(self) -> Runner:
+        """The running process. Only after `waiting` has ended."""
+        runner = self.life.runner
+        assert runner is not None
+        return runner
+
+    @property
+    def load_span(self) -> tuple[float, float]:
+        """When the load that was waited for began and ended; equal if there was none."""
+        loaded_at = self.life.loaded_at or self.asked_at
+        began = min(max(self.asked_at, self.life.started_at), self.granted_at)
+        return began, max(began, min(loaded_at, self.granted_at))
+
+    async def waiting(self, heartbeat: float) -> AsyncIterator[Wait]:
+        """How the wait goes: at every change, and every `heartbeat` seconds without one.
+
+        Ends when there is a runner; yields nothing if there is one already. Raises the typed error
+        of a refusal.
+        """
+        last: Wait | None = None
+        while not self._granted.done():
+            wait = self._desk.outlook(self._asked)
+            if wait != last:
+                yield wait
+                last = wait
+                continue  # Time has passed; look again before waiting.
+            changed = self._desk.changed
+            events: set[asyncio.Future[Any]] = {self._granted, changed}
+            done, _ = await asyncio.wait(
+                events, timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                last = None
+        self._granted.result()
+
+    async def granted(self) -> None:
+        """Wait without looking. Raises the typed error of a refusal."""
+        await asyncio.wait({self._granted})
+        self._granted.result()
+
+    def grant(self, life: Life, now: float) -> None:
+        """Hand over the runner. The scheduler's alone, as is `refuse`."""
+        self.granted_at = now
+        if not self._granted.done():
+            self._granted.set_result(life)
+
+    def refuse(self, error: HeadraceError) -> None:
+        """End the wait with an error."""
+        if not self._granted.done():
+            self._granted.set_exception(error)
+            self._granted.exception()  # Seen, even if the one who asked is gone.

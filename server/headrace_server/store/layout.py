@@ -1,0 +1,128 @@
+"""Where things lie under the store's home, and how they come to lie there whole.
+
+    models/<name>/<tag>.json    manifests
+    snapshots/<digest>/         model directories
+    downloads/<sha256>/         fetched files that are not imported yet
+    tmp/<id>/                   work in progress, each under a lock that dies with its process
+    locks/
+
+What is visible under models/ and snapshots/ got there by one rename. Never reads a model.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from headrace_server.store.locks import locked, try_lock
+from headrace_server.store.names import ModelName
+
+
+class Layout:
+    """The paths of one store. Several processes may use the same."""
+
+    def __init__(self, home: Path) -> None:
+        self.models = home / "models"
+        self.snapshots = home / "snapshots"
+        self.downloads = home / "downloads"
+        self._tmp = home / "tmp"
+        self._locks = home / "locks"
+
+    def manifest(self, name: ModelName) -> Path:
+        return self.models / name.name / f"{name.tag}.json"
+
+    def manifests(self) -> Iterator[Path]:
+        """Every manifest's path."""
+        return self.models.rglob("*.json")
+
+    def remove_manifest(self, path: Path) -> None:
+        """Remove a manifest and the directories that it leaves empty, within `changing`."""
+        path.unlink()
+        with suppress(OSError):  # Not empty: another tag or a longer name lives there.
+            for directory in path.relative_to(self.models).parents[:-1]:
+                (self.models / directory).rmdir()
+
+    def snapshot(self, digest: str) -> Path:
+        return self.snapshots / digest.removeprefix("sha256:")
+
+    def lock(self, name: str) -> Path:
+        return self._locks / f"{name}.lock"
+
+    def collect(self, staging: Path) -> None:
+        """Drop the snapshots that no manifest names, within `changing`.
+
+        Damaged manifests count: what they name may yet be wanted. The space is free once
+        `staging` is gone.
+        """
+        named = b"".join(manifest.read_bytes() for manifest in self.manifests())
+        for snapshot in self.snapshots.glob("*"):
+            if f"sha256:{snapshot.name}".encode() not in named:
+                move_into(snapshot, staging / snapshot.name)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the lock under which names and snapshots appear and disappear, for a moment."""
+        with locked(self.lock("store")):
+            yield
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A directory of one's own on the store's file system, removed at the end.
+
+        Those of processes that were killed are removed first.
+        """
+        self._tmp.mkdir(parents=True, exist_ok=True)
+        with self.changing():
+            self._sweep()
+            directory = self._tmp / secrets.token_hex(8)
+            lock = self._lock_of(directory)
+            descriptor = try_lock(lock)
+            assert descriptor is not None, "a fresh name is free"
+            directory.mkdir()
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _sweep(self) -> None:
+        for lock in self._tmp.glob("*.lock"):
+            descriptor = try_lock(lock)
+            if descriptor is not None:
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
+                os.close(descriptor)
+
+    @staticmethod
+    def _lock_of(directory: Path) -> Path:
+        return directory.with_suffix(".lock")
+
+
+def move_into(source: Path, target: Path) -> None:
+    """Rename `source` to `target`, which another rename may replace, and make that durable."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
+    flush_directory(target.parent)
+
+
+def write_into(text: str, staging: Path, target: Path) -> None:
+    """Put a file with `text` at `target`, whole or not at all."""
+    fresh = staging / secrets.token_hex(8)
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    move_into(fresh, target)
+
+
+def flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

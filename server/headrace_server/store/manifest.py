@@ -1,0 +1,112 @@
+"""What the store knows of a model without opening it. Pure: JSON in, JSON out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file of a model: `path` relative to its directory, `size` in bytes, `sha256` in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A model of the store. A count of 0 means that its files do not say."""
+
+    name: str
+    tag: str
+    kind: str
+    """ "text": what the model does."""
+    format: str
+    """ "mlx": how its directory is laid out."""
+    architecture: str
+    digest: str
+    """ "sha256:…" over the files; two names of one digest are one model."""
+    files: tuple[ModelFile, ...]
+    tensor_bytes: int
+    parameters: int
+    context_length: int
+    """Tokens."""
+    quantization: str
+    """As its source calls it: "Q4_1", "4-bit g64", "bfloat16"."""
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    chat_template: str | None
+    license: str | None
+    source: str
+    """Where it came from: a catalogue entry's package or the imported file's name."""
+    created_at: str
+    """RFC 3339, UTC."""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}:{self.tag}"
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.chat_template is not None
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(file.size for file in self.files)
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA} | dataclasses.asdict(self), indent=2) + "\n"
+
+
+def parse_manifest(text: str) -> Manifest:
+    """The manifest in `text`. Raises ValueError where it is none of this schema."""
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        schema = fields.pop("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"it has schema {schema!r}, this version reads {SCHEMA}")
+        files = tuple(ModelFile(**file) for file in fields.pop("files"))
+        return Manifest(files=files, **fields)
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"it is no manifest: {error}") from error
+
+
+def new_manifest(
+    name: str,
+    tag: str,
+    facts: Mapping[str, Any],
+    files: Iterable[Mapping[str, Any]],
+    *,
+    source: str,
+    created_at: str,
+) -> Manifest:
+    """The manifest of a conversion's `facts` and `files`, as its "done" line gives them."""
+    listed = tuple(sorted((ModelFile(**file) for file in files), key=lambda file: file.path))
+    return Manifest(
+        name=name,
+        tag=tag,
+        digest=digest_of(listed),
+        files=listed,
+        source=source,
+        created_at=created_at,
+        **facts,
+    )
+
+
+def digest_of(files: Iterable[ModelFile]) -> str:
+    """ "sha256:…" over (path, size, sha256) of every file, sorted by path."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.path):
+        digest.update(f"{file.path}\0{file.size}\0{file.sha256}\n".encode())
+    return f"sha256:{digest.hexdigest()}"

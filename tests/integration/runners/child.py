@@ -1,0 +1,148 @@
+"""A stand-in for a runner that keeps the process protocol and then behaves as its mode says."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import grpc.aio
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from headrace.host.handover import ReportWriter
+
+
+class Health:
+    def __init__(self) -> None:
+        self._serving = False
+        self._changed = asyncio.Condition()
+
+    async def set(self, serving: bool) -> None:
+        async with self._changed:
+            self._serving = serving
+            self._changed.notify_all()
+
+    def _response(self) -> HealthCheckResponse:
+        status = HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING
+        return HealthCheckResponse(status=status)
+
+    async def check(self, request: HealthCheckRequest, context: object) -> HealthCheckResponse:
+        return self._response()
+
+    async def watch(
+        self, request: HealthCheckRequest, context: object
+    ) -> AsyncIterator[HealthCheckResponse]:
+        while True:
+            response = self._response()
+            yield response
+            async with self._changed:
+                while self._response() == response:
+                    await self._changed.wait()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        decode, encode = HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString
+        return grpc.method_handlers_generic_handler(
+            "grpc.health.v1.Health",
+            {
+                "Check": grpc.unary_unary_rpc_method_handler(self.check, decode, encode),
+                "Watch": grpc.unary_stream_rpc_method_handler(self.watch, decode, encode),
+            },
+        )
+
+
+async def serve(mode: str, options: argparse.Namespace, reports: ReportWriter) -> None:
+    loop = asyncio.get_running_loop()
+    health, done = Health(), asyncio.Event()
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((health.handler(),))
+    server.add_insecure_port(options.listen)
+    await server.start()
+    if mode == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        loop.add_signal_handler(signal.SIGTERM, done.set)
+    tasks: set[asyncio.Task[None]] = set()
+
+    def turn(serving: bool) -> None:
+        tasks.add(loop.create_task(health.set(serving)))
+
+    loop.add_signal_handler(signal.SIGUSR1, turn, False)
+    loop.add_signal_handler(signal.SIGUSR2, turn, True)
+    reports.listening(options.listen, "sha256:other" if mode == "impostor" else options.digest)
+    if mode != "stuck":
+        reports.loading(0.5)
+        await health.set(True)
+        reports.ready()
+    await done.wait()
+    await server.stop(0)
+
+
+async def until_orphaned(work: asyncio.Task[None]) -> None:
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    end = asyncio.create_task(reader.read())
+    await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
+    work.cancel()
+    end.cancel()
+    transport.close()
+
+
+async def main(mode: str, options: argparse.Namespace, reports: ReportWriter) -> None:
+    if mode == "silent":
+        await until_orphaned(asyncio.create_task(asyncio.sleep(60)))
+    else:
+        await until_orphaned(asyncio.create_task(serve(mode, options, reports)))
+
+
+def parse() -> tuple[str, argparse.Namespace]:
+    parser = argparse.ArgumentParser()
+    for name in ("listen", "digest", "id", "model", "name", "parent", "dtype", "log-format"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("report-fd", "max-concurrency"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--stall-timeout", type=float, required=True)
+    return sys.argv[1], parser.parse_args(sys.argv[2:])
+
+
+def run() -> None:
+    mode, options = parse()
+    reports = ReportWriter(options.report_fd)
+    match mode:
+        case "long-line":
+            sys.stderr.write("x" * 10_000_000 + "libc++abi: terminating")
+            sys.stderr.flush()
+            os.abort()
+        case "out-of-memory":
+            print("[METAL] Command buffer execution failed: Insufficient Memory", file=sys.stderr)
+            os.abort()
+        case "fail":
+            reports.failed("MODEL_CORRUPT", "model.safetensors is cut short", "model.safetensors")
+            sys.exit(1)
+        case "garbage":
+            os.write(options.report_fd, b"not json\n" + b"y" * 200_000 + b"\n")
+            reports.failed("UNSUPPORTED_MODEL", "no such architecture")
+            sys.exit(1)
+        case "raise":
+            raise RuntimeError("broken on purpose")
+        case "grandchild":
+            # Holds every inherited pipe open for longer than any test waits.
+            child = subprocess.Popen(["sleep", "30"])
+            print(child.pid, flush=True)
+            sys.exit(3)
+        case "print":
+            line = {"level": "ERROR", "message": "hello", "logger": "child", "trace_id": "ab" * 16}
+            print(json.dumps(line | {"name": "reserved"}), file=sys.stderr)
+            print("plain text", flush=True)
+        case _:
+            asyncio.run(main(mode, options, reports))
+
+
+if __name__ == "__main__":
+    run()

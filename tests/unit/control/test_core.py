@@ -1,0 +1,319 @@
+"""The scheduling core's rules, one scenario a test, on a virtual clock."""
+
+import math
+
+import pytest
+
+from headrace.errors import (
+    CircuitOpen,
+    DeadlineUnreachable,
+    Draining,
+    InsufficientMemory,
+    LoadFailed,
+    ModelTooLarge,
+    QueueFull,
+)
+from headrace_server.scheduling.core import decide
+from headrace_server.scheduling.state import (
+    FOREVER,
+    Action,
+    Asked,
+    Drain,
+    Event,
+    Exited,
+    Grant,
+    Left,
+    Limits,
+    Loaded,
+    Phase,
+    Refuse,
+    Start,
+    State,
+    Stop,
+    Tick,
+    Unload,
+)
+
+
+class Desk:
+    """The core with a clock that the test moves."""
+
+    def __init__(self, **limits: int | float) -> None:
+        self.state = State(Limits(**{"memory": 100, **limits}))  # type: ignore[arg-type]
+        self.now = 0.0
+        self._requests = 0
+
+    def tell(self, event: Event) -> tuple[Action, ...]:
+        self.state, actions = decide(self.state, event, self.now)
+        return actions
+
+    def ask(self, key: str, needs: int = 40, **more: float | int | None) -> tuple[Action, ...]:
+        """Ask as request 1, 2, 3, …"""
+        self._requests += 1
+        return self.tell(Asked(self._requests, key, needs, **more))  # type: ignore[arg-type]
+
+    def wait(self, seconds: float) -> tuple[Action, ...]:
+        self.now += seconds
+        return self.tell(Tick())
+
+    def exited(self, runner: str, cause: str = "EXITED") -> tuple[Action, ...]:
+        return self.tell(Exited(runner, cause, LoadFailed("it failed", cause=cause)))
+
+    def phase(self, key: str) -> Phase | None:
+        slot = self.state.slot_of(key)
+        return slot and slot.phase
+
+
+def errors(actions: tuple[Action, ...]) -> list[tuple[int, type]]:
+    return [
+        (action.request, type(action.error)) for action in actions if isinstance(action, Refuse)
+    ]
+
+
+def test_callers_share_one_load_and_are_served_together() -> None:
+    desk = Desk()
+    assert desk.ask("a") == (Start("r1", "a"),)
+    assert desk.ask("a") == ()
+    assert desk.tell(Loaded("r1")) == (Grant(1, "r1"), Grant(2, "r1"))
+
+
+def test_a1_a_full_queue_refuses_at_once_also_for_a_loaded_model() -> None:
+    desk = Desk(concurrency=1, queue_per_model=1, queue_total=2)
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    assert desk.ask("a") == ()
+    (refused,) = desk.ask("a")
+    assert isinstance(refused, Refuse)
+    assert isinstance(refused.error, QueueFull)
+    assert refused.error.metadata["queue"] == "model"
+    assert refused.error.retry_after
+    desk.ask("b")
+    (refused,) = desk.ask("c")
+    assert isinstance(refused, Refuse)
+    assert refused.error.metadata["queue"] == "controller"
+
+
+def test_a2_a_waiter_that_leaves_starts_no_load() -> None:
+    desk = Desk()
+    desk.ask("a", needs=60)
+    desk.tell(Loaded("r1"))
+    assert desk.ask("b", needs=60) == ()
+    assert desk.tell(Left(2)) == ()
+    assert desk.tell(Left(1)) == ()
+    assert desk.phase("b") is None
+    assert desk.phase("a") is Phase.SERVING
+
+
+def test_a3_one_caller_s_cancellation_does_not_end_the_load() -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.ask("a")
+    assert desk.tell(Left(1)) == ()
+    assert desk.tell(Loaded("r1")) == (Grant(2, "r1"),)
+
+
+def test_a4_an_idle_model_goes_and_a_busy_one_is_waited_for() -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    desk.ask("b")
+    desk.tell(Loaded("r2"))
+    assert desk.ask("c") == ()
+    assert desk.tell(Left(2)) == (Stop("r2", "evicted"),)
+    assert desk.exited("r2") == (Start("r3", "c"),)
+
+
+def test_eviction_takes_the_least_recently_used_first() -> None:
+    desk = Desk()
+    for key, runner in (("a", "r1"), ("b", "r2")):
+        desk.ask(key)
+        desk.tell(Loaded(runner))
+    desk.tell(Left(2))
+    desk.now += 1
+    desk.tell(Left(1))
+    assert desk.ask("c") == (Stop("r2", "evicted"),)
+
+
+def test_nobody_is_evicted_where_it_would_not_be_enough() -> None:
+    desk = Desk()
+    for key, runner in (("a", "r1"), ("b", "r2")):
+        desk.ask(key)
+        desk.tell(Loaded(runner))
+    desk.tell(Left(1))
+    assert desk.ask("c", needs=90) == ()
+    assert desk.phase("a") is Phase.SERVING
+
+
+def test_a5_a_victim_is_not_revived() -> None:
+    desk = Desk()
+    desk.ask("a", needs=80)
+    desk.tell(Loaded("r1"))
+    desk.tell(Left(1))
+    assert desk.ask("b", needs=80) == (Stop("r1", "evicted"),)
+    assert desk.ask("a", needs=80, keep_alive=FOREVER) == ()
+    assert desk.exited("r1") == (Start("r2", "b"),)
+    assert desk.tell(Loaded("r2")) == (Grant(2, "r2"),)
+    assert desk.tell(Left(2)) == (Stop("r2", "evicted"),)
+    assert desk.exited("r2") == (Start("r3", "a"),)
+    assert desk.tell(Loaded("r3")) == (Grant(3, "r3"),)
+
+
+def test_a6_out_of_memory_evicts_and_retries_once() -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    desk.tell(Left(1))
+    desk.ask("b")
+    assert desk.exited("r2", "OUT_OF_MEMORY") == (Stop("r1", "evicted"),)
+    assert desk.exited("r1") == (Start("r3", "b"),)
+    assert errors(desk.exited("r3", "OUT_OF_MEMORY")) == [(2, LoadFailed)]
+
+
+def test_a6_out_of_memory_alone_fails_at_once() -> None:
+    desk = Desk()
+    desk.ask("a")
+    assert errors(desk.exited("r1", "OUT_OF_MEMORY")) == [(1, LoadFailed)]
+
+
+def test_a7_what_can_never_fit_fails_at_once_and_evicts_nobody() -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    desk.tell(Left(1))
+    assert errors(desk.ask("b", needs=101)) == [(2, ModelTooLarge)]
+    assert desk.phase("a") is Phase.SERVING
+
+
+def test_what_pinned_models_leave_no_room_for_is_refused() -> None:
+    desk = Desk()
+    desk.ask("a", needs=60, keep_alive=FOREVER)
+    desk.tell(Loaded("r1"))
+    desk.tell(Left(1))
+    assert errors(desk.ask("b", needs=60)) == [(2, InsufficientMemory)]
+
+
+@pytest.mark.parametrize("keep_alive", [0.0, 5.0])
+def test_a8_keep_alive_ends_after_the_request(keep_alive: float) -> None:
+    desk = Desk()
+    desk.ask("a", keep_alive=keep_alive)
+    desk.tell(Loaded("r1"))
+    assert desk.wait(10.0) == ()
+    actions = desk.tell(Left(1))
+    assert actions == ((Stop("r1", "keep_alive"),) if keep_alive == 0.0 else ())
+    if keep_alive:
+        assert desk.state.wake_at(desk.now) == desk.now + keep_alive
+        assert desk.wait(keep_alive) == (Stop("r1", "keep_alive"),)
+
+
+def test_a8_a_negative_keep_alive_stays_also_for_those_who_ask_for_nothing() -> None:
+    desk = Desk()
+    desk.ask("a", keep_alive=FOREVER)
+    desk.tell(Loaded("r1"))
+    desk.tell(Left(1))
+    desk.ask("a")
+    desk.tell(Left(2))
+    assert desk.state.wake_at(desk.now) == math.inf
+    assert desk.wait(1e9) == ()
+    desk.ask("a", keep_alive=0.0)
+    assert desk.tell(Left(3)) == (Stop("r1", "keep_alive"),)
+
+
+def test_a9_a_deadline_that_is_over_starts_no_load() -> None:
+    desk = Desk()
+    desk.now = 5.0
+    assert errors(desk.ask("a", deadline=5.0)) == [(1, DeadlineUnreachable)]
+    desk.ask("a", deadline=6.0)
+    desk.ask("b", needs=80, deadline=6.0)
+    assert errors(desk.wait(1.0)) == [(2, DeadlineUnreachable), (3, DeadlineUnreachable)]
+
+
+def test_c8_crashes_at_load_back_off_then_open_the_circuit_for_this_model_alone() -> None:
+    desk = Desk(max_crashes=3, backoff=1.0, cooldown=30.0)
+    desk.ask("a")
+    assert desk.exited("r1", "NATIVE_ABORT") == (Start("r2", "a"),)
+    assert desk.exited("r2", "NATIVE_ABORT") == ()
+    assert desk.state.wake_at(desk.now) == 1.0
+    assert desk.wait(1.0) == (Start("r3", "a"),)
+    assert errors(desk.exited("r3", "NATIVE_ABORT")) == [(1, LoadFailed)]
+    (refused,) = desk.ask("a")
+    assert isinstance(refused, Refuse)
+    assert isinstance(refused.error, CircuitOpen)
+    assert refused.error.retry_after == 30.0
+    assert desk.ask("b") == (Start("r4", "b"),)
+    desk.now += 30.0
+    assert desk.ask("a") == (Start("r5", "a"),)
+
+
+@pytest.mark.parametrize("cause", ["LOAD_FAILED", "UNSUPPORTED_MODEL", "MODEL_CORRUPT"])
+def test_a_load_that_no_retry_can_mend_fails_at_once_for_all(cause: str) -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.ask("a")
+    assert errors(desk.exited("r1", cause)) == [(1, LoadFailed), (2, LoadFailed)]
+    assert desk.ask("a") == (Start("r2", "a"),)
+
+
+def test_a_crash_under_requests_lets_the_next_one_start_a_runner() -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    assert desk.exited("r1", "SIGNAL") == ()
+    assert desk.tell(Left(1)) == ()
+    assert desk.ask("a") == (Start("r2", "a"),)
+
+
+def test_unload_waits_for_the_requests_and_serves_later_ones_anew() -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    assert desk.tell(Unload("a")) == ()
+    assert desk.ask("a") == ()
+    assert desk.tell(Left(1)) == (Stop("r1", "unloaded"),)
+    assert desk.exited("r1") == (Start("r2", "a"),)
+
+
+def test_drain_refuses_those_who_wait_and_lets_the_others_finish() -> None:
+    desk = Desk(concurrency=1)
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    desk.ask("a")
+    assert errors(desk.tell(Drain())) == [(2, Draining)]
+    assert errors(desk.ask("a")) == [(3, Draining)]
+    assert desk.tell(Left(1)) == (Stop("r1", "unloaded"),)
+
+
+def test_priority_goes_first_and_position_counts_those_ahead() -> None:
+    desk = Desk(concurrency=1)
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    desk.ask("a")
+    desk.ask("a", priority=5)
+    assert (desk.state.position(3), desk.state.position(2)) == (0, 1)
+    assert desk.tell(Left(1)) == (Grant(3, "r1"),)
+
+
+def test_a_report_over_the_budget_makes_idle_ones_go() -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    desk.tell(Left(1))
+    desk.ask("b")
+    assert desk.tell(Loaded("r2", memory=70)) == (Grant(2, "r2"), Stop("r1", "evicted"))
+
+
+def test_memory_that_is_freed_for_one_is_not_taken_by_another() -> None:
+    desk = Desk()
+    desk.ask("a", needs=50)
+    desk.tell(Loaded("r1"))
+    desk.tell(Left(1))
+    assert desk.ask("b", needs=80) == (Stop("r1", "evicted"),)
+    assert desk.ask("c", needs=50) == ()
+    assert desk.exited("r1") == (Start("r2", "b"),)
+
+
+def test_what_is_free_is_used_while_another_waits_for_the_busy() -> None:
+    desk = Desk()
+    desk.ask("a", needs=50)
+    desk.tell(Loaded("r1"))
+    assert desk.ask("b", needs=80) == ()
+    assert desk.ask("c", needs=50) == (Start("r2", "c"),)

@@ -1,0 +1,46 @@
+"""Memory estimates, in round numbers."""
+
+from dataclasses import dataclass
+
+from headrace_server.scheduling import estimates
+from headrace_server.scheduling.estimates import MIB
+
+
+@dataclass(frozen=True)
+class Model:
+    tensor_bytes: int = 100 * MIB
+    parameters: int = 135_000_000
+    context_length: int = 2048
+    layers: int = 30
+    kv_heads: int = 3
+    head_dim: int = 64
+
+
+def test_weights_as_they_will_be_in_memory() -> None:
+    assert estimates.weight_bytes(Model(), "stored") == 100 * MIB
+    assert estimates.weight_bytes(Model(), "float32") == 540_000_000
+
+
+def test_an_unknown_size_counts_as_8_gib() -> None:
+    assert estimates.weight_bytes(Model(tensor_bytes=0, parameters=0), "float32") == 8 << 30
+
+
+def test_kv_cache_has_room_for_one_full_context_or_for_a_batch_of_short_requests() -> None:
+    per_token = 2 * 30 * 3 * 64 * 4
+    assert estimates.kv_bytes(Model(), "float32", 1, None) == per_token * 2048
+    assert estimates.kv_bytes(Model(), "float32", 32, None) == per_token * 32 * 512
+    assert estimates.kv_bytes(Model(), "float32", 2, 256) == per_token * 2 * 256
+    assert estimates.kv_bytes(Model(), "stored", 1, None) == per_token * 2048 // 2
+
+
+def test_the_runner_s_report_replaces_the_weights_alone() -> None:
+    model = Model()
+    before = estimates.before_load(model, dtype="stored", concurrency=8, context=None)
+    same = estimates.after_load(
+        model.tensor_bytes, model, dtype="stored", concurrency=8, context=None
+    )
+    more = estimates.after_load(
+        2 * model.tensor_bytes, model, dtype="stored", concurrency=8, context=None
+    )
+    assert before == same
+    assert more > before + model.tensor_bytes

@@ -1,0 +1,123 @@
+"""Taking over a model directory: what is copied, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.errors import HeadraceError, InvalidRequest, ModelCorrupt, UnsupportedModel
+from headrace_runner.convert.check import check_model, inventory
+from headrace_runner.convert.directory import import_directory
+from headrace_runner.convert.gguf_import import import_gguf
+
+
+def silent(phase: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def pristine(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    import_gguf(tiny_gguf, directory, silent)
+    return directory
+
+
+@pytest.fixture
+def model(pristine: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(pristine, tmp_path / "model")
+
+
+def take(model: Path) -> dict[str, Any]:
+    output = model.parent / "out"
+    output.mkdir()
+    facts = import_directory(model, output, silent)
+    check_model(output, facts)
+    return facts
+
+
+def test_copies_what_is_needed_and_no_more(model: Path) -> None:
+    (model / "optimizer.pt").write_bytes(b"x")
+    (model / "modeling_own.py").write_text("raise SystemExit")
+    (model / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\nlicense: no\n")
+    facts = take(model)
+    assert facts["license"] == "apache-2.0"
+    assert facts["quantization"] == "4-bit g32"
+    assert facts["parameters"] == 81_408
+    assert facts["chat_template"]
+    copied = {path.name for path in (model.parent / "out").iterdir()}
+    assert copied == {path.name for path in model.iterdir()} - {"optimizer.pt", "modeling_own.py"}
+
+
+def test_links_are_followed(model: Path, tmp_path: Path) -> None:
+    blob = tmp_path / "blob"
+    (model / "model.safetensors").rename(blob)
+    (model / "model.safetensors").symlink_to(blob)
+    take(model)
+    assert not (tmp_path / "out" / "model.safetensors").is_symlink()
+
+
+def edit_config(**changes: Any) -> Callable[[Path], None]:
+    def edit(model: Path) -> None:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | changes))
+
+    return edit
+
+
+def cut(name: str, by: int) -> Callable[[Path], None]:
+    def edit(model: Path) -> None:
+        data = (model / name).read_bytes()
+        (model / name).write_bytes(data[:-by])
+
+    return edit
+
+
+def only_pickles(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def lost_shard(model: Path) -> None:
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "file"),
+    [
+        (lambda model: (model / "config.json").unlink(), InvalidRequest, None),
+        (cut("config.json", 30), ModelCorrupt, "config.json"),
+        (cut("tokenizer.json", 30), ModelCorrupt, "tokenizer.json"),
+        (cut("model.safetensors", 1), ModelCorrupt, "model.safetensors"),
+        (cut("model.safetensors", 40_000), ModelCorrupt, "model.safetensors"),
+        (lambda model: (model / "model.safetensors").unlink(), ModelCorrupt, "model.safetensors"),
+        (lost_shard, ModelCorrupt, "model.safetensors.index.json"),
+        (edit_config(model_type="rwkv9"), UnsupportedModel, None),
+        (edit_config(model_type="../evil"), UnsupportedModel, None),
+        (edit_config(model_file="own.py"), UnsupportedModel, None),
+        (edit_config(hidden_size=128), ModelCorrupt, "model.safetensors"),
+        (edit_config(num_hidden_layers=3), ModelCorrupt, "model.safetensors"),
+        (edit_config(num_attention_heads="many"), UnsupportedModel, None),
+        (only_pickles, UnsupportedModel, None),
+    ],
+)
+def test_refused(
+    model: Path, damage: Callable[[Path], None], error: type[HeadraceError], file: str | None
+) -> None:
+    damage(model)
+    with pytest.raises(error) as caught:
+        take(model)
+    assert caught.value.metadata.get("file") == file
+
+
+def test_inventory_lists_every_file(model: Path) -> None:
+    (model / "config.json").write_bytes(b"abc")
+    files = {file["path"]: file for file in inventory(model, silent)}
+    assert set(files) == {path.name for path in model.iterdir()}
+    assert files["config.json"] == {
+        "path": "config.json",
+        "size": 3,
+        "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+    }

@@ -1,0 +1,246 @@
+"""A controller that says what a test tells it to: real gRPC, scripted answers, no models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from headrace.errors import HeadraceError, ModelNotFound, to_status, trailing_metadata
+from headrace.v1 import (
+    common_pb2,
+    completion_pb2,
+    completion_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    tokenize_pb2,
+    tokenize_pb2_grpc,
+)
+
+WAIT = object()
+"""In a script: say nothing until the call is cancelled or the server stops."""
+
+
+def response(**event: Any) -> completion_pb2.StreamCompletionResponse:
+    return completion_pb2.StreamCompletionResponse(**event)
+
+
+def started(**fields: Any) -> completion_pb2.StreamCompletionResponse:
+    values = {"id": "r1", "model": "m:1", "digest": "sha256:0", "runner": "a", "seed": 7} | fields
+    return response(started=completion_pb2.CompletionStarted(prompt_tokens=3, **values))
+
+
+def delta(text: str, *token_ids: int, **fields: Any) -> completion_pb2.StreamCompletionResponse:
+    return response(delta=completion_pb2.CompletionDelta(text=text, token_ids=token_ids, **fields))
+
+
+def completed(output_tokens: int = 2, **choice: Any) -> completion_pb2.StreamCompletionResponse:
+    choice = {"finish_reason": completion_pb2.FINISH_REASON_END_OF_TEXT} | choice
+    message = completion_pb2.CompletionCompleted(
+        choices=[completion_pb2.ChoiceResult(**choice)],
+        usage=common_pb2.Usage(prompt_tokens=3, cached_tokens=1, output_tokens=output_tokens),
+        resumed=1,
+    )
+    message.timings.decode.FromMilliseconds(500)
+    message.timings.total.FromMilliseconds(1500)
+    return response(completed=message)
+
+
+ANSWER = (started(), delta("Hel", 1), delta("lo", 2), completed())
+
+
+def model(name: str = "m:1", **fields: Any) -> model_pb2.Model:
+    values: dict[str, Any] = {
+        "kind": common_pb2.MODEL_KIND_TEXT,
+        "format": "mlx",
+        "architecture": "llama",
+        "digest": "sha256:" + "0" * 64,
+        "parameters": 134_515_008,
+        "size_bytes": 98_362_432,
+        "quantization": "Q4_1",
+        "context_length": 2048,
+        "chat_template": True,
+    }
+    message = model_pb2.Model(name=name, **(values | fields))
+    message.created_at.FromSeconds(1_700_000_000)
+    return message
+
+
+def runner(**fields: Any) -> common_pb2.RunnerStatus:
+    values: dict[str, Any] = {"id": "a", "model": "m:1", "pid": 42, "memory_bytes": 1 << 30}
+    state = common_pb2.RUNNER_STATE_SERVING
+    message = common_pb2.RunnerStatus(state=state, **(values | fields))
+    message.expires_in.FromSeconds(300)
+    return message
+
+
+@dataclass
+class Fake:
+    """What the controller answers, and what it was asked."""
+
+    target: str
+    completion: Sequence[object] = ANSWER
+    transfer: Sequence[object] = ()
+    models: dict[str, model_pb2.Model] = field(default_factory=dict)
+    failure: HeadraceError | None = None
+    """Raised by every unary method, if set."""
+
+    requests: list[Any] = field(default_factory=list)
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
+    remaining: list[float | None] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def note(self, request: Message, context: grpc.ServicerContext) -> None:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        self.remaining.append(context.time_remaining())
+
+    def unary(self, request: Message, context: grpc.ServicerContext) -> None:
+        self.note(request, context)
+        if self.failure:
+            fail(context, self.failure)
+
+    def play(
+        self, script: Sequence[object], request: Message, context: grpc.ServicerContext
+    ) -> Iterator[Any]:
+        self.note(request, context)
+        context.add_callback(self.cancelled.set)
+        for step in script:
+            if isinstance(step, HeadraceError):
+                fail(context, step)
+            elif step is WAIT:
+                self.cancelled.wait(30)
+            else:
+                yield step
+
+    def find(self, name: str, context: grpc.ServicerContext) -> model_pb2.Model:
+        if name not in self.models:
+            fail(context, ModelNotFound(name, nearest=self.models))
+        return self.models[name]
+
+
+def fail(context: grpc.ServicerContext, error: HeadraceError) -> NoReturn:
+    status = to_status(error)
+    context.set_trailing_metadata(trailing_metadata(error, status))
+    context.abort(error.code, status.message)
+    raise AssertionError("unreachable")
+
+
+class Completions(completion_pb2_grpc.CompletionServiceServicer):
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+
+    def StreamCompletion(self, request: Any, context: Any) -> Any:
+        return self.fake.play(self.fake.completion, request, context)
+
+
+class Tokenizers(tokenize_pb2_grpc.TokenizeServiceServicer):
+    """One token a byte."""
+
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+
+    def Tokenize(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        data = request.text.encode()
+        return tokenize_pb2.TokenizeResponse(
+            token_ids=data,
+            pieces=[
+                tokenize_pb2.TokenPiece(token_id=b, piece=bytes([b]), start=i, end=i + 1)
+                for i, b in enumerate(data)
+            ]
+            if request.pieces
+            else [],
+        )
+
+    def Detokenize(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        data = bytes(request.token_ids)
+        return tokenize_pb2.DetokenizeResponse(data=data, text=data.decode(errors="replace"))
+
+    def RenderChat(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        prompt = "".join(message.content for message in request.chat.messages)
+        return tokenize_pb2.RenderChatResponse(prompt=prompt, token_ids=prompt.encode())
+
+    def CountTokens(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        count = len(request.input.prompt)
+        return tokenize_pb2.CountTokensResponse(token_count=count, context_length=8, fits=count < 8)
+
+
+class Models(model_pb2_grpc.ModelServiceServicer):
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+
+    def ListModels(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        models = self.fake.models.values()
+        shown = [m for m in models if m.runners or not request.loaded]
+        return model_pb2.ListModelsResponse(models=shown)
+
+    def GetModel(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        return model_pb2.GetModelResponse(model=self.fake.find(request.model, context))
+
+    def StreamPullModel(self, request: Any, context: Any) -> Any:
+        return self.fake.play(self.fake.transfer, request, context)
+
+    def StreamImportModel(self, request: Any, context: Any) -> Any:
+        return self.fake.play(self.fake.transfer, request, context)
+
+    def CopyModel(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        self.fake.find(request.source, context)
+        return model_pb2.CopyModelResponse(model=model(request.destination))
+
+    def DeleteModel(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        self.fake.find(request.model, context)
+        del self.fake.models[request.model]
+        return model_pb2.DeleteModelResponse(freed_bytes=98_362_432)
+
+    def LoadModel(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        self.fake.find(request.model, context)
+        answer = model_pb2.LoadModelResponse(runner=runner(model=request.model))
+        answer.load_time.FromMilliseconds(1250)
+        return answer
+
+    def UnloadModel(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        found = self.fake.find(request.model, context)
+        return model_pb2.UnloadModelResponse(stopped=len(found.runners))
+
+    def WatchModels(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+
+@contextmanager
+def serving(socket: Path) -> Iterator[Fake]:
+    """Serves a fake controller on a Unix socket."""
+    fake = Fake(f"unix:{socket}")
+    with ThreadPoolExecutor(8) as pool:
+        server = grpc.server(pool)
+        completion_pb2_grpc.add_CompletionServiceServicer_to_server(Completions(fake), server)
+        tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(Tokenizers(fake), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(Models(fake), server)
+        checks = health.HealthServicer()
+        checks.set("", health_pb2.HealthCheckResponse.SERVING)
+        checks.set("busy", health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        server.add_insecure_port(fake.target)
+        server.start()
+        try:
+            yield fake
+        finally:
+            fake.cancelled.set()
+            server.stop(0).wait()

@@ -1,0 +1,98 @@
+"""What the SDK shows to the world, what it finds by itself, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from google.protobuf import descriptor_pool
+
+import headrace
+from headrace import _calls, types
+from headrace._target import resolve_target
+from headrace.types import CompletionOptions
+
+
+def test_exports() -> None:
+    assert sorted(headrace.__all__) == [
+        "AsyncClient",
+        "AsyncCompletionStream",
+        "AsyncTransferStream",
+        "Client",
+        "Completed",
+        "Completion",
+        "CompletionStream",
+        "Delta",
+        "FinishReason",
+        "HeadraceError",
+        "Message",
+        "Model",
+        "Progress",
+        "Started",
+        "TransferStream",
+    ]
+    for name in headrace.__all__:
+        assert getattr(headrace, name).__name__ == name
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = headrace.nothing_here
+    assert set(types.__all__) <= set(dir(types))
+
+
+def test_importing_is_light() -> None:
+    code = """
+import sys, time
+begin = time.perf_counter()
+from headrace import AsyncClient, Client
+assert time.perf_counter() - begin < 0.5, "slow"
+heavy = {"mlx", "click", "rich", "protovalidate", "opentelemetry.sdk", "psutil", "transformers"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_method_is_in_the_contract() -> None:
+    pool = descriptor_pool.Default()
+    calls = [
+        _calls.stream_completion("m", "p", None, None, CompletionOptions()),
+        _calls.tokenize("m", "", None, None),
+        _calls.detokenize("m", [], None),
+        _calls.render_chat("m", [], None, None),
+        _calls.count_tokens("m", "p", None, None),
+        _calls.list_models(None),
+        _calls.get_model("m"),
+        _calls.pull_model("m"),
+        _calls.import_model("/m", "m", None),
+        _calls.copy_model("m", "n"),
+        _calls.delete_model("m"),
+        _calls.load_model("m", None),
+        _calls.unload_model("m"),
+        _calls.health(""),
+    ]
+    for call in calls:
+        assert isinstance(call, _calls.Unary | _calls.Streaming)
+        service, method = call.method.removeprefix("/").split("/")
+        found = pool.FindServiceByName(service).methods_by_name[method]
+        assert found.input_type is call.request.DESCRIPTOR
+        assert found.output_type is call.answer.DESCRIPTOR
+        assert found.server_streaming is isinstance(call, _calls.Streaming)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("host", "host:50151"),
+        ("host:1", "host:1"),
+        ("::1", "[::1]:50151"),
+        ("[::1]", "[::1]:50151"),
+        ("[::1]:1", "[::1]:1"),
+        ("unix:/run/c.sock", "unix:/run/c.sock"),
+        ("dns:///host:1", "dns:///host:1"),
+    ],
+)
+def test_targets(given: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_target(given) == found
+    monkeypatch.setenv("HEADRACE_HOST", given)
+    assert resolve_target() == found
+    monkeypatch.setenv("HEADRACE_HOST", "")
+    assert resolve_target() == "127.0.0.1:50151"

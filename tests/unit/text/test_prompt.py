@@ -1,0 +1,167 @@
+"""Every kind of input becomes tokens, or an error that names its field."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from headrace.errors import (
+    HeadraceError,
+    InvalidRequest,
+    UnsupportedCapability,
+    UnsupportedParameter,
+)
+from headrace.v1.common_pb2 import TokenIds
+from headrace.v1.completion_pb2 import (
+    ChatInput,
+    ChatMessage,
+    ChatRole,
+    CompletionInput,
+    StreamCompletionRequest,
+)
+from headrace_runner.models.chat import ChatTemplate
+from headrace_runner.models.tokenizer import Tokenizer
+from headrace_runner.services.prompt import prompt_ids, render_chat
+
+# A template that writes down all it was given.
+ECHO = ChatTemplate(
+    {
+        "default": "{{ tools | tojson }} {{ enable_thinking | tojson }} {{ budget }}"
+        "{% for m in messages %}{{ m | tojson }}{% if m.tool_calls %}{% endif %}{% endfor %}"
+        "{{ add_generation_prompt }}"
+    },
+    {},
+)
+
+
+@pytest.fixture
+def template(smollm2_dir: Path, smollm2: Tokenizer) -> ChatTemplate:
+    return ChatTemplate.load(smollm2_dir, smollm2.special_tokens)
+
+
+def _chat(**fields: Any) -> ChatInput:
+    return json_format.ParseDict(fields, ChatInput())
+
+
+def _user(content: str = "Hi") -> dict[str, Any]:
+    return {"role": "CHAT_ROLE_USER", "content": content}
+
+
+def _field(error: HeadraceError) -> str:
+    (violation,) = error.violations
+    return violation.field
+
+
+def test_prompt_chat_and_ids(smollm2: Tokenizer, template: ChatTemplate) -> None:
+    def ids(**fields: Any) -> list[int]:
+        request = StreamCompletionRequest(model="m", **fields)
+        assert prompt_ids(CompletionInput(**fields), smollm2, template) == prompt_ids(
+            request, smollm2, template
+        )
+        return prompt_ids(request, smollm2, template)
+
+    assert smollm2.decode(ids(prompt="Once upon")) == b"Once upon"
+    assert ids(token_ids=TokenIds(ids=[5, 49151])) == [5, 49151]
+    chat = ids(chat=_chat(messages=[_user()]))
+    assert smollm2.decode(chat).endswith(b"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert chat[0] == smollm2.bos_id
+    opened = ids(chat=_chat(messages=[_user()], addGenerationPrompt=False))
+    assert smollm2.decode(opened).endswith(b"Hi<|im_end|>\n")
+
+
+def test_a_prompt_gets_the_models_own_first_token(sentencepiece: Tokenizer) -> None:
+    none = ChatTemplate({}, {})
+    assert prompt_ids(CompletionInput(prompt="a"), sentencepiece, none)[0] == 1
+    assert prompt_ids(CompletionInput(prompt=""), sentencepiece, none)[:1] == [1]
+    with pytest.raises(UnsupportedCapability, match="no chat template"):
+        prompt_ids(CompletionInput(chat=_chat(messages=[_user()])), sentencepiece, none)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, "input"),
+        ({"prompt": ""}, "prompt"),
+        ({"token_ids": TokenIds()}, "token_ids.ids"),
+        ({"token_ids": TokenIds(ids=[1, 49152])}, "token_ids.ids[1]"),
+        ({"token_ids": TokenIds(ids=[2**32 - 1])}, "token_ids.ids[0]"),
+        ({"chat": ChatInput()}, "chat.messages"),
+        ({"chat": _chat(messages=[_user(), _user("")])}, "chat.messages[1].content"),
+        ({"chat": ChatInput(messages=[ChatMessage(content="x")])}, "chat.messages[0].role"),
+        (
+            {"chat": ChatInput(messages=[ChatMessage(role=ChatRole.ValueType(77), content="x")])},
+            "chat.messages[0].role",
+        ),
+    ],
+)
+def test_bad_input_names_its_field(
+    smollm2: Tokenizer, template: ChatTemplate, fields: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        prompt_ids(StreamCompletionRequest(model="m", **fields), smollm2, template)
+    assert _field(raised.value) == field
+    with pytest.raises(InvalidRequest) as raised:
+        prompt_ids(CompletionInput(**fields), smollm2, template, parent="input.")
+    assert _field(raised.value) == f"input.{field}"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "1", "[" * 100_000])
+def test_json_in_a_chat_names_its_field(text: str) -> None:
+    calling = {"role": "CHAT_ROLE_ASSISTANT", "toolCalls": [{"name": "f", "argumentsJson": text}]}
+    with pytest.raises(InvalidRequest) as raised:
+        render_chat(_chat(messages=[_user(), calling]), ECHO, "chat")
+    assert _field(raised.value) == "chat.messages[1].tool_calls[0].arguments_json"
+    tools = [{"name": "f"}, {"name": "g", "parametersJsonSchema": text}]
+    with pytest.raises(InvalidRequest) as raised:
+        render_chat(_chat(messages=[_user()], tools=tools), ECHO, "input.chat")
+    assert _field(raised.value) == "input.chat.tools[1].parameters_json_schema"
+
+
+def test_everything_in_a_chat_reaches_the_template() -> None:
+    rendered = render_chat(
+        _chat(
+            messages=[
+                {"role": "CHAT_ROLE_DEVELOPER", "content": "d", "name": "n"},
+                {
+                    "role": "CHAT_ROLE_ASSISTANT",
+                    "reasoning": "r",
+                    "toolCalls": [{"id": "1", "name": "f", "argumentsJson": '{"x": 1}'}],
+                },
+                {"role": "CHAT_ROLE_TOOL", "toolCallId": "1"},
+            ],
+            tools=[{"name": "f", "description": "d", "parametersJsonSchema": '{"a": 1}'}],
+            templateOptions={"enable_thinking": False, "budget": 3},
+        ),
+        ECHO,
+        "chat",
+    )
+    assert rendered == (
+        '[{"type": "function", "function": {"name": "f", "description": "d", '
+        '"parameters": {"a": 1}}}] false 3'
+        '{"role": "developer", "content": "d", "name": "n"}'
+        '{"role": "assistant", "content": "", "reasoning_content": "r", "thinking": "r", '
+        '"tool_calls": [{"id": "1", "type": "function", '
+        '"function": {"name": "f", "arguments": {"x": 1}}}]}'
+        '{"role": "tool", "content": "", "tool_call_id": "1"}True'
+    )
+
+
+def test_tool_choice() -> None:
+    options = {"enable_thinking": True, "budget": 1}
+
+    def rendered(**choice: str) -> str:
+        chat = _chat(
+            messages=[_user()],
+            tools=[{"name": "f"}],
+            toolChoice=choice,
+            templateOptions=options,
+        )
+        return render_chat(chat, ECHO, "chat")
+
+    assert rendered(mode="MODE_AUTO").startswith('[{"type": "function"')
+    assert rendered(mode="MODE_NONE").startswith("null")
+    for forced in ("MODE_REQUIRED", "MODE_ONE"):
+        with pytest.raises(UnsupportedParameter) as raised:
+            rendered(mode=forced, name="f")
+        assert raised.value.metadata["field"] == "chat.tool_choice.mode"

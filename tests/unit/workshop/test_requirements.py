@@ -1,0 +1,64 @@
+"""What pyproject.toml asks for, constraints.txt pins, and the generated code needs agree."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REQUIREMENTS = [
+    Requirement(text)
+    for texts in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for text in texts
+]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found: dict[str, str] = {}
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        pin = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line)
+        assert pin is not None, f"constraints.txt holds more than name==version: {line}"
+        found[canonicalize_name(pin[1])] = pin[2]
+    return found
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_each_requirement_has_a_pin_that_satisfies_it(requirement: Requirement) -> None:
+    if requirement.name == PROJECT["name"]:
+        assert requirement.extras <= PROJECT["optional-dependencies"].keys()
+        return
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_the_bare_install_brings_the_sdk_alone() -> None:
+    assert {Requirement(text).name for text in PROJECT["dependencies"]} == {
+        "googleapis-common-protos",
+        "grpcio",
+        "opentelemetry-api",
+        "protobuf",
+    }
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "pattern"),
+    [
+        ("protobuf", "completion_pb2.py", r"# Protobuf Python Version: ([\d.]+)"),
+        ("grpcio", "completion_pb2_grpc.py", r"GRPC_GENERATED_VERSION = '([\d.]+)'"),
+    ],
+)
+def test_the_floors_are_those_of_the_generated_code(
+    package: str, source: str, pattern: str
+) -> None:
+    text = (ROOT / "client/python/headrace/v1" / source).read_text(encoding="utf-8")
+    needed = re.search(pattern, text)
+    assert needed is not None
+    asked = next(r for r in REQUIREMENTS if r.name == package).specifier
+
+    assert f">={needed[1]}" in {str(clause) for clause in asked}
