@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT := What is the capital of France? Explain briefly.
-QUICK := not slow and not e2e and not toolchain
+QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow lint format types imports proto proto-check bench install clean distclean
@@ -17,10 +17,10 @@ help: ## list the targets
 run: $(VENV)/.all ## ask a small model a question, from nothing
 	@$(BIN)/headrace run smollm2:135m "$(PROMPT)"
 
-test: $(VENV)/.dev ## the quick tests
+test: $(VENV)/.dev ## the tests, real processes and a real model included
 	$(BIN)/pytest -m "$(QUICK)"
 
-test-slow: $(VENV)/.dev ## the tests with real processes and models
+test-slow: $(VENV)/.dev ## the slow tests, and those that need other toolchains
 	$(BIN)/pytest -m "not ($(QUICK))"
 
 lint: $(VENV)/.dev ## ruff, buf and the import rules

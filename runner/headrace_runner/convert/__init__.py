@@ -1,2 +1,5 @@
-"""Turns model files into directories that mlx-lm loads. Run as a child process: it may use much
-memory for a while, and the controller, which starts it, never imports MLX."""
+"""Turns model files into directories that mlx-lm loads.
+
+Runs as a child process: it may use much memory for a while, and the controller, which starts it,
+never imports MLX.
+"""

@@ -47,10 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _convert(source: Path, output: Path) -> None:
     # Here and not above, so that a closed standard input is noticed during the slow imports too.
+    import mlx.core as mx
+
     from headrace_runner.convert.check import check_model, inventory
     from headrace_runner.convert.directory import import_directory
     from headrace_runner.convert.gguf import is_gguf
     from headrace_runner.convert.gguf_import import import_gguf
+
+    mx.set_default_device(mx.cpu)  # Nothing here is worth a GPU, whose memory a runner may hold.
 
     def report(phase: str, done: int, total: int) -> None:
         _say("progress", phase=phase, done=done, total=total)

@@ -64,7 +64,7 @@ def _q4_0(data: _Bytes, shape: tuple[int, ...]) -> Quantized:
     """Blocks {float16 d, 32 nibbles q}: w = d * (q - 8)."""
     blocks = data.reshape(-1, 18)
     scales = _halves(blocks[:, :2])
-    return _quantized(_nibbles(blocks[:, 2:]), scales, scales * np.float16(-8), 4, shape)
+    return _quantized(_nibbles(blocks[:, 2:]), scales, _times(scales, -8), 4, shape)
 
 
 def _q4_1(data: _Bytes, shape: tuple[int, ...]) -> Quantized:
@@ -79,7 +79,7 @@ def _q8_0(data: _Bytes, shape: tuple[int, ...]) -> Quantized:
     """Blocks {float16 d, 32 int8 q}: w = d * q, here with q + 128 unsigned."""
     blocks = data.reshape(-1, 34)
     scales = _halves(blocks[:, :2])
-    return _quantized(blocks[:, 2:] ^ np.uint8(0x80), scales, scales * np.float16(-128), 8, shape)
+    return _quantized(blocks[:, 2:] ^ np.uint8(0x80), scales, _times(scales, -128), 8, shape)
 
 
 def _q6_k(data: _Bytes, shape: tuple[int, ...]) -> Plain:
@@ -118,6 +118,12 @@ def _quantized(
         mx.array(_finite(biases).reshape(*rows, -1)),
         bits,
     )
+
+
+def _times(scales: npt.NDArray[np.float16], factor: int) -> npt.NDArray[np.float16]:
+    """Exact, the factor being a power of two, unless it overflows, which `_finite` finds."""
+    with np.errstate(over="ignore"):
+        return scales * np.float16(factor)
 
 
 def _halves(data: _Bytes) -> npt.NDArray[np.float16]:

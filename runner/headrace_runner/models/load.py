@@ -84,7 +84,7 @@ def _to_float32(array: mx.array) -> mx.array:
 
 def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:
     """Reads the weights into memory, piece by piece; gives their bytes."""
-    arrays: list[mx.array] = [value for _, value in tree_flatten(model.parameters())]  # type: ignore[str-unpack]
+    arrays: list[mx.array] = [leaf[1] for leaf in tree_flatten(model.parameters())]  # type: ignore[misc]
     total = sum(array.nbytes for array in arrays) or 1
     done = reported = 0
     for array in arrays:

@@ -1,0 +1,1 @@
+"""Thin servicers: requests become values of the engine, events become messages."""

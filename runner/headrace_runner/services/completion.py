@@ -34,6 +34,7 @@ from headrace_runner.services.messages import completed, delta
 from headrace_runner.services.options import refuse_unsupported, sampling_params, stop_rules
 from headrace_runner.services.prompt import prompt_ids
 from headrace_runner.services.spans import GenerationSpan
+from headrace_runner.services.workers import in_worker
 from headrace_runner.state import RunnerContext
 
 Context: TypeAlias = "grpc.aio.ServicerContext[StreamCompletionRequest, StreamCompletionResponse]"
@@ -95,8 +96,9 @@ class CompletionServicer(CompletionServiceServicer):
         self, request: StreamCompletionRequest, request_id: str
     ) -> GenerationRequest:
         runner = self._runner
-        # Seconds for a prompt of megabytes: not on the event loop.
-        prompt = await asyncio.to_thread(prompt_ids, request, runner.tokenizer, runner.template)
+        prompt = await in_worker(
+            request, prompt_ids, request, runner.tokenizer, runner.template
+        )
         # A prompt may fill the context: the token drawn after it need not be fed back.
         limit = runner.context_length
         if len(prompt) > limit:

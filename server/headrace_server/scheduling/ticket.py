@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -131,7 +131,7 @@ class Ticket:
         began = min(max(self.asked_at, self.life.started_at), self.granted_at)
         return began, max(began, min(loaded_at, self.granted_at))
 
-    async def waiting(self, heartbeat: float) -> AsyncIterator[Wait]:
+    async def waiting(self, heartbeat: float) -> AsyncGenerator[Wait, None]:
         """How the wait goes: at every change, and every `heartbeat` seconds without one.
 
         Ends when there is a runner; yields nothing if there is one already. Raises the typed error

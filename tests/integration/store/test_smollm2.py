@@ -45,7 +45,9 @@ def test_the_reference_answer(directory: Path) -> None:
     model, tokenizer = load(str(directory))[:2]
     model.set_dtype(mx.float32)
     question = {"role": "user", "content": "What is the capital of France? Explain briefly."}
-    prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(  # type: ignore[no-untyped-call]
+        [question], add_generation_prompt=True
+    )
     answer = generate(dequantize_model(model), tokenizer, prompt, max_tokens=14)
     assert answer.startswith("Le Grand Paris, la femme de la France, la")
 

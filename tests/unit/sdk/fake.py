@@ -34,7 +34,13 @@ def response(**event: Any) -> completion_pb2.StreamCompletionResponse:
 
 
 def started(**fields: Any) -> completion_pb2.StreamCompletionResponse:
-    values = {"id": "r1", "model": "m:1", "digest": "sha256:0", "runner": "a", "seed": 7} | fields
+    values: dict[str, Any] = {
+        "id": "r1",
+        "model": "m:1",
+        "digest": "sha256:0",
+        "runner": "a",
+        "seed": 7,
+    } | fields
     return response(started=completion_pb2.CompletionStarted(prompt_tokens=3, **values))
 
 

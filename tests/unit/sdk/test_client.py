@@ -105,11 +105,12 @@ def test_a_failure_mid_stream_is_typed_and_traced(fake: Fake) -> None:
     ]
     with Client(fake.target) as client:
         stream = client.stream_completion("m", "p")
-        pieces = []
+        pieces: list[str] = []
         with pytest.raises(RunnerCrashed) as caught:
             pieces.extend(stream.text)
         with pytest.raises(RunnerCrashed):
             stream.collect()
+    assert pieces == ["Hel"]
     assert caught.value.metadata == {"cause": "SIGNAL", "tokens_sent": "1"}
     assert f"trace {stream.trace_id}" in caught.value.__notes__
     assert len(stream.trace_id) == 32

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from headrace import _calls
 from headrace._requests import deadline
 from headrace.errors import InvalidRequest
-from headrace.types import Message
+from headrace.types import CompletionOptions, Message
 from headrace.v1 import completion_pb2
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -20,7 +20,9 @@ CHAT = [{"role": "user", "content": "hi"}]
 def build(prompt: Any = "p", **options: Any) -> completion_pb2.StreamCompletionRequest:
     inputs = {name: options.pop(name, None) for name in ("messages", "token_ids")}
     model = options.pop("model", "m")
-    call = _calls.stream_completion(model, prompt, **inputs, options=options)  # type: ignore[typeddict-item]
+    call = _calls.stream_completion(
+        model, prompt, **inputs, options=cast("CompletionOptions", options)
+    )
     assert isinstance(call.request, completion_pb2.StreamCompletionRequest)
     return call.request
 

@@ -1,6 +1,5 @@
 """Tokenizers for the tests of text: SmolLM2's own, and small ones of the other kinds."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,14 +7,6 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from headrace_runner.models.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="session")
-def smollm2_dir() -> Path:
-    directory = Path(os.environ.get("HEADRACE_TEST_MODEL", "/tmp/smol"))
-    if not (directory / "tokenizer.json").is_file():
-        pytest.skip(f"SmolLM2 is not in {directory}: set HEADRACE_TEST_MODEL")
-    return directory
 
 
 @pytest.fixture(scope="session")

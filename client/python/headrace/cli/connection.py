@@ -41,6 +41,8 @@ def controller(*, private: bool, preload: str | None = None) -> Iterator[Client]
             own = stack.enter_context(PrivateController(preload))
             target = own.target
 
+        # gRPC's own log lines would end up in the middle of an answer.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from headrace.client import Client
         from headrace.errors import HeadraceError, Unavailable
 

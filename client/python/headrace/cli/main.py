@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    # gRPC's own log lines would end up in the middle of an answer.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import click  # noqa: F401
     except ModuleNotFoundError:

@@ -49,7 +49,9 @@ def duration(seconds: float) -> str:
     for length, unit, smaller in ((86400, "d", "h"), (3600, "h", "m"), (60, "m", "s")):
         if whole >= length:
             part = whole % length // {"h": 3600, "m": 60, "s": 1}[smaller]
-            return f"{whole // length}{unit} {part}{smaller}" if part else f"{whole // length}{unit}"
+            return (
+                f"{whole // length}{unit} {part}{smaller}" if part else f"{whole // length}{unit}"
+            )
     return f"{whole}s"
 
 

@@ -5,7 +5,6 @@ Only the standard library is imported: it starts while the rest of the client is
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
@@ -42,6 +41,7 @@ class PrivateController:
         self._ready, ready = os.pipe()
         command = [sys.executable, "-m", "headrace_server", "--listen", self.target]
         command += ["--parent", "stdin", "--ready-fd", str(ready)]
+        command += ["--log-format", "text", "--grace", "1s"]
         if preload is not None:
             command += ["--preload", preload]
         try:
@@ -80,7 +80,7 @@ class PrivateController:
         begin = max(0, os.fstat(self._log.fileno()).st_size - _TAIL_BYTES)
         data = os.pread(self._log.fileno(), _TAIL_BYTES, begin)
         lines = data.decode(errors="replace").splitlines()
-        return "\n".join(_plain(line) for line in lines[-_TAIL_LINES:])
+        return "\n".join(lines[-_TAIL_LINES:])
 
     def stop(self) -> None:
         """Stops and reaps it, and removes what it left."""
@@ -134,12 +134,3 @@ def _short_directory() -> str | None:
 
 def _ending(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def _plain(line: str) -> str:
-    """A line of its log for people: level and message of a JSON line, else the line itself."""
-    try:
-        entry = json.loads(line)
-        return f"{entry['level']}: {entry['message']}"
-    except (ValueError, KeyError, TypeError):
-        return line

@@ -1,0 +1,129 @@
+"""`list`, `show`, `pull`, `import` and `rm`: the models of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from headrace.cli.connection import controller
+from headrace.cli.output import echo_fields, echo_json, echo_table, json_option, size
+from headrace.cli.progress import follow
+
+if TYPE_CHECKING:
+    from headrace.types import Model
+
+
+@click.command("list")
+@json_option
+def list_command(as_json: bool) -> None:
+    """List the models of the store."""
+    with controller(private=True) as client:
+        models = client.list_models()
+    if as_json:
+        echo_json(models)
+        return
+    rows = [
+        (
+            model.name,
+            model.kind,
+            model.architecture,
+            _count(model.parameters),
+            model.quantization or "-",
+            size(model.size_bytes),
+            f"{model.created_at.astimezone():%Y-%m-%d}",
+        )
+        for model in models
+    ]
+    echo_table(("NAME", "KIND", "ARCHITECTURE", "WEIGHTS", "QUANTIZED", "SIZE", "SINCE"), rows)
+
+
+@click.command("show")
+@click.argument("model")
+@json_option
+def show_command(model: str, as_json: bool) -> None:
+    """Show what is known of MODEL."""
+    with controller(private=True) as client:
+        found = client.get_model(model)
+    if as_json:
+        echo_json(found)
+        return
+    echo_fields(
+        (
+            ("name", found.name),
+            ("kind", found.kind),
+            ("architecture", found.architecture),
+            ("weights", _count(found.parameters)),
+            ("quantized", found.quantization or "no"),
+            ("context", f"{found.context_length} tokens" if found.context_length else "unknown"),
+            ("chat template", "yes" if found.chat_template else "no"),
+            ("size", size(found.size_bytes)),
+            ("memory", f"{size(found.memory_estimate_bytes)} when loaded"),
+            ("format", found.format),
+            ("digest", found.digest),
+            ("license", found.license),
+            ("source", found.source),
+            ("since", f"{found.created_at.astimezone():%Y-%m-%d %H:%M}"),
+            ("runners", ", ".join(f"{r.id} {r.state}" for r in found.runners)),
+        )
+    )
+
+
+@click.command("pull")
+@click.argument("model")
+@json_option
+def pull_command(model: str, as_json: bool) -> None:
+    """Fetch MODEL of the catalogue into the store."""
+    with controller(private=True) as client:
+        found = follow(client.pull_model(model), model)
+    _echo_arrival(found, as_json)
+
+
+@click.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.option("--replace", is_flag=True, help="Replace a model of this name.")
+@json_option
+def import_command(source: Path, model: str, replace: bool, as_json: bool) -> None:
+    """Bring SOURCE into the store under the name MODEL.
+
+    SOURCE is a GGUF file, or a directory in the form of MLX or Hugging Face, on the controller's
+    machine. It is left as it is.
+    """
+    with controller(private=True) as client:
+        found = follow(
+            client.import_model(source.expanduser().absolute(), model, replace=replace), model
+        )
+    _echo_arrival(found, as_json)
+
+
+@click.command("rm")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@json_option
+def rm_command(models: tuple[str, ...], as_json: bool) -> None:
+    """Remove each MODEL, and its files when no other name holds them."""
+    freed: dict[str, int] = {}
+    with controller(private=True) as client:
+        for model in models:
+            freed[model] = client.delete_model(model)
+            if not as_json:
+                click.echo(f"removed {model}, {size(freed[model])} freed")
+    if as_json:
+        echo_json([{"model": model, "freed_bytes": count} for model, count in freed.items()])
+
+
+def _echo_arrival(model: Model, as_json: bool) -> None:
+    if as_json:
+        echo_json(model)
+    else:
+        click.echo(f"{model.name} is in the store, {size(model.size_bytes)}")
+
+
+def _count(parameters: int) -> str:
+    """A number of weights for people, such as 135M or 1.7B."""
+    for scale, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if parameters >= scale:
+            number = parameters / scale
+            return f"{number:.1f}{unit}" if number < 9.95 else f"{number:.0f}{unit}"
+    return str(parameters)

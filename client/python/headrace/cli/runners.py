@@ -1,0 +1,91 @@
+"""`ps`, `load` and `stop`: the models in memory. They need a controller that runs already."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from headrace.cli.connection import controller
+from headrace.cli.output import duration, echo_json, echo_table, json_option, size
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class _KeepAlive(click.ParamType[float]):
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([smhd]?)", value)
+        if not found:
+            self.fail(f"{value!r} is no time such as 90, 5m, 1h or -1", param, ctx)
+        return float(found[1]) * _UNITS[found[2]]
+
+
+@click.command("ps")
+@json_option
+def ps_command(as_json: bool) -> None:
+    """List the loaded models."""
+    with controller(private=False) as client:
+        models = client.list_models(loaded=True)
+    runners = [runner for model in models for runner in model.runners]
+    if as_json:
+        echo_json(runners)
+        return
+    rows = []
+    for runner in runners:
+        state = str(runner.state)
+        if runner.load_fraction is not None:
+            state += f" {runner.load_fraction:.0%}"
+        until = "stays" if runner.pinned else "-"
+        if runner.expires_in is not None:
+            until = f"in {duration(runner.expires_in)}"
+        rows.append(
+            (
+                runner.model,
+                runner.id,
+                state,
+                size(runner.memory_bytes),
+                str(runner.active_requests),
+                until,
+                str(runner.pid),
+            )
+        )
+    echo_table(("MODEL", "RUNNER", "STATE", "MEMORY", "REQUESTS", "UNLOADED", "PID"), rows)
+
+
+@click.command("load")
+@click.argument("model")
+@click.option(
+    "--keep-alive",
+    type=_KeepAlive(),
+    metavar="TIME",
+    help="How long it stays without a request, such as 90, 5m or 1h; negative: until stopped.",
+)
+@json_option
+def load_command(model: str, keep_alive: float | None, as_json: bool) -> None:
+    """Load MODEL, and return when it serves."""
+    with controller(private=False) as client:
+        loaded = client.load_model(model, keep_alive=keep_alive)
+    if as_json:
+        echo_json(loaded)
+    else:
+        click.echo(f"{model} serves, loaded in {loaded.load_time:.1f} s")
+
+
+@click.command("stop")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@json_option
+def stop_command(models: tuple[str, ...], as_json: bool) -> None:
+    """Unload each MODEL once its requests have ended."""
+    stopped: dict[str, int] = {}
+    with controller(private=False) as client:
+        for model in models:
+            stopped[model] = client.unload_model(model)
+            if not as_json:
+                click.echo(f"{'stopped' if stopped[model] else 'was not loaded:'} {model}")
+    if as_json:
+        echo_json([{"model": model, "stopped": count} for model, count in stopped.items()])

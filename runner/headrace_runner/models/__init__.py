@@ -1,0 +1,1 @@
+"""A model's files in memory: weights, tokenizer, chat template."""

@@ -1,0 +1,27 @@
+"""The model that tests run on: SmolLM2, pulled once into a store of the tests' own."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from headrace_server.store import Store
+
+MODEL = "smollm2:135m"
+
+
+@pytest.fixture(scope="session")
+def model_home() -> Path:
+    """A HEADRACE_HOME that has SmolLM2. Shared by all tests: read it, and write nowhere else."""
+    default = Path(__file__).parents[1] / ".cache" / "home"
+    home = Path(os.environ.get("HEADRACE_TEST_HOME") or default)
+    asyncio.run(Store(home).pull(MODEL))
+    return home
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir(model_home: Path) -> Path:
+    """SmolLM2's model directory."""
+    store = Store(model_home)
+    return store.path(store.get(MODEL))

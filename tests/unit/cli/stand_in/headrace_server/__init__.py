@@ -1,0 +1,1 @@
+"""Stands in for the controller: the command line starts it as it would the real one."""

@@ -1,0 +1,67 @@
+"""Takes the options that a private controller is given and answers from a script."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from tests.unit.sdk import fake as say
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--listen")
+parser.add_argument("--parent")
+parser.add_argument("--ready-fd", type=int)
+parser.add_argument("--preload")
+parser.add_argument("--log-format")
+parser.add_argument("--grace")
+options = parser.parse_args()
+
+# The test learns from this file that it ran, what it was told, and how it ended.
+diary = Path(os.environ["STAND_IN_DIARY"])
+
+
+def note(line: str) -> None:
+    with diary.open("a") as file:
+        file.write(f"{line}\n")
+
+
+ended = threading.Event()
+
+
+def end(number: int, frame: FrameType | None) -> None:
+    note(signal.Signals(number).name)
+    ended.set()
+
+
+def watch_parent() -> None:
+    sys.stdin.read()
+    note("orphaned")
+    ended.set()
+
+
+signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGINT, end)
+note(f"pid {os.getpid()}")
+note(f"socket {options.listen.removeprefix('unix:')}")
+note(f"preload {options.preload}")
+mode = os.environ.get("STAND_IN_MODE", "")
+if mode == "broken":
+    sys.exit("the model store is on fire")
+
+with say.serving(Path(options.listen.removeprefix("unix:"))) as fake:
+    fake.models["m:1"] = say.model()
+    if mode == "endless":
+        fake.completion = [say.started(), say.delta("Hel", 1), say.WAIT]
+    if mode == "dying":
+        fake.completion = [say.started(), say.delta("Hel", 1), say.WAIT]
+        threading.Timer(0.3, lambda: (sys.stderr.write("out of luck\n"), os._exit(9))).start()
+    os.write(options.ready_fd, b'{"event":"ready"}\n')
+    threading.Thread(target=watch_parent, daemon=True).start()
+    ended.wait(60)
+note("ended")
+os._exit(0)  # the thread that reads stdin would hold up the exit

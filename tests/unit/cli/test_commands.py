@@ -1,0 +1,264 @@
+"""The commands against a scripted controller that listens already."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.cli.app import COMMANDS, cli, run
+from headrace.cli.output import duration, size
+from headrace.errors import ContextLengthExceeded, QueueFull, RunnerCrashed
+from headrace.v1 import completion_pb2, model_pb2
+from tests.unit.sdk import fake as say
+from tests.unit.sdk.fake import Fake, serving
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    with serving(tmp_path / "c.sock") as fake:
+        monkeypatch.setenv("HEADRACE_HOST", fake.target)
+        yield fake
+
+
+@pytest.fixture
+def headrace(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def call(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        code = run(arguments)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_run_streams_then_says_how_it_went(fake: Fake, headrace: Run) -> None:
+    code, out, err = headrace("run", "m", "What", "is", "it?", "--seed", "3", "--stop", "END")
+    assert (code, out) == (0, "Hello\n")
+    assert "2 tokens · 2.0 tokens/s · first token 0." in err
+    assert f"trace {str(fake.metadata[0]['traceparent']).split('-')[1]}" in err
+    (request,) = fake.requests
+    (message,) = request.chat.messages
+    assert (message.role, message.content) == (completion_pb2.CHAT_ROLE_USER, "What is it?")
+    assert (request.sampling.seed, list(request.stop.strings)) == (3, ["END"])
+    assert not request.sampling.HasField("temperature")
+    assert not request.HasField("max_tokens")
+
+
+def test_run_with_a_system_prompt_raw_and_from_a_pipe(fake: Fake, headrace: Run) -> None:
+    assert headrace("run", "m", "--system", "Be brief.", "hi")[0] == 0
+    first, second = fake.requests[-1].chat.messages
+    assert (first.role, first.content) == (completion_pb2.CHAT_ROLE_SYSTEM, "Be brief.")
+    assert second.content == "hi"
+    assert headrace("run", "m", "--raw", stdin="Once upon\n")[0] == 0
+    assert fake.requests[-1].prompt == "Once upon\n"
+
+
+def test_run_as_json(fake: Fake, headrace: Run) -> None:
+    code, out, err = headrace("run", "m", "hi", "--json")
+    answer = json.loads(out)
+    assert (code, err, answer["text"]) == (0, "", "Hello")
+    assert answer["finish_reason"] == "end_of_text"
+    assert answer["usage"] == {"prompt_tokens": 3, "cached_tokens": 1, "output_tokens": 2}
+    assert answer["seed"] == 7
+    assert len(answer["trace_id"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run",), "Missing argument 'MODEL'"),
+        (("run", "m"), "the prompt is empty"),
+        (("run", "m", "p", "--raw", "--system", "s"), "--system belongs to a chat"),
+        (("run", "m", "p", "--temperature", "hot"), "'hot' is not a valid float"),
+        (("runn",), "No such command"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], said: str, fake: Fake, headrace: Run) -> None:
+    code, out, err = headrace(*arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert fake.requests == []
+
+
+def test_run_pulls_a_model_that_is_missing(fake: Fake, headrace: Run) -> None:
+    class Once(list[object]):
+        """Missing at first, there afterwards."""
+
+        def __iter__(self) -> Iterator[object]:
+            missing = not any(isinstance(r, model_pb2.StreamPullModelRequest) for r in asked)
+            return iter([say.ModelNotFound("m")] if missing else say.ANSWER)
+
+    asked = fake.requests
+    fake.completion = Once()
+    progress = model_pb2.TransferProgress(phase=model_pb2.TRANSFER_PHASE_DOWNLOAD, done_bytes=1)
+    fake.transfer = [
+        model_pb2.StreamPullModelResponse(progress=progress),
+        model_pb2.StreamPullModelResponse(progress=progress),
+        model_pb2.StreamPullModelResponse(completed=say.model()),
+    ]
+    code, out, err = headrace("run", "m", "hi")
+    assert (code, out) == (0, "Hello\n")
+    assert err.count("downloading m\n") == 1
+
+
+def test_a_model_that_nobody_has(fake: Fake, headrace: Run) -> None:
+    missing = say.ModelNotFound("smolm", nearest=["smollm2:135m"])
+    fake.completion = fake.transfer = [missing]
+    code, out, err = headrace("run", "smolm", "hi")
+    assert (code, out) == (3, "")
+    assert "did you mean 'smollm2:135m'" in err
+    assert "`headrace list`" in err
+    assert "  trace " in err
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (ContextLengthExceeded(limit=8, actual=9), 2),
+        (QueueFull(7.0, queue="model", limit=8), 4),
+        (RunnerCrashed(cause="SIGNAL", tokens_sent=1), 1),
+    ],
+)
+def test_a_failure_begins_on_a_line_of_its_own(
+    failure: Any, expected: int, fake: Fake, headrace: Run
+) -> None:
+    fake.completion = [say.started(), say.delta("Hel", 1), failure]
+    code, out, err = headrace("run", "m", "hi")
+    assert (code, out) == (expected, "Hel\n")
+    assert f"error: {failure.message}\n" in err
+    assert ("in 7 s" in err) is (failure.retry_after == 7.0)
+
+
+def test_what_cannot_be_sent_is_wrong_usage(fake: Fake, headrace: Run) -> None:
+    code, _, err = headrace("run", "m", "hi", "--max-tokens", str(2**40))
+    assert code == 2
+    assert "max_tokens" in err
+    assert fake.requests == []
+
+
+def test_models(fake: Fake, headrace: Run) -> None:
+    fake.models["m:1"] = say.model("m:1", runners=[say.runner()], license="Apache-2.0")
+    code, out, _ = headrace("list")
+    assert code == 0
+    assert out.splitlines()[1].split()[:7] == ["m:1", "text", "llama", "135M", "Q4_1", "98", "MB"]
+    assert json.loads(headrace("list", "--json")[1])[0]["runners"][0]["state"] == "serving"
+    out = headrace("show", "m:1")[1]
+    assert "license        Apache-2.0\n" in out
+    assert "source" not in out
+    assert json.loads(headrace("show", "m:1", "--json")[1])["created_at"].startswith("2023-11-14")
+    assert headrace("show", "n")[0] == 3
+    assert headrace("rm", "m:1")[1] == "removed m:1, 98 MB freed\n"
+    assert fake.models == {}
+
+
+def test_import_sends_an_absolute_path(fake: Fake, headrace: Run, tmp_path: Path) -> None:
+    fake.transfer = [model_pb2.StreamImportModelResponse(completed=say.model("n:1"))]
+    code, out, _ = headrace("import", "some.gguf", "n", "--replace")
+    assert (code, out) == (0, "n:1 is in the store, 98 MB\n")
+    assert fake.requests[-1].source_path == str(Path.cwd() / "some.gguf")
+    assert fake.requests[-1].replace
+
+
+def test_runners(fake: Fake, headrace: Run) -> None:
+    fake.models["m:1"] = say.model("m:1", runners=[say.runner()])
+    fake.models["n:1"] = say.model("n:1")
+    out = headrace("ps")[1]
+    assert out.splitlines()[1].split() == ["m:1", "a", "serving", "1.1", "GB", "0", "in", "5m", "42"]
+    assert len(out.splitlines()) == 2
+    assert json.loads(headrace("ps", "--json")[1])[0]["pid"] == 42
+    assert headrace("load", "m:1", "--keep-alive", "10m")[1] == "m:1 serves, loaded in 1.2 s\n"
+    assert fake.requests[-1].keep_alive.seconds == 600
+    assert headrace("load", "m:1", "--keep-alive=-1")[0] == 0
+    assert fake.requests[-1].keep_alive.seconds == -1
+    assert headrace("load", "m:1", "--keep-alive", "soon")[0] == 2
+    assert headrace("stop", "m:1", "n:1")[1] == "stopped m:1\nwas not loaded: n:1\n"
+
+
+def test_tokenize(fake: Fake, headrace: Run) -> None:
+    assert headrace("tokenize", "m", "hi")[1] == "104 105\n"
+    assert headrace("tokenize", "m", stdin="a\n")[1] == "97 10\n"
+    assert "104    'h'    0:1\n" in headrace("tokenize", "m", "hi", "--pieces")[1]
+    as_json = json.loads(headrace("tokenize", "m", "h", "--pieces", "--json", "--special")[1])
+    assert as_json["pieces"] == [{"token_id": 104, "piece": "68", "start": 0, "end": 1}]
+    assert fake.requests[-1].add_special
+
+
+def test_doctor_and_version(fake: Fake, headrace: Run) -> None:
+    code, out, _ = headrace("doctor", "--json")
+    findings = json.loads(out)
+    assert code == any(finding["level"] == "problem" for finding in findings)
+    assert findings[-1]["message"] == f"one listens at {fake.target}"
+    assert f"one listens at {fake.target}" in headrace("doctor")[1]
+    assert "grpcio" in json.loads(headrace("version", "--json")[1])
+    assert headrace("version")[1].splitlines()[-1].startswith("python")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_there_and_explains_itself(command: str, headrace: Run) -> None:
+    assert command in headrace("--help")[1]
+    if command != "serve":
+        code, out, _ = headrace(command, "--help")
+        assert code == 0
+        assert f"Usage: headrace {command}" in out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, headrace: Run) -> None:
+    assert "_HEADRACE_COMPLETE" in headrace("completion", shell)[1]
+
+
+def test_no_controller(headrace: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEADRACE_HOST", f"unix:{tmp_path}/none.sock")
+    for command in (("ps",), ("load", "m"), ("stop", "m")):
+        code, _, err = headrace(*command)
+        assert code == 4
+        assert f"no controller listens at unix:{tmp_path}/none.sock" in err
+        assert "headrace serve" in err
+    # Nobody names another machine and means this one.
+    monkeypatch.setenv("HEADRACE_HOST", "192.0.2.1:bad")
+    assert headrace("run", "m", "hi")[0] == 4
+
+
+def test_chat(fake: Fake, headrace: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["hi", "", "again", "/clear", "anew", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    code, out, _ = headrace("chat", "m", "--system", "Be brief.")
+    assert (code, out) == (0, "Hello\n" * 3)
+    said = [[message.content for message in r.chat.messages] for r in fake.requests]
+    assert said == [
+        ["Be brief.", "hi"],
+        ["Be brief.", "hi", "Hello", "again"],
+        ["Be brief.", "anew"],
+    ]
+
+
+def test_figures_for_people() -> None:
+    assert [size(n) for n in (0, 999, 1500, 98_362_432, 2.5e12)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "98 MB",
+        "2.5 TB",
+    ]
+    assert [duration(s) for s in (0.2, 59, 300, 272, 7260, 90000)] == [
+        "0s",
+        "59s",
+        "5m",
+        "4m 32s",
+        "2h 1m",
+        "1d 1h",
+    ]
+
+
+def test_the_group_has_no_stale_entries() -> None:
+    for name in COMMANDS:
+        command = cli.commands.get(name) or cli.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        assert command.name == name
