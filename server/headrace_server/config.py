@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-DEFAULT_LISTEN = "127.0.0.1:50151"
+from headrace._target import DEFAULT_TARGET, resolve_target
 
 _EPILOG = """\
 examples:
@@ -32,7 +32,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class ServerConfig:
     """Settings of the controller. Times in seconds, memory in bytes."""
 
-    listen: str = DEFAULT_LISTEN
+    listen: str = DEFAULT_TARGET
     """ "unix:/path" or "host:port"; port 0 takes a free one."""
     insecure: bool = False
     """Whether an address beyond this machine is allowed."""
@@ -148,6 +148,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
 
 
 def _address(text: str) -> str:
+    text = resolve_target(text)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:").removeprefix("//")
         if not path.startswith("/"):

@@ -111,6 +111,14 @@ class Relay:
         self._max_time = max_time
         self._heartbeat = heartbeat
         self._diagnosis = diagnosis
+        self._limits: set[asyncio.Timeout] = set()
+        self._ended = False
+
+    def end(self) -> None:
+        """End every call, now and from now on, with Draining."""
+        self._ended = True
+        for limit in self._limits:
+            limit.reschedule(self._scheduler.now())
 
     async def stream(self, request: bytes, terms: Terms, write: Write, *, choices: int = 1) -> None:
         """Relay a StreamCompletion of so many choices; `write` takes the messages.
@@ -171,13 +179,19 @@ class Relay:
     ) -> None:
         limit = self._max_time if terms.time_remaining is None else terms.time_remaining
         deadline = self._scheduler.now() + limit
+        timeout = asyncio.timeout_at(deadline)
         try:
-            async with asyncio.timeout_at(deadline):
+            async with timeout:
+                self._limits.add(timeout)
                 if await self._attempt(method, terms, deadline, record, tell, use, last=False):
                     return
                 await self._attempt(method, terms, deadline, record, tell, use, last=True)
         except TimeoutError:
+            if self._ended:
+                raise Draining(1.0) from None
             raise DeadlineExceeded(f"the call was not done within {limit:g} s") from None
+        finally:
+            self._limits.discard(timeout)
 
     async def _attempt(
         self,

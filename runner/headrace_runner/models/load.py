@@ -66,8 +66,9 @@ def load(
             f"The weights do not fit config.json: {error}", file="config.json"
         ) from error
     if dtype == "float32":
+        # First the scales: what is dequantised takes their type, and would lose bits in half.
+        model.set_dtype(mx.float32)
         model = dequantize_model(model)
-        model.apply(_to_float32)
     weights_bytes = _evaluate(model, on_progress)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     return LoadedModel(
@@ -76,10 +77,6 @@ def load(
         weights_bytes,
         _CPU_PREFILL_CHUNK if on_cpu else _GPU_PREFILL_CHUNK,
     )
-
-
-def _to_float32(array: mx.array) -> mx.array:
-    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:

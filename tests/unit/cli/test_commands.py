@@ -12,7 +12,7 @@ import pytest
 
 from headrace.cli.app import COMMANDS, cli, run
 from headrace.cli.output import duration, size
-from headrace.errors import ContextLengthExceeded, QueueFull, RunnerCrashed
+from headrace.errors import ContextLengthExceeded, ModelNotFound, QueueFull, RunnerCrashed
 from headrace.v1 import completion_pb2, model_pb2
 from tests.unit.sdk import fake as say
 from tests.unit.sdk.fake import Fake, serving
@@ -93,7 +93,7 @@ def test_run_pulls_a_model_that_is_missing(fake: Fake, headrace: Run) -> None:
 
         def __iter__(self) -> Iterator[object]:
             missing = not any(isinstance(r, model_pb2.StreamPullModelRequest) for r in asked)
-            return iter([say.ModelNotFound("m")] if missing else say.ANSWER)
+            return iter([ModelNotFound("m")] if missing else say.ANSWER)
 
     asked = fake.requests
     fake.completion = Once()
@@ -108,8 +108,33 @@ def test_run_pulls_a_model_that_is_missing(fake: Fake, headrace: Run) -> None:
     assert err.count("downloading m\n") == 1
 
 
+def test_progress_moves_on_a_terminal(
+    fake: Fake, headrace: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    fake.transfer = [
+        model_pb2.StreamPullModelResponse(
+            progress=model_pb2.TransferProgress(
+                phase=phase, done_bytes=50_000_000, total_bytes=98_362_432
+            )
+        )
+        for phase in (model_pb2.TRANSFER_PHASE_DOWNLOAD, model_pb2.TRANSFER_PHASE_CONVERT)
+    ] + [model_pb2.StreamPullModelResponse(completed=say.model())]
+    code, out, err = headrace("pull", "m")
+    assert (code, out) == (0, "m:1 is in the store, 98 MB\n")
+    assert "50.0/98.4 MB" in err
+    assert "converting m" in err
+
+    wait = completion_pb2.CompletionProgress(load_fraction=0.4)
+    fake.completion = [say.response(progress=wait), *say.ANSWER]
+    code, out, err = headrace("run", "m", "hi")
+    assert (code, out) == (0, "Hello\n")
+    assert "\r\x1b[2Kloading m 40%\r\x1b[2K" in err
+
+
 def test_a_model_that_nobody_has(fake: Fake, headrace: Run) -> None:
-    missing = say.ModelNotFound("smolm", nearest=["smollm2:135m"])
+    missing = ModelNotFound("smolm", nearest=["smollm2:135m"])
     fake.completion = fake.transfer = [missing]
     code, out, err = headrace("run", "smolm", "hi")
     assert (code, out) == (3, "")
@@ -170,7 +195,17 @@ def test_runners(fake: Fake, headrace: Run) -> None:
     fake.models["m:1"] = say.model("m:1", runners=[say.runner()])
     fake.models["n:1"] = say.model("n:1")
     out = headrace("ps")[1]
-    assert out.splitlines()[1].split() == ["m:1", "a", "serving", "1.1", "GB", "0", "in", "5m", "42"]
+    assert out.splitlines()[1].split() == [
+        "m:1",
+        "a",
+        "serving",
+        "1.1",
+        "GB",
+        "0",
+        "in",
+        "5m",
+        "42",
+    ]
     assert len(out.splitlines()) == 2
     assert json.loads(headrace("ps", "--json")[1])[0]["pid"] == 42
     assert headrace("load", "m:1", "--keep-alive", "10m")[1] == "m:1 serves, loaded in 1.2 s\n"

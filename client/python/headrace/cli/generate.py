@@ -87,9 +87,9 @@ def _answer(client: Client, model: str, show: bool, request: dict[str, Any]) -> 
                     waiting.show(event)
                 elif isinstance(event, Delta) and event.text and show:
                     waiting.clear()
-                    sys.stdout.write(event.text)
-                    sys.stdout.flush()
                     last = event.text
+                    sys.stdout.write(last)
+                    sys.stdout.flush()
         finally:
             waiting.clear()
             # What comes next, an error included, begins on a line of its own.

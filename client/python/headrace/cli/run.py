@@ -10,6 +10,7 @@ import click
 from headrace.cli.connection import controller
 from headrace.cli.generate import answer, echo_summary, generation_options, summary
 from headrace.cli.output import echo_json, json_option
+from headrace.cli.stdin import read_stdin
 
 
 @click.command("run")
@@ -38,7 +39,7 @@ def run_command(
         _chat(model, options)
         return
     else:
-        text = sys.stdin.read()
+        text = read_stdin()
         if not text.strip():
             raise click.UsageError("the prompt is empty: give one, or pipe it in")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import click
 
@@ -13,16 +12,12 @@ from headrace.cli.output import duration, echo_json, echo_table, json_option, si
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class _KeepAlive(click.ParamType[float]):
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([smhd]?)", value)
-        if not found:
-            self.fail(f"{value!r} is no time such as 90, 5m, 1h or -1", param, ctx)
-        return float(found[1]) * _UNITS[found[2]]
+def _time(text: str) -> float:
+    """Seconds of a time such as 90, 5m, 1h or -1."""
+    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([smhd]?)", text)
+    if not found:
+        raise click.BadParameter(f"{text!r} is no time such as 90, 5m, 1h or -1")
+    return float(found[1]) * _UNITS[found[2]]
 
 
 @click.command("ps")
@@ -61,7 +56,7 @@ def ps_command(as_json: bool) -> None:
 @click.argument("model")
 @click.option(
     "--keep-alive",
-    type=_KeepAlive(),
+    type=_time,
     metavar="TIME",
     help="How long it stays without a request, such as 90, 5m or 1h; negative: until stopped.",
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from headrace.cli.connection import controller
 from headrace.cli.output import echo_json, echo_table, json_option
+from headrace.cli.stdin import read_stdin
 
 
 @click.command("tokenize")
@@ -21,7 +20,7 @@ def tokenize_command(
 ) -> None:
     """Print the tokens of TEXT, or of standard input."""
     if text is None:
-        text = sys.stdin.read()
+        text = read_stdin()
     with controller(private=True) as client:
         tokens = client.tokenize(model, text, add_special=special, pieces=pieces)
     if as_json:

@@ -1,0 +1,282 @@
+"""Wires the controller together and lives its life: bind, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from grpc_reflection.v1alpha import reflection
+
+from headrace.errors import HeadraceError
+from headrace.host import machine as host
+from headrace.rpc.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
+from headrace.rpc.options import server_options
+from headrace.rpc.service import server_interceptors
+from headrace.telemetry.setup import configure
+from headrace.v1 import embedding_pb2_grpc, image_pb2_grpc, model_pb2_grpc
+from headrace_server import hosting
+from headrace_server.config import ServerConfig, parse
+from headrace_server.relay import Relay
+from headrace_server.runners.lifecycle import State
+from headrace_server.scheduling.planner import Planner, concurrency_of
+from headrace_server.scheduling.shell import Scheduler
+from headrace_server.scheduling.state import Limits
+from headrace_server.services.completion import CompletionServicer
+from headrace_server.services.model import ModelServicer
+from headrace_server.services.not_yet import EmbeddingServicer, ImageServicer
+from headrace_server.services.tokenize import TokenizeServicer
+from headrace_server.store import Store
+
+logger = logging.getLogger(__name__)
+
+SERVICES = (
+    "headrace.v1.CompletionService",
+    "headrace.v1.TokenizeService",
+    "headrace.v1.ModelService",
+    "headrace.v1.ImageService",
+    "headrace.v1.EmbeddingService",
+)
+
+_MEMORY_SHARE = 0.8
+"""Of the memory that is available at the start, where the settings name no budget."""
+_LAST_WORDS = 1.0
+"""Seconds for calls that are being ended to say so."""
+
+
+class CannotListenError(Exception):
+    """The address to listen on is taken, or cannot be used."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a controller until it is told to stop. Gives the exit status: 0 after a clean stop."""
+    config = parse(argv)
+    telemetry = configure(
+        "headrace-controller",
+        instance_id=uuid.uuid4().hex,
+        log_format=config.log_format,
+        level=config.log_level.upper(),
+    )
+    try:
+        return asyncio.run(_run(config))
+    except CannotListenError as error:
+        logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
+        return 1
+    finally:
+        telemetry.shutdown()
+
+
+async def _run(config: ServerConfig) -> int:
+    stop = Stop()
+    if config.parent is not None:
+        await stop.with_stdin()
+    app = App(config)
+    try:
+        address = await app.start()
+        _report_ready(config.ready_fd, address)
+        await stop.wanted.wait()
+        stop.wanted.clear()
+        await app.drain(stop.wanted)
+    finally:
+        await app.close()
+    return 0
+
+
+class Stop:
+    """Hears that the process is to stop: by a signal, or by the end of its stdin."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        """Set with each wish; clear it to hear the next one."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.wanted.set)
+
+    async def with_stdin(self) -> None:
+        """Stop when stdin ends, too: whoever started this process has gone."""
+        wanted = self.wanted
+
+        class Stdin(asyncio.Protocol):
+            def connection_lost(self, exc: Exception | None) -> None:
+                wanted.set()
+
+        await asyncio.get_running_loop().connect_read_pipe(Stdin, sys.stdin)
+
+
+class App:
+    """One controller. Belongs to the event loop it is made on."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._machine = host.describe()
+        memory = config.memory or int(self._machine.memory_available * _MEMORY_SHARE)
+        limits = Limits(
+            memory,
+            concurrency=concurrency_of(config),
+            queue_per_model=config.queue_per_model,
+            queue_total=config.queue_total,
+            keep_alive=config.keep_alive,
+        )
+        self._listening = asyncio.Event()
+        self._hosting = asyncio.create_task(self._prepare(), name="hosting")
+        self._store = Store(config.home)
+        planner = Planner(
+            config, self._store, self._hosting, memory, lambda _: self._scheduler.runner_changed()
+        )
+        self._planner = planner
+        self._scheduler = Scheduler(limits, planner, self._publish_health)
+        self._relay = Relay(self._scheduler, max_time=config.max_stream_time)
+        self._health = HealthServicer()
+        self._names: dict[str, str] = {}
+        self._model_health: dict[str, int] = {}
+        self._server = grpc.aio.server(interceptors=server_interceptors(), options=server_options())
+        self._socket: Path | None = None
+        self._preloads: list[asyncio.Task[None]] = []
+        self._add_services()
+
+    async def start(self) -> str:
+        """Listen; gives the address, with the port that was bound.
+
+        Raises CannotListenError.
+        """
+        await self._reread_names()
+        address = self._bind(self._config.listen)
+        await self._server.start()
+        self._listening.set()
+        logger.info("listening", extra={"address": address, "pid": os.getpid()})
+        self._preloads = [asyncio.create_task(self._preload(n)) for n in self._config.preload]
+        return address
+
+    async def drain(self, hasten: asyncio.Event) -> None:
+        """Take nothing new; return when the running calls have ended, or their time is over."""
+        logger.info("draining", extra={"grace": self._config.grace})
+        self._health.shutdown()
+        self._scheduler.drain()
+        tasks = {
+            asyncio.create_task(self._scheduler.drained()),
+            asyncio.create_task(hasten.wait()),
+        }
+        await asyncio.wait(tasks, timeout=self._config.grace, return_when=asyncio.FIRST_COMPLETED)
+        await _cancel(tasks)
+
+    async def close(self) -> None:
+        """End everything: calls, runners, the server and what it left on disk."""
+        await _cancel(self._preloads)
+        self._health.shutdown()
+        self._relay.end()
+        await self._server.stop(_LAST_WORDS)
+        await self._scheduler.close()
+        await _cancel([self._hosting])
+        if self._socket is not None:
+            self._socket.unlink(missing_ok=True)
+        logger.info("stopped")
+
+    async def _prepare(self) -> hosting.Hosting:
+        await self._listening.wait()
+        return await asyncio.to_thread(hosting.prepare, self._machine, self._config)
+
+    async def _preload(self, name: str) -> None:
+        try:
+            model = await self._planner.model(name)
+            with self._scheduler.ask(model) as ticket:
+                await ticket.granted()
+        except HeadraceError as error:
+            logger.warning("not preloaded: %s", error, extra={"model": name})
+
+    def _add_services(self) -> None:
+        server, planner, relay = self._server, self._planner, self._relay
+        CompletionServicer(planner, relay).add_to(server)
+        TokenizeServicer(planner, relay).add_to(server)
+        models = ModelServicer(
+            self._store,
+            planner,
+            self._scheduler,
+            max_time=self._config.max_stream_time,
+            on_change=self._reread_names,
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+        image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(planner), server)
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
+            EmbeddingServicer(planner), server
+        )
+        self._health.add_to(server)
+        for service in ("", *SERVICES):
+            self._health.set(service, SERVING)
+        reflection.enable_server_reflection(
+            (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
+        )
+
+    def _bind(self, listen: str) -> str:
+        try:
+            if not listen.startswith("unix:"):
+                port = self._server.add_insecure_port(listen)
+                return f"{listen.rpartition(':')[0]}:{port}"
+            path = Path(listen.removeprefix("unix:"))
+            _remove_stale(path)
+            self._server.add_insecure_port(listen)
+            path.chmod(0o600)
+        except (OSError, RuntimeError) as error:
+            raise CannotListenError(
+                f"cannot listen on {listen}: {error}; does a controller listen there already? "
+                "Choose another address with --listen"
+            ) from error
+        self._socket = path
+        return listen
+
+    async def _reread_names(self) -> None:
+        """See which names the store has now, and publish a health of each."""
+        listed = await asyncio.to_thread(self._store.list)
+        names = {manifest.full_name: manifest.digest for manifest in listed}
+        for gone in self._names.keys() - names.keys():
+            self._health.set(f"model/{gone}", SERVICE_UNKNOWN)
+            self._model_health.pop(gone, None)
+        self._names = names
+        self._publish_health()
+
+    def _publish_health(self) -> None:
+        """A model is SERVING while its runner is."""
+        loaded = self._scheduler.loaded()
+        for name, digest in self._names.items():
+            runner = loaded[digest][1].runner if digest in loaded else None
+            serving = runner is not None and runner.state is State.SERVING
+            status = SERVING if serving else NOT_SERVING
+            if self._model_health.get(name) != status:
+                self._model_health[name] = status
+                self._health.set(f"model/{name}", status)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on. Raises OSError where somebody does."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError("the socket is in use")
+
+
+def _report_ready(fd: int | None, address: str) -> None:
+    if fd is not None:
+        with suppress(BrokenPipeError):
+            os.write(fd, json.dumps({"event": "listening", "address": address}).encode() + b"\n")
+        os.close(fd)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]] | set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

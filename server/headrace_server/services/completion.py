@@ -1,0 +1,38 @@
+"""Serves CompletionService by relaying to the model's runner."""
+
+from __future__ import annotations
+
+import grpc.aio
+
+from headrace.v1.completion_pb2 import StreamCompletionRequest
+from headrace_server.relay import Relay, Terms
+from headrace_server.scheduling.planner import Planner
+from headrace_server.services.raw import Context, Raw, add_to, seconds, stream, time_remaining
+
+SERVICE = "headrace.v1.CompletionService"
+
+
+class CompletionServicer:
+    """Completions by whichever runner has the model."""
+
+    def __init__(self, planner: Planner, relay: Relay) -> None:
+        self._planner = planner
+        self._relay = relay
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register with a server."""
+        handler = stream(StreamCompletionRequest, self.stream_completion)
+        add_to(server, SERVICE, {"StreamCompletion": handler})
+
+    async def stream_completion(
+        self, request: Raw[StreamCompletionRequest], context: Context
+    ) -> None:
+        """Generate a completion."""
+        message = request.message
+        terms = Terms(
+            await self._planner.model(message.model, "text"),
+            keep_alive=seconds(message.keep_alive) if message.HasField("keep_alive") else None,
+            priority=message.priority,
+            time_remaining=time_remaining(context),
+        )
+        await self._relay.stream(request.data, terms, context.write, choices=message.n or 1)

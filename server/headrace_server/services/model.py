@@ -1,0 +1,209 @@
+"""Serves ModelService: the store's models, and which of them are loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+from headrace.errors import DeadlineExceeded, ModelCorrupt, ModelInUse, NotImplementedYet
+from headrace.v1.common_pb2 import RunnerStatus
+from headrace.v1.model_pb2 import (
+    CopyModelRequest,
+    CopyModelResponse,
+    DeleteModelRequest,
+    DeleteModelResponse,
+    GetModelRequest,
+    GetModelResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    LoadModelRequest,
+    LoadModelResponse,
+    StreamImportModelRequest,
+    StreamImportModelResponse,
+    StreamPullModelRequest,
+    StreamPullModelResponse,
+    UnloadModelRequest,
+    UnloadModelResponse,
+    WatchModelsRequest,
+    WatchModelsResponse,
+)
+from headrace.v1.model_pb2 import Model as ModelMessage
+from headrace.v1.model_pb2_grpc import ModelServiceServicer
+from headrace_server.relay import duration
+from headrace_server.scheduling.planner import Planner
+from headrace_server.scheduling.shell import Scheduler
+from headrace_server.services.messages import model_message, runner_status, transfer_progress
+from headrace_server.services.raw import seconds, time_remaining
+from headrace_server.store import Manifest, OnProgress, Progress, Store
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class ModelServicer(ModelServiceServicer):
+    """The store and the loaded models."""
+
+    def __init__(
+        self,
+        store: Store,
+        planner: Planner,
+        scheduler: Scheduler,
+        *,
+        max_time: float,
+        on_change: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`max_time`: of a load whose client sets no deadline, in seconds. `on_change` is awaited
+        after a change of the store."""
+        self._store = store
+        self._planner = planner
+        self._scheduler = scheduler
+        self._max_time = max_time
+        self._on_change = on_change
+
+    async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
+        """Every model, or those that are loaded."""
+        manifests = await asyncio.to_thread(self._store.list)
+        if request.loaded:
+            loaded = self._scheduler.loaded()
+            manifests = [manifest for manifest in manifests if manifest.digest in loaded]
+        return ListModelsResponse(models=[await self._message(item) for item in manifests])
+
+    async def GetModel(self, request: GetModelRequest, context: Context) -> GetModelResponse:
+        """One model. Raises ModelNotFound."""
+        return GetModelResponse(model=await self._message(self._store.get(request.model)))
+
+    async def StreamPullModel(
+        self, request: StreamPullModelRequest, context: Context
+    ) -> AsyncIterator[StreamPullModelResponse]:
+        """Fetch a model. Raises ModelNotFound, SourceUnavailable and what an import raises."""
+        async with aclosing(_transfer(lambda tell: self._store.pull(request.model, tell))) as steps:
+            async for step in steps:
+                if isinstance(step, Progress):
+                    yield StreamPullModelResponse(progress=transfer_progress(step))
+                else:
+                    yield StreamPullModelResponse(completed=await self._changed(step))
+
+    async def StreamImportModel(
+        self, request: StreamImportModelRequest, context: Context
+    ) -> AsyncIterator[StreamImportModelResponse]:
+        """Bring a model in. Raises InvalidRequest, UnsupportedModel, ModelCorrupt, LoadFailed."""
+
+        def work(tell: OnProgress) -> Awaitable[Manifest]:
+            source = Path(request.source_path)
+            return self._store.import_model(source, request.model, tell, replace=request.replace)
+
+        async with aclosing(_transfer(work)) as steps:
+            async for step in steps:
+                if isinstance(step, Progress):
+                    yield StreamImportModelResponse(progress=transfer_progress(step))
+                else:
+                    yield StreamImportModelResponse(completed=await self._changed(step))
+
+    async def CopyModel(self, request: CopyModelRequest, context: Context) -> CopyModelResponse:
+        """Give a second name. Raises ModelNotFound, InvalidRequest."""
+        manifest = await asyncio.to_thread(self._store.copy, request.source, request.destination)
+        return CopyModelResponse(model=await self._changed(manifest))
+
+    async def DeleteModel(
+        self, request: DeleteModelRequest, context: Context
+    ) -> DeleteModelResponse:
+        """Remove a name. Raises ModelNotFound, ModelInUse."""
+        await self._release(request.model)
+        freed = await asyncio.to_thread(self._store.delete, request.model)
+        await self._on_change()
+        return DeleteModelResponse(freed_bytes=freed)
+
+    async def LoadModel(self, request: LoadModelRequest, context: Context) -> LoadModelResponse:
+        """Load a model. Raises what a completion raises before its first event."""
+        model = await self._planner.model(request.model)
+        keep_alive = seconds(request.keep_alive) if request.HasField("keep_alive") else None
+        remaining = time_remaining(context)
+        limit = self._max_time if remaining is None else remaining
+        deadline = self._scheduler.now() + limit
+        try:
+            async with asyncio.timeout_at(deadline):
+                with self._scheduler.ask(model, keep_alive=keep_alive, deadline=deadline) as ticket:
+                    await ticket.granted()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the model was not loaded within {limit:g} s") from None
+        begin, end = ticket.load_span
+        return LoadModelResponse(runner=self._runner(model.key), load_time=duration(end - begin))
+
+    async def UnloadModel(
+        self, request: UnloadModelRequest, context: Context
+    ) -> UnloadModelResponse:
+        """Stop a model's runner once it is idle. Raises ModelNotFound."""
+        digest = self._store.get(request.model).digest
+        return UnloadModelResponse(stopped=int(await self._scheduler.unload(digest)))
+
+    async def WatchModels(
+        self, request: WatchModelsRequest, context: Context
+    ) -> AsyncIterator[WatchModelsResponse]:
+        """Raises NotImplementedYet."""
+        raise NotImplementedYet(
+            "this version does not watch models yet; list them instead",
+            method="headrace.v1.ModelService/WatchModels",
+        )
+        yield  # type: ignore[unreachable]  # makes this the generator that the method has to be
+
+    async def _release(self, name: str) -> None:
+        """Unload a model whose last name is to go. Raises ModelInUse."""
+        try:
+            manifest = self._store.get(name)
+        except ModelCorrupt:
+            return  # Damaged models can be removed too, and are not loaded under this name.
+        listed = await asyncio.to_thread(self._store.list)
+        if any(m.digest == manifest.digest and m.full_name != manifest.full_name for m in listed):
+            return
+        if self._scheduler.in_use(manifest.digest):
+            raise ModelInUse(
+                f"{manifest.full_name} is serving requests; try again when they have ended",
+                model=manifest.full_name,
+            )
+        await self._scheduler.unload(manifest.digest)
+
+    async def _changed(self, manifest: Manifest) -> ModelMessage:
+        await self._on_change()
+        return await self._message(manifest)
+
+    async def _message(self, manifest: Manifest) -> ModelMessage:
+        model = await self._planner.plan(manifest.full_name, manifest)
+        return model_message(model, self._runner(manifest.digest))
+
+    def _runner(self, digest: str) -> RunnerStatus | None:
+        found = self._scheduler.slot_of(digest)
+        return None if found is None else runner_status(*found, self._scheduler.now())
+
+
+async def _transfer(
+    work: Callable[[OnProgress], Awaitable[Manifest]],
+) -> AsyncGenerator[Progress | Manifest, None]:
+    """The progress of a transfer, as fast as the reader takes it, then the model.
+
+    Closing this early cancels the transfer and waits until it has cleaned up.
+    """
+    latest: Progress | None = None
+    news = asyncio.Event()
+
+    def tell(progress: Progress) -> None:
+        nonlocal latest
+        latest = progress
+        news.set()
+
+    task = asyncio.ensure_future(work(tell))
+    task.add_done_callback(lambda _: news.set())
+    try:
+        while not task.done():
+            await news.wait()
+            news.clear()
+            if latest is not None:
+                progress, latest = latest, None
+                yield progress
+        yield task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
