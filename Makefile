@@ -15,7 +15,7 @@ help: ## list the targets
 		awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 run: $(VENV)/.all ## ask a small model a question, from nothing
-	@$(BIN)/headrace run smollm2:135m "$(PROMPT)"
+	@$(BIN)/headrace run smollm2:135m "$(PROMPT)" --temperature 0 --max-tokens 48
 
 test: $(VENV)/.dev ## the tests, real processes and a real model included
 	$(BIN)/pytest -m "$(QUICK)"

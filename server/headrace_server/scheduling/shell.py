@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Protocol
 
 from headrace.errors import HeadraceError, LoadFailed, ModelCorrupt, UnsupportedModel
@@ -79,7 +81,7 @@ class Scheduler:
         *,
         keep_alive: float | None = None,
         priority: int = 0,
-        deadline: float = float("inf"),
+        deadline: float = math.inf,
     ) -> Ticket:
         """A claim to a runner of `wanted`. It counts once it is entered."""
         self._requests += 1

@@ -191,7 +191,7 @@ def test_what_is_piped_in_must_be_utf8(shell: Shell) -> None:
             [sys.executable, "-m", "headrace.cli.main", *command],
             input=b"\xff\xfe",
             capture_output=True,
-            env=shell.env(PYTHONUTF8="1"),
+            env=shell.env(PYTHONIOENCODING="utf-8:strict"),
             check=False,
         )
         assert process.returncode == 2

@@ -16,7 +16,7 @@ _WORDS = {
     "verify": "checking",
     "convert": "converting",
     "store": "storing",
-    "unknown": "working",
+    "unknown": "preparing",
 }
 
 
