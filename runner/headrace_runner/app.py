@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
-import stat
 import sys
 import time
 from pathlib import Path
@@ -15,7 +15,13 @@ from typing import Any, Literal
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from headrace.errors import HeadraceError, ModelCorrupt, UnsupportedModel
+from headrace.errors import (
+    HeadraceError,
+    LoadFailed,
+    ModelCorrupt,
+    Unavailable,
+    UnsupportedModel,
+)
 from headrace.host import machine as host
 from headrace.host.dtype import choose_dtype
 from headrace.host.handover import FailureCause, ReportWriter
@@ -34,6 +40,7 @@ from headrace_runner.config import RunnerConfig
 from headrace_runner.convert.facts import read_facts
 from headrace_runner.engine.engine import Engine
 from headrace_runner.models.chat import ChatTemplate
+from headrace_runner.models.files import read_json
 from headrace_runner.models.load import LoadedModel, load
 from headrace_runner.models.tokenizer import Tokenizer
 from headrace_runner.services.completion import CompletionServicer
@@ -76,14 +83,14 @@ async def _main(config: RunnerConfig, report: ReportWriter) -> int:
     if config.parent is not None:
         await _stop_without_parent(stop)
     machine = host.describe()
-    try:
-        runner = _prepare(config, machine, report)
-    except HeadraceError as error:
-        return _give_up(report, error)
     health = HealthServicer()
     server = grpc.aio.server(interceptors=server_interceptors(), options=server_options())
-    _add_services(server, runner, health, machine)
-    address = _bind(server, config.listen)
+    try:
+        runner = _prepare(config, machine, report)
+        _add_services(server, runner, health, machine)
+        address = _bind(server, config.listen)
+    except Exception as error:  # noqa: BLE001 - whatever it is goes into the report
+        return _give_up(report, error)
     await server.start()
     report.listening(address, config.digest)
     logger.info("listening", extra={"address": address, "model": config.name})
@@ -99,19 +106,20 @@ async def _main(config: RunnerConfig, report: ReportWriter) -> int:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if failing.done():
             return _give_up(report, failing.result())
-        return await _drain(runner, health, stop)
+        return await _drain(runner, stop)
     finally:
         for task in (loading, watching, stopping):
             task.cancel()
         runner.stopping.set()
         health.shutdown()
         await server.stop(grace=0.5)
-        if not failing.done():
-            await runner.engine.stop()
+        await runner.engine.stop()
         await asyncio.gather(loading, watching, stopping, return_exceptions=True)
 
 
 def _prepare(config: RunnerConfig, machine: host.Machine, report: ReportWriter) -> RunnerContext:
+    if "model_type" not in read_json(config.model_dir, "config.json"):
+        raise ModelCorrupt("config.json is missing, or names no model type", file="config.json")
     tokenizer = Tokenizer.load(config.model_dir)
     template = ChatTemplate.load(config.model_dir, tokenizer.special_tokens)
     facts = read_facts(config.model_dir)
@@ -165,28 +173,38 @@ def _add_services(
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:
-    """Binds the address; gives the one that was bound, with its port."""
-    if listen.startswith("unix:"):
-        path = Path(listen.removeprefix("unix:"))
-        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+    """Binds the address; gives the one that was bound, with its port.
+
+    Raises Unavailable when that cannot be done.
+    """
+    path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
+    try:
+        if path is not None and path.is_socket():
             path.unlink()  # Left by a process that was killed.
-        server.add_insecure_port(listen)
-        path.chmod(0o600)
-        return listen
-    host_name, _, _ = listen.rpartition(":")
-    return f"{host_name}:{server.add_insecure_port(listen)}"
+        port = server.add_insecure_port(listen)
+        if path is not None:
+            path.chmod(0o600)
+            return listen
+    except (RuntimeError, OSError) as error:
+        raise Unavailable(f"cannot listen on {listen}; give another address: {error}") from error
+    return f"{listen.rpartition(':')[0]}:{port}"
 
 
 async def _load(runner: RunnerContext, report: ReportWriter, health: HealthServicer) -> None:
     begin = time.monotonic()
     try:
         loaded = await runner.engine.start()
-    except BaseException:
-        runner.loaded.cancel()  # Who waits for the model learns of the end from the connection.
+    except Exception as error:  # Those who wait for the model are told in any case.
+        known = isinstance(error, HeadraceError)
+        runner.loaded.set_exception(
+            error if known else LoadFailed("The model could not be loaded.", cause="LOAD_FAILED")
+        )
+        runner.loaded.exception()  # Seen, even if nobody waits for it.
         raise
     runner.loaded.set_result(loaded)
     runner.serving_since = time.monotonic()
-    _set_health(health, SERVING)
+    if not runner.draining.is_set():
+        _set_health(health, SERVING)
     report.ready()
     logger.info(
         "serving",
@@ -201,16 +219,22 @@ async def _load(runner: RunnerContext, report: ReportWriter, health: HealthServi
 
 
 async def _watch_progress(runner: RunnerContext, health: HealthServicer) -> None:
-    """Turns the health by progress: with work but no step for too long, it is NOT_SERVING."""
+    """Turns the health by progress: with work but no step for too long, it is NOT_SERVING.
+
+    So it is when the runner takes nothing new.
+    """
     await asyncio.wait({runner.loaded})
     limit = runner.config.stall_timeout
-    while not runner.draining:
+    while not runner.draining.is_set():
         stalled = runner.engine.stalled_for() > limit
         if stalled != runner.stalled:
             runner.stalled = stalled
             _set_health(health, NOT_SERVING if stalled else SERVING)
             logger.warning("no progress for %.0f s" if stalled else "progress again", limit)
-        await asyncio.sleep(limit / 4)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit / 4):
+                await runner.draining.wait()
+    _set_health(health, NOT_SERVING)
 
 
 def _set_health(health: HealthServicer, status: Literal[0, 1, 2, 3]) -> None:
@@ -218,13 +242,14 @@ def _set_health(health: HealthServicer, status: Literal[0, 1, 2, 3]) -> None:
         health.set(service, status)
 
 
-async def _drain(runner: RunnerContext, health: HealthServicer, stop: asyncio.Event) -> int:
+async def _drain(runner: RunnerContext, stop: asyncio.Event) -> int:
     logger.info("draining")
-    _set_health(health, NOT_SERVING)
     stop.clear()
     draining = asyncio.create_task(runner.drain(runner.config.grace))
     again = asyncio.create_task(stop.wait())
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    if again.done():
+        await runner.drain(0)  # Told twice: what runs is ended now.
     for task in (draining, again):
         task.cancel()
     await asyncio.gather(draining, again, return_exceptions=True)

@@ -9,7 +9,14 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from headrace.errors import Draining, HeadraceError, ModelMismatch
+from headrace.errors import (
+    Draining,
+    FieldViolation,
+    HeadraceError,
+    InvalidRequest,
+    ModelMismatch,
+    QueueFull,
+)
 from headrace.v1.common_pb2 import RunnerState
 from headrace_runner.config import RunnerConfig
 from headrace_runner.engine.engine import Engine
@@ -19,6 +26,8 @@ from headrace_runner.models.tokenizer import Tokenizer
 
 _DRAIN_RETRY = 1.0
 """Seconds after which another runner may have taken this one's place."""
+
+_QUEUE_RETRY = 1.0
 
 
 @dataclass(slots=True)
@@ -31,7 +40,8 @@ class RunnerContext:
     engine: Engine
     context_length: int
     loaded: asyncio.Future[LoadedModel]
-    draining: bool = False
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when nothing new is taken any more."""
     stalled: bool = False
     serving_since: float = 0.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -47,13 +57,21 @@ class RunnerContext:
     @property
     def state(self) -> RunnerState.ValueType:
         """Where the runner is in its life."""
-        if self.draining:
+        if self.draining.is_set():
             return RunnerState.RUNNER_STATE_DRAINING
         if not self.loaded.done():
             return RunnerState.RUNNER_STATE_LOADING
+        if self.loaded.exception() is not None:
+            return RunnerState.RUNNER_STATE_DEAD
         if self.stalled:
             return RunnerState.RUNNER_STATE_STALLED
         return RunnerState.RUNNER_STATE_SERVING
+
+    @property
+    def loaded_model(self) -> LoadedModel | None:
+        """The model, once it is loaded."""
+        ready = self.loaded.done() and self.loaded.exception() is None
+        return self.loaded.result() if ready else None
 
     @property
     def uptime(self) -> float:
@@ -73,13 +91,20 @@ class RunnerContext:
         elif model not in (self.config.name, self.config.digest):
             raise ModelMismatch(wanted=model, serving=self.config.name)
 
-    def refuse_when_draining(self) -> None:
-        """Raises Draining when nothing new is taken."""
-        if self.draining:
-            raise Draining(retry_after=_DRAIN_RETRY)
-
     def begin(self, request_id: str) -> None:
-        """Notes that the current task serves a completion."""
+        """Notes that the current task serves a completion, which has to be told with `end`.
+
+        Raises Draining when nothing new is taken, QueueFull when as many as may wait do so, and
+        InvalidRequest when the id is in use.
+        """
+        if self.draining.is_set():
+            raise Draining(retry_after=_DRAIN_RETRY)
+        waiting = self.config.max_waiting
+        if len(self._calls) >= self.config.max_concurrency + waiting:
+            raise QueueFull(_QUEUE_RETRY, queue="runner", limit=waiting)
+        if request_id in self._calls:
+            rule = f"{request_id!r} is running already; give another"
+            raise InvalidRequest(violations=[FieldViolation("request_id", rule)])
         task = asyncio.current_task()
         assert task is not None
         self._calls[request_id] = task
@@ -91,10 +116,6 @@ class RunnerContext:
         self._aborted.pop(request_id, None)
         if not self._calls:
             self._idle.set()
-
-    def is_running(self, request_id: str) -> bool:
-        """Whether a completion of this id is being served."""
-        return request_id in self._calls
 
     def abort(self, request_id: str, error: HeadraceError) -> bool:
         """Ends a completion with an error. False when there is none of this id."""
@@ -114,7 +135,7 @@ class RunnerContext:
 
         Gives how many completions had to be ended.
         """
-        self.draining = True
+        self.draining.set()
         try:
             async with asyncio.timeout(grace):
                 await self._idle.wait()

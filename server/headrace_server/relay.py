@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -233,8 +233,9 @@ class Relay:
 
     async def _explain(self, lost: _Lost, ticket: Ticket, record: _Record) -> HeadraceError:
         """Why the runner is gone; its process tells, and may take a moment to."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ticket.life.gone.wait(), self._diagnosis)
         dead = ticket.runner.dead
-        await asyncio.wait({dead}, timeout=self._diagnosis)
         tokens = record.tokens_sent() if record.started else None
         if dead.done():
             death = dead.result()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from headrace.errors import Cancelled
+from headrace.errors import Draining, HeadraceError, Unavailable
 from headrace_runner.engine.stream import EventStream
 from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.output import Output
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 _MEASURE_EVERY = 0.25
 """Seconds between two readings of the memory while there is work."""
+
+_STOP_RETRY = 1.0
+"""Seconds after which another runner may have taken this one's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,9 @@ class Engine:
     """Generates text for many requests at once.
 
     `load` runs on the engine's thread and gives the model. `start` waits for it and for one
-    generated token. When the thread fails later, `failed` gets the error: nothing that the thread
-    owned can be trusted then, and the process is of no more use.
+    generated token. When the thread fails later, every stream ends with UNAVAILABLE and `failed`
+    gets the error: nothing that the thread owned can be trusted then, and the process is of no
+    more use.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class Engine:
         # Belongs to the event loop.
         self._streams: dict[int, EventStream] = {}
         self._next_uid = 1
+        self._end: HeadraceError | None = None
         self.requests_total = 0
         # Written by the engine's thread alone, read by anyone.
         self.stats = EngineStats()
@@ -119,13 +124,15 @@ class Engine:
     async def start(self) -> LoadedModel:
         """Loads the model. Raises what the load raises."""
         self._thread.start()
-        return await asyncio.wrap_future(self._ready)
+        # Shielded: the thread settles this future whether or not anyone waits for it still.
+        return await asyncio.shield(asyncio.wrap_future(self._ready))
 
     async def stop(self) -> None:
-        """Ends every stream with CANCELLED and the thread after its current step."""
+        """Ends the thread after its current step, and every stream with DRAINING."""
         self._inbox.put(_Stop())
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
+        self._end_all(Draining(_STOP_RETRY))
 
     @property
     def active(self) -> int:
@@ -149,7 +156,10 @@ class Engine:
             self.last_step = time.monotonic()
         stream = EventStream(on_close=lambda: self._abandon(uid))
         self._streams[uid] = stream
-        self._inbox.put(_Submit(uid, request))
+        if self._end is not None:
+            self._end_all(self._end)
+        else:
+            self._inbox.put(_Submit(uid, request))
         return stream
 
     def _abandon(self, uid: int) -> None:
@@ -168,6 +178,18 @@ class Engine:
                 if isinstance(event, Finished | Failed):
                     del self._streams[uid]
                     self.requests_total += 1
+
+    def _end_all(self, error: HeadraceError) -> None:
+        """Ends what runs, and what may still be submitted, with an error."""
+        self._end = error
+        self.requests_total += len(self._streams)
+        for stream in self._streams.values():
+            stream.push(Failed(error))
+        self._streams.clear()
+
+    def _report_failure(self, error: BaseException) -> None:
+        self._end_all(Unavailable("The runner's engine failed."))
+        self.failed.set_result(error)
 
     # What follows runs on the engine's own thread.
 
@@ -195,9 +217,6 @@ class Engine:
             self._admit(batch)
             if self._tasks:
                 self._step(batch)
-        for task in self._tasks.values():
-            task.events.append(Failed(Cancelled("The runner is stopping.")))
-        self._flush()
 
     def _take_commands(self, batch: TextBatch, *, wait: bool) -> bool:
         """Carries out what is in the inbox; False when it is time to stop."""
@@ -285,10 +304,6 @@ class Engine:
         # A closed loop raises: nobody is left to tell.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, argument)
-
-    def _report_failure(self, error: BaseException) -> None:
-        if not self.failed.done():
-            self.failed.set_result(error)
 
 
 def _warm_up(batch: TextBatch) -> None:

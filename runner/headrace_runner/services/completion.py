@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from headrace.errors import ContextLengthExceeded, InvalidRequest, QueueFull
+from headrace.errors import ContextLengthExceeded
 from headrace.v1.completion_pb2 import (
     CompletionProgress,
     CompletionStarted,
@@ -42,8 +42,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[StreamCompletionRequest, StreamCo
 _HEARTBEAT = 5.0
 """Seconds between two signs of life while a request waits for its place."""
 
-_QUEUE_RETRY = 1.0
-
 
 class CompletionServicer(CompletionServiceServicer):
     """Completions by one runner's engine."""
@@ -60,17 +58,12 @@ class CompletionServicer(CompletionServiceServicer):
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
         runner.check_target(request.model, metadata)
         refuse_unsupported(request)
-        runner.refuse_when_draining()
         request_id = request.request_id or secrets.token_hex(8)
-        if runner.is_running(request_id):
-            raise InvalidRequest(f"request_id: {request_id!r} is running already; give another")
         runner.begin(request_id)
         span = GenerationSpan(request, request_id, runner.config, arrived)
         try:
             await asyncio.shield(runner.loaded)
             generation = await self._generation(request, request_id)
-            if runner.engine.waiting >= runner.config.max_waiting:
-                raise QueueFull(_QUEUE_RETRY, queue="runner", limit=runner.config.max_waiting)
             span.accepted(generation)
             stream = runner.engine.submit(generation)
             try:
@@ -79,7 +72,8 @@ class CompletionServicer(CompletionServiceServicer):
                         yield message
             finally:
                 stream.close()
-        except asyncio.CancelledError as cancelled:
+        # Which of the two comes depends on where the call is cancelled: here, or in its sending.
+        except (asyncio.CancelledError, GeneratorExit) as cancelled:
             aborted = runner.abort_error(request_id)
             span.failed(aborted or cancelled)
             if aborted is None:
@@ -115,7 +109,9 @@ class CompletionServicer(CompletionServiceServicer):
             stop_token_ids=stops.token_ids,
             ignore_eos=request.stop.ignore_eos,
             include_stop=request.stop.include_stop,
-            top_logprobs=request.logprobs.top if request.logprobs.enabled else None,
+            top_logprobs=(
+                min(request.logprobs.top, vocabulary) if request.logprobs.enabled else None
+            ),
         )
 
 

@@ -76,7 +76,8 @@ class RunnerServicer(RunnerServiceServicer):
         """Takes no new requests and answers when the last one has ended."""
         grace = self._runner.config.grace
         if request.HasField("grace"):
-            grace = request.grace.ToTimedelta().total_seconds()
+            # By hand: a timedelta refuses what is out of its range.
+            grace = request.grace.seconds + request.grace.nanos / 1e9
         return DrainResponse(aborted=await self._runner.drain(grace))
 
     async def Abort(self, request: AbortRequest, context: Context) -> AbortResponse:
@@ -90,7 +91,6 @@ class RunnerServicer(RunnerServiceServicer):
         stats = engine.stats
         uptime = Duration()
         uptime.FromNanoseconds(int(runner.uptime * 1e9))
-        loaded = runner.loaded
         return Runner(
             id=config.id,
             version=self._version,
@@ -123,7 +123,7 @@ class RunnerServicer(RunnerServiceServicer):
             ),
             pid=os.getpid(),
             uptime=uptime,
-            weights=loaded.result().weights if loaded.done() and not loaded.exception() else "",
+            weights="" if runner.loaded_model is None else runner.loaded_model.weights,
         )
 
 

@@ -38,7 +38,7 @@ from headrace_server.scheduling.ticket import Life, Runner, Ticket, Wait, Wanted
 
 logger = logging.getLogger(__name__)
 
-STOP_GRACE = 5.0
+STOP_GRACE = 2.0
 """Seconds for a runner without requests to exit before it is killed."""
 
 
@@ -168,13 +168,16 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
         wake = self._state.wake_at(self.now())
-        self._timer = self._loop.call_at(wake, self._feed, Tick()) if wake != float("inf") else None
+        self._timer = None
+        if wake != math.inf:
+            # In a context of its own: what time brings is not part of anybody's trace.
+            self._timer = self._loop.call_at(wake, self._feed, Tick(), context=Context())
         self.runner_changed()
 
     def _carry_out(self, action: Action) -> None:
         match action:
             case Start(runner, key):
-                life = Life(runner, self._wanted[key], self.now(), asyncio.Event())
+                life = Life(runner, self._wanted[key], self.now())
                 self._lives[runner] = life
                 self._tasks[runner] = self._loop.create_task(self._live(life), name=runner)
             case Stop(runner, why):
@@ -202,6 +205,7 @@ class Scheduler:
             del self._tasks[life.id]
             self._feed(Exited(life.id, cause, error))
             del self._lives[life.id]
+            life.gone.set()
 
     async def _run(self, life: Life) -> Death:
         runner = life.runner = await self._launcher.launch(life.id, life.wanted)

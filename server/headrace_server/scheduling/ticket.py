@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -56,7 +56,10 @@ class Life:
     id: str
     wanted: Wanted
     started_at: float
-    stop: asyncio.Event
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is to be stopped."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the scheduler knows of its end, so that who asks then gets another."""
     loaded_at: float | None = None
     """None until it serves."""
     runner: Runner | None = None

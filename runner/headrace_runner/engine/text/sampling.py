@@ -15,6 +15,9 @@ import mlx.core as mx
 
 _MASK = (1 << 64) - 1
 
+_MIN_TEMPERATURE = 1e-30
+"""Logits divided by less overflow; with this already the likeliest token alone is drawn."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -148,8 +151,8 @@ def _adjusted_row(logits: mx.array, token: mx.array, row: SamplerRow) -> mx.arra
 
 
 def _draw(logits: mx.array, params: Sequence[SamplingParams], positions: Sequence[int]) -> mx.array:
-    temperatures = mx.array([p.temperature for p in params], mx.float32)[:, None]
-    logits = logits.astype(mx.float32) / temperatures
+    temperatures = [max(p.temperature, _MIN_TEMPERATURE) for p in params]
+    logits = logits.astype(mx.float32) / mx.array(temperatures, mx.float32)[:, None]
     if any(p.truncated for p in params):
         parts = [logits[i : i + 1] for i in range(len(params))]
         for i, (p, position) in enumerate(zip(params, positions, strict=True)):
