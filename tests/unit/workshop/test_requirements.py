@@ -41,6 +41,7 @@ def test_the_bare_install_brings_the_sdk_alone() -> None:
     assert {Requirement(text).name for text in PROJECT["dependencies"]} == {
         "googleapis-common-protos",
         "grpcio",
+        "grpcio-health-checking",
         "opentelemetry-api",
         "protobuf",
     }
