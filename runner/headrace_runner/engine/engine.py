@@ -232,7 +232,9 @@ class Engine:
                 case _Submit(uid, request):
                     task = _Task(uid, request, Output(request, self._tokenizer))
                     self._tasks[uid] = task
+                    # Sorting is stable: among equals, first come is first served.
                     self._line.append(task)
+                    self._line.sort(key=lambda task: -task.request.priority)
                 case _Remove(uid):
                     self._drop(batch, {uid})
 

@@ -112,6 +112,7 @@ class CompletionServicer(CompletionServiceServicer):
             top_logprobs=(
                 min(request.logprobs.top, vocabulary) if request.logprobs.enabled else None
             ),
+            priority=request.priority,
         )
 
 

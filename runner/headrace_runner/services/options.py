@@ -28,7 +28,6 @@ def refuse_unsupported(request: StreamCompletionRequest) -> None:
     asked = {
         "n": request.n > 1,
         "reasoning": request.HasField("reasoning"),
-        "priority": request.priority != 0,
         "adapter": request.HasField("adapter"),
         "resume_token_ids": bool(request.resume_token_ids),
         "chat.tools": bool(request.chat.tools),

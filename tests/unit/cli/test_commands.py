@@ -47,7 +47,7 @@ def test_run_streams_then_says_how_it_went(fake: Fake, headrace: Run) -> None:
     (message,) = request.chat.messages
     assert (message.role, message.content) == (completion_pb2.CHAT_ROLE_USER, "What is it?")
     assert (request.sampling.seed, list(request.stop.strings)) == (3, ["END"])
-    assert not request.sampling.HasField("temperature")
+    assert request.sampling.temperature == pytest.approx(0.7)
     assert not request.HasField("max_tokens")
 
 

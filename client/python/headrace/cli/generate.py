@@ -18,7 +18,13 @@ _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option("--system", help="Instructions above the chat, instead of the template's own."),
-    click.option("--temperature", type=float, help="0 takes the likeliest token; default 1."),
+    click.option(
+        "--temperature",
+        type=float,
+        default=0.7,
+        show_default=True,
+        help="0 takes the likeliest token, 1 draws from the model's own distribution.",
+    ),
     click.option("--top-p", type=float, help="Draw from the likeliest up to this probability."),
     click.option("--seed", type=int, help="Fix the draws."),
     click.option("--max-tokens", type=int, help="Tokens to generate at most."),

@@ -27,6 +27,8 @@ class GenerationRequest:
     include_stop: bool = False
     top_logprobs: int | None = None
     """How many alternatives to report with each token's log-probability; None for no report."""
+    priority: int = 0
+    """A higher one goes first where requests wait for a place."""
 
 
 class Finish(Enum):
