@@ -30,7 +30,11 @@ from headrace.errors import (
     from_rpc_error,
 )
 from headrace.telemetry import names, propagation
-from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
+from headrace.v1.completion_pb2 import (
+    CompletionProgress,
+    StreamCompletionRequest,
+    StreamCompletionResponse,
+)
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.ticket import Ticket, Wait, Wanted
 
@@ -68,8 +72,8 @@ class _Record:
     """Seconds."""
     load: float = 0.0
     """Seconds."""
-    started: bool = False
-    """Whether the client has been told of the beginning, after which nothing can be repeated."""
+    started: bytes = b""
+    """What the client was told of the beginning. Another attempt is held to it."""
     completed: bool = False
     last_delta: bytes = b""
     tokens: dict[int, int] = field(default_factory=dict)
@@ -132,7 +136,9 @@ class Relay:
             await write(_progress(wait))
 
         async def use(ticket: Ticket, options: dict[str, Any]) -> None:
-            async with aclosing(_answers(ticket, request, options)) as answers:
+            again = record.started
+            asked = _as_started(request, again) if again else request
+            async with aclosing(_answers(ticket, asked, options)) as answers:
                 async for data in answers:
                     event = data[:1]
                     if event == _DELTA:
@@ -140,9 +146,12 @@ class Relay:
                         if choices > 1:
                             record.count(data)
                     elif event == _STARTED:
-                        record.started = True
+                        if again:
+                            continue
+                        record.started = data
                     elif event == _COMPLETED:
-                        data = _with_timings(data, record, self._scheduler.now() - arrived)
+                        total = self._scheduler.now() - arrived
+                        data = _with_own_share(data, record, total, resumed=bool(again))
                     await write(data)
                     record.completed |= event == _COMPLETED
             if not record.completed:
@@ -204,7 +213,7 @@ class Relay:
         *,
         last: bool,
     ) -> bool:
-        """Try once. False: the runner died before anything was said, and another may be tried."""
+        """Try once. False: the runner died before its first token, and another may be tried."""
         ticket = self._scheduler.ask(
             terms.wanted, keep_alive=terms.keep_alive, priority=terms.priority, deadline=deadline
         )
@@ -224,7 +233,7 @@ class Relay:
                 if record.completed:
                     return True
                 error = await self._explain(lost, ticket, record)
-                if last or record.started or not isinstance(error, RunnerCrashed):
+                if last or record.last_delta or not isinstance(error, RunnerCrashed):
                     raise error from None
                 extra = {"runner_id": ticket.life.id, "model": terms.wanted.name}
                 logger.warning("trying another runner: %s", error, extra=extra)
@@ -325,8 +334,19 @@ def _progress(wait: Wait) -> bytes:
     return StreamCompletionResponse(progress=progress).SerializeToString()
 
 
-def _with_timings(data: bytes, record: _Record, total: float) -> bytes:
+def _as_started(request: bytes, started: bytes) -> bytes:
+    """The request that gives what the client was told to expect, on another runner."""
+    message = StreamCompletionRequest.FromString(request)
+    told = StreamCompletionResponse.FromString(started).started
+    message.request_id = told.id
+    message.sampling.seed = told.seed
+    return message.SerializeToString()
+
+
+def _with_own_share(data: bytes, record: _Record, total: float, *, resumed: bool) -> bytes:
+    """A `completed` with the controller's part of the time, and its tries."""
     message = StreamCompletionResponse.FromString(data)
+    message.completed.resumed += resumed
     timings = message.completed.timings
     queue = timings.queue.ToNanoseconds() * 1e-9 + record.queue
     for part, seconds in ((timings.queue, queue), (timings.load, record.load)):

@@ -6,12 +6,13 @@ model writes on for long without ending its text. Pure and always the same.
 
 from __future__ import annotations
 
-_NAMES = (
+_FIRST_WORDS = (
     "Ada Bruno Clara Dmitri Elena Farid Greta Hugo Irina Jonas Kamal Lucia Marek Nadia Oscar Petra "
     "Quentin Rosa Stefan Tamara Ursula Viktor Wanda Xavier Yusuf Zelda Anton Bianca Cesar Dora "
     "Emil Fatima Gustav Hanna Ivan Julia Karim Leila Martin Nina Olga Pablo Ruth Samuel Teresa Uwe "
     "Vera Walter Ana Boris Carmen David Edith Felix Gloria Henrik Ines Jakob Kira Leo Maria Nils"
-).split()
+)
+_NAMES = _FIRST_WORDS.split()
 _TRADES = ("baker", "carpenter", "doctor", "farmer", "gardener", "painter", "sailor", "teacher")
 _PLACES = (
     "a small village by the river",

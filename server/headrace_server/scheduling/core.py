@@ -140,6 +140,8 @@ class _Desk:
         if slot is not None and slot.phase is Phase.LOADING:
             held = slot.memory if memory is None else memory
             self._put(slot, phase=Phase.SERVING, memory=held, idle_since=self._now)
+            if slot.key in self._crashes:
+                self._crashes[slot.key] = self._crashes[slot.key].overcome()
 
     def _unload(self, key: str) -> None:
         for slot in self._of(key):
@@ -164,7 +166,7 @@ class _Desk:
             self._refuse_all(key, event.error)
             return
         before = self._crashes.get(key, Crashes())
-        crashes = self._crashes[key] = self._record(before, event.cause)
+        crashes = self._crashes[key] = before.another(event.cause, self._now, self._limits)
         if loading and event.cause == "OUT_OF_MEMORY":
             # The estimate was too low. Give the load the room of all who are idle, once.
             if not self._slots or before.cause == "OUT_OF_MEMORY":
@@ -176,15 +178,6 @@ class _Desk:
             wait = crashes.retry_at - self._now
             looping = CircuitOpen(cause=event.cause, retry_after=wait)
             self._refuse_all(key, event.error if loading else looping)
-
-    def _record(self, before: Crashes, cause: str) -> Crashes:
-        limits, now = self._limits, self._now
-        times = (*(t for t in before.times if now - t < limits.crash_window), now)
-        if len(times) >= limits.max_crashes:
-            return Crashes(times, cause, retry_at=now + limits.cooldown, open=True)
-        # One death is an accident: the next runner starts at once.
-        wait = limits.backoff * 2.0 ** (len(times) - 2) if len(times) > 1 else 0.0
-        return Crashes(times, cause, retry_at=now + wait)
 
     # What follows from it.
 
@@ -231,7 +224,7 @@ class _Desk:
             crashes = self._crashes.get(key, Crashes())
             if self._of(key) or self._now < crashes.retry_at:
                 continue
-            pinned = sum(slot.memory for slot in self._slots.values() if slot.pinned)
+            pinned = sum(slot.memory for slot in self._slots.values() if slot.immovable)
             if asked.needs > self._limits.memory - pinned:
                 free = max(0, self._limits.memory - pinned)
                 self._refuse_all(key, InsufficientMemory(needs=asked.needs, free=free))

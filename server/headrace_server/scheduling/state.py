@@ -3,6 +3,8 @@
 Times are seconds on one monotonic clock, memory is bytes. Nothing here acts.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,6 +79,11 @@ class Slot:
         return self.keep_alive == FOREVER
 
     @property
+    def immovable(self) -> bool:
+        """Whether no other model can hope for its memory."""
+        return self.pinned and self.phase in (Phase.LOADING, Phase.SERVING)
+
+    @property
     def evictable(self) -> bool:
         """Whether it may be stopped in favour of another model."""
         return self.phase is Phase.SERVING and not self.leases and not self.pinned
@@ -92,6 +99,19 @@ class Crashes:
     """No runner of this model is started before."""
     open: bool = False
     """Whether who asks before `retry_at` is refused rather than kept waiting."""
+
+    def another(self, cause: str, now: float, limits: Limits) -> Crashes:
+        """What to remember after one more: when to try again, and whether to give up for now."""
+        times = (*(time for time in self.times if now - time < limits.crash_window), now)
+        if len(times) >= limits.max_crashes:
+            return Crashes(times, cause, retry_at=now + limits.cooldown, open=True)
+        # One death is an accident: the next runner starts at once.
+        wait = limits.backoff * 2.0 ** (len(times) - 2) if len(times) > 1 else 0.0
+        return Crashes(times, cause, retry_at=now + wait)
+
+    def overcome(self) -> Crashes:
+        """What to remember after a load went well: they still count, but hinder nothing."""
+        return Crashes(self.times)
 
 
 # What the scheduler hears.

@@ -61,7 +61,7 @@ class Desk:
 
     def phase(self, key: str) -> Phase | None:
         slot = self.state.slot_of(key)
-        return slot and slot.phase
+        return None if slot is None else slot.phase
 
 
 def errors(actions: tuple[Action, ...]) -> list[tuple[int, type]]:
@@ -317,3 +317,27 @@ def test_what_is_free_is_used_while_another_waits_for_the_busy() -> None:
     desk.tell(Loaded("r1"))
     assert desk.ask("b", needs=80) == ()
     assert desk.ask("c", needs=50) == (Start("r2", "c"),)
+
+
+def test_the_memory_of_a_pinned_model_that_is_unloaded_is_waited_for() -> None:
+    desk = Desk()
+    desk.ask("a", needs=60, keep_alive=FOREVER)
+    desk.tell(Loaded("r1"))
+    desk.tell(Left(1))
+    assert desk.tell(Unload("a")) == (Stop("r1", "unloaded"),)
+    assert desk.ask("b", needs=60) == ()
+    assert desk.exited("r1") == (Start("r2", "b"),)
+
+
+def test_a_load_that_went_well_closes_the_circuit_but_crashes_still_count() -> None:
+    desk = Desk(max_crashes=2, cooldown=30.0)
+    desk.ask("a")
+    desk.exited("r1")
+    desk.tell(Loaded("r2"))
+    desk.tell(Left(1))
+    assert desk.exited("r2") == ()
+    assert errors(desk.ask("a")) == [(2, CircuitOpen)]
+    desk.now += 30.0
+    assert desk.ask("a") == (Start("r3", "a"),)
+    assert desk.tell(Loaded("r3")) == (Grant(3, "r3"),)
+    assert desk.ask("a") == (Grant(4, "r3"),)

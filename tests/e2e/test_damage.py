@@ -1,0 +1,151 @@
+"""Files that are damaged: found at import or at load, named, and never half in the store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from headrace import AsyncClient
+from headrace.errors import InvalidRequest, ModelCorrupt, UnsupportedModel
+from headrace_server.store import Store
+from tests.e2e.conftest import TINY
+from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, headrace
+from tests.unit.convert.tiny import write_gguf
+
+
+def own_snapshot(home: Path, name: str) -> Path:
+    """A model's directory in a borrowed home, made the home's own."""
+    store = Store(home)
+    snapshot = store.path(store.get(name))
+    original = snapshot.resolve()
+    snapshot.unlink()
+    shutil.copytree(original, snapshot)
+    return snapshot
+
+
+def everything(home: Path) -> dict[str, int]:
+    """Every file of a store but its locks, with its size."""
+    return {
+        str(path.relative_to(home)): path.stat().st_size
+        for folder in ("models", "snapshots", "downloads", "tmp")
+        for path in (home / folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def spoil_the_header(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[8:40] = b"\xff" * 32
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut, spoil_the_header, Path.unlink])
+async def test_c10_weights_that_are_damaged_in_the_store(
+    damage: Callable[[Path], None], home: Path, start: StartController
+) -> None:
+    damage(own_snapshot(home, TINY) / "model.safetensors")
+    controller = start(home=home)
+    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
+        with pytest.raises(ModelCorrupt) as caught:
+            await client.complete(TINY, "x", max_tokens=1)
+        assert caught.value.code is grpc.StatusCode.DATA_LOSS
+        assert caught.value.metadata == {"file": "model.safetensors"}
+        assert "model.safetensors" in caught.value.message
+        assert controller.runners() == []
+        # It can be removed and brought in again.
+        assert await client.delete_model(TINY) >= 0
+        assert [model.name for model in await client.list_models()] == [MODEL]
+
+
+async def test_c10_weights_that_do_not_fit_the_model(home: Path, start: StartController) -> None:
+    """Every file is as long as it was, so only the load can tell."""
+    file = own_snapshot(home, TINY) / "config.json"
+    config = file.read_text()
+    assert '"num_hidden_layers": 2' in config
+    file.write_text(config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+
+    controller = start(home=home)
+    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
+        for _ in range(2):
+            with pytest.raises(ModelCorrupt) as caught:
+                await client.complete(TINY, "x", max_tokens=1)
+            assert caught.value.metadata == {"file": "config.json"}
+        assert controller.runners() == []
+        whole = await client.complete(MODEL, "1, 2, 3,", temperature=0, max_tokens=2)
+        assert whole.text.startswith(" 4")
+
+
+async def test_c10_a_manifest_that_is_damaged(home: Path, start: StartController) -> None:
+    cut(home / "models" / "tiny" / "q4.json")
+    controller = start(home=home)
+    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
+        with pytest.raises(ModelCorrupt) as caught:
+            await client.complete(TINY, "x", max_tokens=1)
+        assert caught.value.metadata == {"file": "q4.json"}
+        assert [model.name for model in await client.list_models()] == [MODEL]
+        await client.delete_model(TINY)
+
+
+@pytest.mark.parametrize("damage", [cut, spoil_the_header])
+async def test_c10_a_file_that_is_damaged_at_import(
+    damage: Callable[[Path], None],
+    home: Path,
+    tiny_gguf: Path,
+    tmp_path: Path,
+    start: StartController,
+) -> None:
+    source = tmp_path / "broken.gguf"
+    shutil.copy(tiny_gguf, source)
+    damage(source)
+    controller = start(home=home)
+    before = everything(home)
+    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
+        with pytest.raises(ModelCorrupt) as caught:
+            await client.import_model(source, "broken").collect()
+        assert caught.value.code is grpc.StatusCode.DATA_LOSS
+        assert caught.value.metadata == {"file": "broken.gguf"}
+    assert everything(home) == before
+
+
+async def test_c10_a_directory_that_is_damaged_at_import(
+    home: Path, tmp_path: Path, start: StartController
+) -> None:
+    store = Store(home)
+    source = tmp_path / "source"
+    shutil.copytree(store.path(store.get(TINY)), source)
+    cut(source / "model.safetensors")
+    controller = start(home=home)
+    before = everything(home)
+    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
+        with pytest.raises(ModelCorrupt) as caught:
+            await client.import_model(source, "broken").collect()
+        assert caught.value.metadata == {"file": "model.safetensors"}
+        # Nor is anything kept of what is no model, or of one that cannot be run.
+        (source / "config.json").write_text("{}")
+        with pytest.raises((InvalidRequest, UnsupportedModel)):
+            await client.import_model(source, "broken").collect()
+        write_gguf(tmp_path / "other.gguf", architecture="rwkv9")
+        with pytest.raises(UnsupportedModel):
+            await client.import_model(tmp_path / "other.gguf", "broken").collect()
+    assert everything(home) == before
+
+
+def test_the_command_line_says_which_file(
+    home: Path, tiny_gguf: Path, tmp_path: Path, start: StartController
+) -> None:
+    source = tmp_path / "broken.gguf"
+    shutil.copy(tiny_gguf, source)
+    cut(source)
+    controller: Controller = start(home=home)
+    ended = headrace(controller, "import", str(source), "broken", check=False)
+    assert ended.returncode == 1
+    assert "broken.gguf" in ended.stderr
+    assert "Traceback" not in ended.stderr

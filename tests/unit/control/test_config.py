@@ -1,0 +1,77 @@
+"""The controller's command line."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from headrace_server.config import ServerConfig, parse
+
+
+def test_defaults_listen_on_loopback() -> None:
+    config = parse([], {})
+    assert config.listen == "127.0.0.1:50151"
+    assert config.keep_alive == 300.0
+    assert config.home == Path.home() / ".headrace"
+
+
+def test_the_environment_stands_in_and_options_win() -> None:
+    env = {"HEADRACE_HOST": "unix:/tmp/a.sock", "HEADRACE_HOME": "/srv/models"}
+    assert parse([], env).listen == "unix:/tmp/a.sock"
+    assert parse([], env).home == Path("/srv/models")
+    assert parse(["--listen", "localhost:0"], env).listen == "localhost:0"
+
+
+def test_a_host_alone_gets_the_port_that_clients_use() -> None:
+    assert parse([], {"HEADRACE_HOST": "localhost"}).listen == "localhost:50151"
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:50151", "192.168.0.7:1", "[::]:50151"])
+def test_beyond_this_machine_only_when_told(
+    listen: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse(["--listen", listen], {})
+    assert exit_.value.code == 2
+    assert "--insecure" in capsys.readouterr().err
+    assert parse(["--listen", listen, "--insecure"], {}).listen == listen
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90.0), ("5m", 300.0), ("1.5h", 5400.0), ("-1", math.inf)]
+)
+def test_keep_alive(text: str, seconds: float) -> None:
+    assert parse([f"--keep-alive={text}"], {}).keep_alive == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1000", 1000), ("8GB", 8 * 10**9), ("1.5GiB", 3 << 29), ("512mib", 1 << 29)]
+)
+def test_memory(text: str, size: int) -> None:
+    assert parse(["--memory", text], {}).memory == size
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--listen", "nowhere:port"],
+        ["--listen", "unix:relative.sock"],
+        ["--listen", "unix:/" + 120 * "x"],
+        ["--listen", "localhost:70000"],
+        ["--memory", "much"],
+        ["--memory", "0"],
+        ["--keep-alive", "soon"],
+        ["--grace", "-1"],
+        ["--max-concurrency", "0"],
+    ],
+)
+def test_what_is_wrong_is_named(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse([f"{wrong[0]}={wrong[1]}"], {})
+    assert exit_.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_the_parser_and_the_settings_agree_on_every_default() -> None:
+    parsed, default = parse([], {}), ServerConfig(home=Path.home() / ".headrace")
+    assert parsed == default

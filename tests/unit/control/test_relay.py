@@ -1,0 +1,347 @@
+"""One stream through the relay, where a runner does what real ones do only by accident."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext
+
+from headrace.errors import (
+    Cancelled,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    Draining,
+    HeadraceError,
+    LoadFailed,
+    RunnerCrashed,
+)
+from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
+from headrace_server.relay import Relay, Terms
+from headrace_server.scheduling.shell import Scheduler
+from headrace_server.scheduling.state import Limits
+from tests.unit.control.fakes import (
+    Context,
+    FakeLauncher,
+    FakeModel,
+    FakeRunner,
+    Script,
+    completed,
+    delta,
+    started,
+)
+
+REQUEST = StreamCompletionRequest(model="fake", prompt="hello").SerializeToString()
+
+
+class Stage:
+    """A scheduler, a relay, and what the client was sent."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._news = asyncio.Event()
+        self.sent: list[StreamCompletionResponse] = []
+        self.launcher: FakeLauncher
+        self.scheduler: Scheduler
+        self.relay: Relay
+
+    def set(self, script: Script, *, hold: bool = False, **relay: float) -> None:
+        self.launcher = FakeLauncher(self._folder, script, hold)
+        self.scheduler = Scheduler(Limits(100, backoff=0.01, max_crashes=3), self.launcher)
+        self.relay = Relay(self.scheduler, **{"max_time": 20.0, "diagnosis": 2.0, **relay})
+
+    async def write(self, data: bytes) -> None:
+        self.sent.append(StreamCompletionResponse.FromString(data))
+        self._news.set()
+
+    async def stream(self, choices: int = 1, time_remaining: float | None = None) -> None:
+        terms = Terms(FakeModel(), time_remaining=time_remaining)
+        await self.relay.stream(REQUEST, terms, self.write, choices=choices)
+
+    async def fails(self, kind: type[HeadraceError], **more: Any) -> HeadraceError:
+        with pytest.raises(kind) as caught:
+            await self.stream(**more)
+        return caught.value
+
+    @property
+    def events(self) -> list[str]:
+        """What came, without what the wait brought."""
+        events = [message.WhichOneof("event") or "" for message in self.sent]
+        return [event for event in events if event != "progress"]
+
+    @property
+    def runner(self) -> FakeRunner:
+        return self.launcher.runners[-1]
+
+    def idle(self) -> bool:
+        return not self.scheduler.in_use(FakeModel().key)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until it is so after some message to the client."""
+        async with asyncio.timeout(5):
+            while not true():
+                self._news.clear()
+                await self._news.wait()
+
+
+@pytest_asyncio.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    stage = Stage(tmp_path)
+    yield stage
+    await stage.scheduler.close()
+
+
+async def answer(
+    runner: FakeRunner, request: StreamCompletionRequest, context: Context
+) -> AsyncIterator[StreamCompletionResponse]:
+    for message in (started(), delta(1), delta(2), completed()):
+        yield message
+
+
+async def test_a_stream_passes_whole_and_completed_tells_the_controller_s_time(
+    stage: Stage,
+) -> None:
+    stage.set(answer)
+    await stage.stream()
+    assert stage.events == ["started", "delta", "delta", "completed"]
+    timings = stage.sent[-1].completed.timings
+    assert timings.queue.ToMilliseconds() >= 250
+    assert timings.load.ToNanoseconds() > 0
+    assert timings.total.ToNanoseconds() >= timings.load.ToNanoseconds()
+    assert stage.runner.requests == [REQUEST]
+    assert stage.runner.calls[0]["headrace-digest"] == FakeModel().key
+    assert stage.idle()
+
+
+async def test_the_runner_is_told_of_the_trace(stage: Stage) -> None:
+    stage.set(answer)
+    caller = SpanContext(0xABC, 0xDEF, is_remote=True)
+    with trace.use_span(NonRecordingSpan(caller)):
+        await stage.stream()
+    assert stage.runner.calls[0]["traceparent"].split("-")[1] == f"{0xABC:032x}"
+
+
+async def test_who_waits_hears_of_the_load_and_gets_a_heartbeat(stage: Stage) -> None:
+    stage.set(answer, hold=True, heartbeat=0.02)
+    streaming = asyncio.create_task(stage.stream())
+    await stage.until(lambda: len(stage.sent) >= 4)
+    stage.runner.fraction = 0.5
+    stage.scheduler.runner_changed()
+    await stage.until(lambda: stage.sent[-1].progress.load_fraction == 0.5)
+    stage.runner.loaded.set()
+    await streaming
+    assert stage.events == ["started", "delta", "delta", "completed"]
+
+
+async def test_c2_a_death_before_the_first_event_is_made_up_for(stage: Stage) -> None:
+    async def die_once(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if runner.id == "r1":
+            await runner.die(delay=0.1)
+        async for message in answer(runner, request, context):
+            yield message
+
+    stage.set(die_once)
+    await stage.stream()
+    assert stage.events == ["started", "delta", "delta", "completed"]
+    assert [runner.id for runner in stage.launcher.runners] == ["r1", "r2"]
+
+
+async def test_two_deaths_before_the_first_event_are_unavailable_with_the_cause(
+    stage: Stage,
+) -> None:
+    async def die(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        await runner.die("NATIVE_ABORT", delay=0.1)
+        yield started()
+
+    stage.set(die)
+    error = await stage.fails(RunnerCrashed)
+    assert error.code is grpc.StatusCode.UNAVAILABLE
+    assert dict(error.metadata) == {"cause": "NATIVE_ABORT"}
+    assert stage.events == []
+    assert stage.idle()
+
+
+@pytest.mark.parametrize(("choices", "tokens"), [(1, 7), (2, 11)])
+async def test_a_death_after_the_first_event_is_aborted_and_counts_the_tokens(
+    stage: Stage, choices: int, tokens: int
+) -> None:
+    async def die_in_the_middle(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        yield started()
+        if choices > 1:
+            yield delta(4, choice=1)
+        yield delta(5)
+        yield delta(7)
+        await runner.die("OUT_OF_MEMORY", delay=0.1)
+
+    stage.set(die_in_the_middle)
+    error = await stage.fails(RunnerCrashed, choices=choices)
+    assert error.code is grpc.StatusCode.ABORTED
+    assert dict(error.metadata) == {"cause": "OUT_OF_MEMORY", "tokens_sent": str(tokens)}
+    assert len(stage.launcher.runners) == 1
+
+
+async def test_a_runner_that_is_lost_but_not_dead_is_stalled(stage: Stage) -> None:
+    async def vanish(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        yield started()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    stage.set(vanish, diagnosis=0.05)
+    error = await stage.fails(RunnerCrashed)
+    assert error.metadata["cause"] == "STALLED"
+
+
+async def test_a_runner_s_own_error_passes_unchanged(stage: Stage) -> None:
+    async def refuse(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if request.prompt:
+            raise ContextLengthExceeded(limit=10, actual=11)
+        yield started()
+
+    stage.set(refuse)
+    error = await stage.fails(ContextLengthExceeded)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.message == ContextLengthExceeded(limit=10, actual=11).message
+    assert dict(error.metadata) == {"limit": "10", "actual": "11"}
+    assert len(stage.launcher.runners) == 1
+
+
+async def test_a_stream_that_the_runner_cancelled_is_cancelled_not_lost(stage: Stage) -> None:
+    async def abort(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        yield started()
+        await context.abort(grpc.StatusCode.CANCELLED, "aborted by its id")
+
+    stage.set(abort)
+    error = await stage.fails(Cancelled)
+    assert error.message == "aborted by its id"
+
+
+async def test_an_end_without_completed_is_no_success(stage: Stage) -> None:
+    async def stop_short(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        yield started()
+        yield delta(1)
+
+    stage.set(stop_short)
+    with pytest.raises(RuntimeError, match="without `completed`"):
+        await stage.stream()
+    assert stage.idle()
+
+
+async def test_a_death_after_completed_changes_nothing(stage: Stage) -> None:
+    async def die_at_the_end(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        async for message in answer(runner, request, context):
+            yield message
+        await stage.until(lambda: stage.events[-1] == "completed")
+        await runner.die()
+
+    stage.set(die_at_the_end)
+    await stage.stream()
+    assert stage.events[-1] == "completed"
+
+
+async def endless(
+    runner: FakeRunner, request: StreamCompletionRequest, context: Context
+) -> AsyncIterator[StreamCompletionResponse]:
+    yield started()
+    await asyncio.Event().wait()
+
+
+async def test_b1_a_cancelled_client_is_heard_of_by_the_runner_at_once(stage: Stage) -> None:
+    stage.set(endless)
+    streaming = asyncio.create_task(stage.stream())
+    await stage.until(lambda: stage.events == ["started"])
+    streaming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await streaming
+    assert stage.idle()
+    await asyncio.wait_for(stage.runner.cancelled.wait(), 2)
+
+
+async def test_a2_a_client_that_leaves_while_it_waits_gives_its_place_back(stage: Stage) -> None:
+    stage.set(answer, hold=True)
+    streaming = asyncio.create_task(stage.stream())
+    await stage.launcher.launched.get()
+    streaming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await streaming
+    assert stage.idle()
+
+
+async def test_a3_the_other_caller_still_gets_its_answer(stage: Stage) -> None:
+    stage.set(answer, hold=True)
+    first, second = (asyncio.create_task(stage.stream()) for _ in range(2))
+    runner = await stage.launcher.launched.get()
+    first.cancel()
+    runner.loaded.set()
+    await second
+    assert stage.events == ["started", "delta", "delta", "completed"]
+    assert len(stage.launcher.runners) == 1
+
+
+@pytest.mark.parametrize("hold", [True, False])
+async def test_time_runs_out_with_and_without_a_client_s_deadline(stage: Stage, hold: bool) -> None:
+    stage.set(endless, hold=hold, max_time=0.2)
+    await stage.fails(DeadlineExceeded)
+    assert stage.idle()
+    await stage.fails(DeadlineExceeded, time_remaining=0.1)
+    assert stage.idle()
+
+
+async def test_at_the_end_every_stream_is_told(stage: Stage) -> None:
+    stage.set(endless)
+    streaming = asyncio.create_task(stage.fails(Draining))
+    await stage.until(lambda: stage.events == ["started"])
+    stage.relay.end()
+    await streaming
+    assert stage.idle()
+
+
+async def test_c8_a_load_that_crashes_each_time_is_retried_then_told(stage: Stage) -> None:
+    stage.set(answer, hold=True)
+
+    async def crash_all() -> None:
+        for _ in range(3):
+            runner = await stage.launcher.launched.get()
+            await runner.die("NATIVE_ABORT")
+
+    crashing = asyncio.create_task(crash_all())
+    error = await stage.fails(LoadFailed)
+    assert error.metadata["cause"] == "NATIVE_ABORT"
+    assert "the runner was killed" in error.message
+    await crashing
+
+
+async def test_a_launch_that_fails_is_told_and_a_bug_in_it_strands_nobody(stage: Stage) -> None:
+    stage.set(answer)
+
+    async def damaged() -> None:
+        raise LoadFailed("no MLX here", cause="LOAD_FAILED")
+
+    stage.launcher.before = damaged
+    assert (await stage.fails(LoadFailed)).message == "no MLX here"
+
+    async def bug() -> None:
+        raise ZeroDivisionError
+
+    stage.launcher.before = bug
+    assert (await stage.fails(LoadFailed)).metadata["cause"] == "EXITED"

@@ -1,0 +1,222 @@
+"""The controller's services over a real connection, with models that need no runner."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+from google.protobuf.message import Message
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+from headrace.errors import (
+    HeadraceError,
+    InvalidRequest,
+    ModelCorrupt,
+    ModelNotFound,
+    ModelTooLarge,
+    NotImplementedYet,
+    UnsupportedCapability,
+    from_rpc_error,
+)
+from headrace.v1 import completion_pb2 as completion
+from headrace.v1 import embedding_pb2 as embedding
+from headrace.v1 import image_pb2 as image
+from headrace.v1 import model_pb2 as model
+from headrace.v1 import tokenize_pb2 as tokenize
+from headrace.v1.completion_pb2_grpc import CompletionServiceStub
+from headrace.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from headrace.v1.image_pb2_grpc import ImageServiceStub
+from headrace.v1.model_pb2_grpc import ModelServiceStub
+from headrace.v1.tokenize_pb2_grpc import TokenizeServiceStub
+from headrace_server.app import SERVICES, App
+from headrace_server.config import ServerConfig
+from tests.unit.control.fakes import put_manifest
+
+
+@pytest_asyncio.fixture
+async def channel(tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
+    """To a controller whose store has a text model without files, and an image model."""
+    put_manifest(tmp_path, "words", "text")
+    put_manifest(tmp_path, "pictures", "image")
+    app = App(ServerConfig(listen=f"unix:{tmp_path}/c.sock", home=tmp_path, memory=1 << 30))
+    address = await app.start()
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield channel
+    finally:
+        await app.close()
+
+
+async def error_of(running: Any) -> HeadraceError:
+    """The typed error that a call, unary or streaming, ends with."""
+    try:
+        if hasattr(running, "read"):
+            async for _ in running:
+                pass
+        else:
+            await running
+    except grpc.RpcError as error:
+        return from_rpc_error(error)
+    raise AssertionError("the call succeeded")
+
+
+def call(channel: grpc.aio.Channel, method: str, name: str) -> Any:
+    """A call of a method that takes a model, on the model called `name`."""
+    prompt = completion.CompletionInput(prompt="x")
+    chat = completion.ChatInput(
+        messages=[completion.ChatMessage(role=completion.CHAT_ROLE_USER, content="x")]
+    )
+    text, models = TokenizeServiceStub(channel), ModelServiceStub(channel)
+    methods: dict[str, tuple[Any, Message]] = {
+        "complete": (
+            CompletionServiceStub(channel).StreamCompletion,
+            completion.StreamCompletionRequest(model=name, prompt="x"),
+        ),
+        "tokenize": (text.Tokenize, tokenize.TokenizeRequest(model=name, text="x")),
+        "detokenize": (text.Detokenize, tokenize.DetokenizeRequest(model=name, token_ids=[1])),
+        "render": (text.RenderChat, tokenize.RenderChatRequest(model=name, chat=chat)),
+        "count": (text.CountTokens, tokenize.CountTokensRequest(model=name, input=prompt)),
+        "embed": (
+            EmbeddingServiceStub(channel).Embed,
+            embedding.EmbedRequest(model=name, inputs=[embedding.EmbeddingInput(text="x")]),
+        ),
+        "draw": (
+            ImageServiceStub(channel).StreamImage,
+            image.StreamImageRequest(model=name, prompt="x"),
+        ),
+        "get": (models.GetModel, model.GetModelRequest(model=name)),
+        "copy": (models.CopyModel, model.CopyModelRequest(source=name, destination="other")),
+        "delete": (models.DeleteModel, model.DeleteModelRequest(model=name)),
+        "load": (models.LoadModel, model.LoadModelRequest(model=name)),
+        "unload": (models.UnloadModel, model.UnloadModelRequest(model=name)),
+        "pull": (models.StreamPullModel, model.StreamPullModelRequest(model=name)),
+    }
+    stub, request = methods[method]
+    return stub(request)
+
+
+TEXT_METHODS = ("complete", "tokenize", "detokenize", "render", "count")
+MODEL_METHODS = ("get", "copy", "delete", "load", "unload", "pull")
+
+
+async def test_an_unknown_model_is_not_found_by_any_method_and_near_names_are_told(
+    channel: grpc.aio.Channel,
+) -> None:
+    for method in (*TEXT_METHODS, "embed", "draw", *MODEL_METHODS):
+        error = await error_of(call(channel, method, "word"))
+        assert isinstance(error, ModelNotFound), method
+        assert error.metadata["nearest"].startswith("words:latest"), method
+
+
+async def test_a_model_of_another_kind_cannot_do_it(channel: grpc.aio.Channel) -> None:
+    refused = [(method, "pictures") for method in (*TEXT_METHODS, "embed")]
+    for method, name in [*refused, ("embed", "words"), ("draw", "words")]:
+        error = await error_of(call(channel, method, name))
+        assert isinstance(error, UnsupportedCapability), method
+        assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+    error = await error_of(call(channel, "draw", "pictures"))
+    assert isinstance(error, NotImplementedYet)
+    assert error.metadata["method"] == "headrace.v1.ImageService/StreamImage"
+
+
+async def test_watching_models_is_not_served_yet(channel: grpc.aio.Channel) -> None:
+    watch = ModelServiceStub(channel).WatchModels(model.WatchModelsRequest())
+    assert isinstance(await error_of(watch), NotImplementedYet)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (
+            completion.StreamCompletionRequest(
+                model="words",
+                prompt="x",
+                sampling=completion.SamplingOptions(temperature=-1),
+            ),
+            "sampling.temperature",
+        ),
+        (completion.StreamCompletionRequest(model="words"), "input"),
+        (completion.StreamCompletionRequest(prompt="x"), "model"),
+    ],
+)
+async def test_a_broken_rule_names_the_field(
+    channel: grpc.aio.Channel, request_: completion.StreamCompletionRequest, field: str
+) -> None:
+    error = await error_of(CompletionServiceStub(channel).StreamCompletion(request_))
+    assert isinstance(error, InvalidRequest)
+    assert [violation.field for violation in error.violations] == [field]
+
+
+async def test_what_is_no_message_is_invalid(channel: grpc.aio.Channel) -> None:
+    method: Any = channel.unary_unary("/headrace.v1.TokenizeService/Tokenize")
+    assert isinstance(await error_of(method(b"\xff\xff\xff")), InvalidRequest)
+    assert isinstance(await error_of(method(b"\x0a\x02\xed\xa0")), InvalidRequest)
+
+
+async def test_a_damaged_model_is_told_with_its_file(channel: grpc.aio.Channel) -> None:
+    for method in ("complete", "tokenize", "load"):
+        error = await error_of(call(channel, method, "words"))
+        assert isinstance(error, ModelCorrupt), method
+        assert error.metadata["file"] == "model.safetensors"
+
+
+async def test_models_are_listed_copied_and_deleted(channel: grpc.aio.Channel) -> None:
+    models = ModelServiceStub(channel)
+
+    async def names() -> list[str]:
+        listed = await models.ListModels(model.ListModelsRequest())
+        return [item.name for item in listed.models]
+
+    assert await names() == ["pictures:latest", "words:latest"]
+    assert not (await models.ListModels(model.ListModelsRequest(loaded=True))).models
+    copied = await models.CopyModel(model.CopyModelRequest(source="words", destination="w:1"))
+    assert copied.model.name == "w:1"
+    assert copied.model.memory_estimate_bytes > 256 << 20
+    await models.DeleteModel(model.DeleteModelRequest(model="words"))
+    assert await names() == ["pictures:latest", "w:1"]
+    unloaded = await models.UnloadModel(model.UnloadModelRequest(model="w:1"))
+    assert unloaded.stopped == 0
+
+
+async def test_health_knows_the_services_and_the_store_s_models(channel: grpc.aio.Channel) -> None:
+    health = HealthStub(channel)
+    listed = await health.List(HealthListRequest())
+    assert set(listed.statuses) == {"", *SERVICES, "model/words:latest", "model/pictures:latest"}
+    serving = await health.Check(HealthCheckRequest(service=""))
+    assert serving.status == HealthCheckResponse.SERVING
+    words = await health.Check(HealthCheckRequest(service="model/words:latest"))
+    assert words.status == HealthCheckResponse.NOT_SERVING
+    await ModelServiceStub(channel).DeleteModel(model.DeleteModelRequest(model="words"))
+    assert "model/words:latest" not in (await health.List(HealthListRequest())).statuses
+
+
+async def test_reflection_lists_every_service(channel: grpc.aio.Channel) -> None:
+    async def ask() -> AsyncIterator[ServerReflectionRequest]:
+        yield ServerReflectionRequest(list_services="")
+
+    untyped: Any = channel  # the stub's types know blocking channels alone
+    stub: Any = ServerReflectionStub(untyped)
+    responses = stub.ServerReflectionInfo(ask())
+    response = await responses.read()
+    names = {service.name for service in response.list_services_response.service}
+    assert names >= {*SERVICES, "grpc.health.v1.Health"}
+
+
+async def test_a7_a_model_over_the_budget_is_too_large(tmp_path: Path) -> None:
+    put_manifest(tmp_path, "words", "text")
+    app = App(ServerConfig(listen=f"unix:{tmp_path}/c.sock", home=tmp_path, memory=1000))
+    try:
+        async with grpc.aio.insecure_channel(await app.start()) as channel:
+            error = await error_of(call(channel, "load", "words"))
+    finally:
+        await app.close()
+    assert isinstance(error, ModelTooLarge)
+    assert error.metadata["has"] == "1000"

@@ -1,0 +1,195 @@
+"""Rows that share a batch compute what each would alone, whenever they join and leave."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from headrace_runner.engine.text.batch import Drawn, TextBatch
+from headrace_runner.engine.text.sampling import SamplingParams
+from tests.unit.engine.tiny import GREEDY, VOCABULARY, alone, tiny_model
+
+LENGTHS = (1, 2, 9, 17, 40)
+
+
+def random_prompt(source: random.Random, length: int | None = None) -> list[int]:
+    length = length or source.choice(LENGTHS)
+    return [source.randrange(VOCABULARY) for _ in range(length)]
+
+
+def random_sampling(source: random.Random) -> SamplingParams:
+    seed = source.randrange(2**63)
+    return source.choice(
+        [
+            GREEDY,
+            SamplingParams(seed=seed),
+            SamplingParams(seed=seed, temperature=0.7, top_p=0.9, top_k=40),
+            SamplingParams(seed=seed, xtc_probability=0.5, xtc_threshold=0.05, min_p=0.01),
+            SamplingParams(seed=seed, repetition_penalty=1.2, penalty_window=10),
+            SamplingParams(temperature=0.0, frequency_penalty=0.5, logit_bias=((7, 2.0),)),
+        ]
+    )
+
+
+class Schedule:
+    """Random joins, leaves and cancels; notes what every row drew."""
+
+    def __init__(self, model: Any, seed: int, *, most: int) -> None:
+        self._random = random.Random(seed)
+        self._most = most
+        self._batch = TextBatch(model, prefill_chunk=16)
+        self._wanted: dict[int, int] = {}
+        self.requests: list[tuple[list[int], SamplingParams]] = []
+        self.drawn: dict[int, list[int]] = {}
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            while len(self._batch) < self._most and self._random.random() < 0.3:
+                self._join()
+            if self._wanted and self._random.random() < 0.05:
+                self._leave(self._random.choice(list(self._wanted)))
+            self._step()
+        while self._wanted:
+            self._step()
+
+    def _join(self) -> None:
+        uid = len(self.requests)
+        prompt, sampling = random_prompt(self._random), random_sampling(self._random)
+        self.requests.append((prompt, sampling))
+        self.drawn[uid] = []
+        self._wanted[uid] = self._random.randint(1, 30)
+        self._batch.add(uid, prompt, sampling, self._random.choice([None, 0, 3]))
+
+    def _leave(self, uid: int) -> None:
+        del self._wanted[uid]
+        self._batch.remove([uid])
+
+    def _step(self) -> None:
+        for draw in self._batch.step()[1]:
+            self.drawn[draw.uid].append(draw.token)
+        done = [uid for uid, wanted in self._wanted.items() if len(self.drawn[uid]) >= wanted]
+        for uid in done:
+            self._leave(uid)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_b5_any_schedule_gives_every_row_the_tokens_it_draws_alone(model: Any, seed: int) -> None:
+    schedule = Schedule(model, seed, most=8)
+    schedule.run(steps=200)
+    assert len(schedule.requests) > 50
+    for uid, (prompt, sampling) in enumerate(schedule.requests):
+        tokens = schedule.drawn[uid]
+        assert tokens == alone(model, prompt, sampling, len(tokens)), f"row {uid}"
+
+
+@pytest.mark.parametrize("architecture", ["gemma3_text", "lfm2"])
+def test_other_kinds_of_cache_join_and_leave_as_well(architecture: str) -> None:
+    model = tiny_model(architecture)
+    schedule = Schedule(model, 9, most=4)
+    schedule.run(steps=40)
+    for uid, (prompt, sampling) in enumerate(schedule.requests):
+        tokens = schedule.drawn[uid]
+        assert tokens == alone(model, prompt, sampling, len(tokens)), f"row {uid}"
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16, 1000])
+def test_the_size_of_a_prefill_chunk_changes_nothing(model: Any, chunk: int) -> None:
+    prompt = random_prompt(random.Random(1), 50)
+    assert alone(model, prompt, GREEDY, 12, chunk) == alone(model, prompt, GREEDY, 12)
+
+
+def test_a_row_that_is_resumed_goes_on_with_the_same_tokens(model: Any) -> None:
+    prompt = random_prompt(random.Random(2), 10)
+    tokens = alone(model, prompt, GREEDY, 20)
+    assert alone(model, prompt + tokens[:8], GREEDY, 12) == tokens[8:]
+
+
+def test_a_long_prefill_holds_up_nobody(model: Any) -> None:
+    batch = TextBatch(model, prefill_chunk=4)
+    batch.add(1, [1, 2], GREEDY, None)
+    batch.step()
+    batch.add(2, list(range(101)), GREEDY, None)
+    for step in range(1, 26):
+        prefilled, drawn = batch.step()
+        assert [draw.uid for draw in drawn] == ([1] if step > 1 else [])
+        assert [(p.uid, p.done, p.total) for p in prefilled] == [(2, 4 * step, 101)]
+    assert batch.step()[0] == []
+    assert [draw.uid for draw in batch.step()[1]] == [1, 2]
+
+
+def test_a_chunk_is_shared_by_short_prompts(model: Any) -> None:
+    batch = TextBatch(model, prefill_chunk=8)
+    for uid in range(4):
+        batch.add(uid, [uid] * 4, GREEDY, None)
+    prefilled, _ = batch.step()
+    assert [(p.uid, p.done) for p in prefilled] == [(0, 3), (1, 3), (2, 2)]
+
+
+def test_rows_are_removed_wherever_they_are(model: Any) -> None:
+    batch = TextBatch(model, prefill_chunk=4)
+    for uid, length in enumerate((2, 3, 40, 5)):
+        batch.add(uid, [5] * length, GREEDY, 2)
+    batch.step()
+    assert len(batch) == 4
+    assert batch.kv_bytes > 0
+    batch.remove([1, 77])  # One that runs, and one that nobody knows.
+    batch.remove([2, 3])  # One that is being prefilled, and one that waits.
+    assert len(batch) == 1
+    tokens = [draw.token for _ in range(6) for draw in batch.step()[1]]
+    assert tokens == alone(model, [5, 5], GREEDY, len(tokens))
+    batch.remove([0])
+    assert (len(batch), batch.kv_bytes) == (0, 0)
+    assert batch.step() == ([], [])
+
+
+def test_an_empty_prompt_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        TextBatch(model, prefill_chunk=4).add(1, [], GREEDY, None)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [GREEDY, SamplingParams(seed=3, temperature=2.0, logit_bias=((9, 5.0),), presence_penalty=1)],
+    ids=["greedy", "sampled"],
+)
+def test_logprobs_are_those_of_the_models_own_distribution(
+    model: Any, sampling: SamplingParams
+) -> None:
+    prompts = {1: [4, 8, 15], 2: [16, 23]}
+    batch = TextBatch(model, prefill_chunk=4)
+    for uid, prompt in prompts.items():
+        batch.add(uid, prompt, sampling, 5)
+    draws: list[Drawn] = []
+    while len(draws) < 16:
+        draws += batch.step()[1]
+    for uid, prompt in prompts.items():
+        own = [draw for draw in draws if draw.uid == uid]
+        inputs = prompt + [draw.token for draw in own[:-1]]
+        logits = np.array(model(mx.array([inputs])), np.float64)[0, len(prompt) - 1 :]
+        exact = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+        for draw, row in zip(own, exact, strict=True):
+            assert draw.logprobs is not None
+            assert draw.logprobs.token == pytest.approx(row[draw.token], abs=1e-3)
+            ids = [token for token, _ in draw.logprobs.top]
+            assert ids == np.argsort(-row)[:5].tolist()
+            assert [value for _, value in draw.logprobs.top] == pytest.approx(row[ids], abs=1e-3)
+            if sampling is GREEDY:
+                assert ids[0] == draw.token
+
+
+def test_logprobs_cost_nobody_who_did_not_ask(model: Any) -> None:
+    batch = TextBatch(model, prefill_chunk=8)
+    for uid, top in enumerate((None, 0, 2)):
+        batch.add(uid, [3, 4], GREEDY, top)
+    while not (drawn := batch.step()[1]):
+        pass
+    plain, own, with_top = (draw.logprobs for draw in drawn)
+    assert plain is None
+    assert own is not None
+    assert own.top == ()
+    assert with_top is not None
+    assert len(with_top.top) == 2

@@ -1,0 +1,287 @@
+"""The engine's thread: requests come and go, and whatever happens every stream ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import groupby
+from typing import Any
+
+import pytest
+
+from headrace.errors import Draining, ModelCorrupt, Unavailable
+from headrace_runner.engine.engine import Engine
+from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.text.request import (
+    Delta,
+    Event,
+    Finish,
+    Finished,
+    GenerationRequest,
+    Prefill,
+    Started,
+)
+from headrace_runner.engine.text.sampling import SamplingParams
+from headrace_runner.models.load import LoadedModel
+from headrace_runner.models.tokenizer import Tokenizer
+from tests.unit.engine.tiny import GREEDY, alone, loader, tiny_model
+
+ENDLESS = 1_000_000
+PROMPT = [1, 2, 3]
+
+
+class Watched:
+    """A model that counts its steps, and can be held or made to fail."""
+
+    def __init__(self) -> None:
+        self._model = tiny_model()
+        self.layers = self._model.layers
+        self.computed: list[tuple[int, ...]] = []
+        """Shape of every input: rows and tokens."""
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.fault: Exception | None = None
+
+    def __call__(self, inputs: Any, cache: Any) -> Any:
+        assert self.go_on.wait(30)
+        if self.fault is not None:
+            raise self.fault
+        self.computed.append(inputs.shape)
+        return self._model(inputs, cache=cache)
+
+
+def request(
+    prompt: list[int] | None = None, max_tokens: int = 10, sampling: SamplingParams = GREEDY
+) -> GenerationRequest:
+    return GenerationRequest(
+        id="r", prompt=prompt or PROMPT, max_tokens=max_tokens, sampling=sampling, ignore_eos=True
+    )
+
+
+@asynccontextmanager
+async def running(
+    tokenizer: Tokenizer, load: Callable[[], LoadedModel], *, max_rows: int = 4
+) -> AsyncIterator[Engine]:
+    engine = Engine(load, tokenizer, max_rows=max_rows)
+    async with asyncio.timeout(60):
+        await engine.start()
+        try:
+            yield engine
+        finally:
+            await engine.stop()
+
+
+@pytest.fixture
+async def engine(tokenizer: Tokenizer) -> AsyncIterator[Engine]:
+    async with running(tokenizer, loader()) as engine:
+        yield engine
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+async def read(stream: EventStream) -> list[Event]:
+    return [event async for event in stream]
+
+
+def tokens_of(events: list[Event]) -> list[int]:
+    return [token for event in events if isinstance(event, Delta) for token in event.token_ids]
+
+
+async def first_token(stream: EventStream) -> None:
+    async for event in stream:
+        if isinstance(event, Delta):
+            return
+
+
+async def until(condition: Callable[[], bool], stream: EventStream) -> int:
+    """Follow a stream until something has come about; gives the events that it took."""
+    events = 0
+    while not condition():
+        await anext(stream)
+        events += 1
+    return events
+
+
+async def test_a_stream_has_its_events_in_order(engine: Engine, model: Any) -> None:
+    events = await read(engine.submit(request(list(range(40)))))
+    kinds = [type(event) for event in events]
+    assert [kind for kind, _ in groupby(kinds)] == [Started, Prefill, Delta, Finished]
+    assert (kinds.count(Started), kinds.count(Finished)) == (1, 1)
+    started, finished = events[0], events[-1]
+    assert isinstance(started, Started)
+    assert isinstance(finished, Finished)
+    assert (finished.reason, finished.output_tokens) == (Finish.LENGTH, 10)
+    assert started.at <= finished.first_token_at <= finished.at
+    assert tokens_of(events) == alone(model, list(range(40)), GREEDY, 10)
+
+
+async def test_many_requests_take_turns_and_draw_what_they_draw_alone(
+    engine: Engine, model: Any
+) -> None:
+    requests = [
+        request([i, i + 1], 5 + i, GREEDY if i % 2 else SamplingParams(seed=i)) for i in range(12)
+    ]
+    streams = [engine.submit(each) for each in requests]
+    assert engine.active == 12
+    results = await asyncio.gather(*map(read, streams))
+    for each, events in zip(requests, results, strict=True):
+        expected = alone(model, each.prompt, each.sampling, each.max_tokens)
+        assert tokens_of(events) == expected
+    assert (engine.active, engine.waiting, engine.requests_total) == (0, 0, 12)
+    assert engine.stalled_for() == 0
+
+
+async def test_no_more_rows_than_allowed(tokenizer: Tokenizer, watched: Watched) -> None:
+    async with running(tokenizer, loader(lambda: watched), max_rows=3) as engine:
+        await asyncio.gather(*(read(engine.submit(request([5, i]))) for i in range(8)))
+    assert max(rows for rows, _ in watched.computed) == 3
+
+
+async def test_b1_a_row_is_free_by_the_next_step(engine: Engine) -> None:
+    stays, leaves = engine.submit(request([1], ENDLESS)), engine.submit(request([2], ENDLESS))
+    await first_token(stays)
+    await first_token(leaves)
+    assert engine.running == 2
+    leaves.close()
+    assert engine.active == 1
+    # One step may be on its way already, and its events not yet read.
+    assert await until(lambda: engine.running == 1, stays) <= 3
+    stays.close()
+
+
+async def test_a_request_that_waits_leaves_at_once(tokenizer: Tokenizer, watched: Watched) -> None:
+    async with running(tokenizer, loader(lambda: watched), max_rows=1) as engine:
+        runs, waits = engine.submit(request([1], ENDLESS)), engine.submit(request([2] * 30))
+        await first_token(runs)
+        assert (engine.running, engine.waiting) == (1, 1)
+        waits.close()
+        assert engine.waiting == 0
+        last = engine.submit(request([3] * 7))
+        runs.close()
+        await read(last)
+    assert (1, 29) not in watched.computed
+    assert (1, 6) in watched.computed
+
+
+async def test_b2_a_long_prefill_ends_with_its_chunk(
+    tokenizer: Tokenizer, watched: Watched
+) -> None:
+    async with running(tokenizer, loader(lambda: watched, prefill_chunk=4)) as engine:
+        long = engine.submit(request([7] * 4000))
+        async for event in long:
+            if isinstance(event, Prefill):
+                break
+        long.close()
+        assert tokens_of(await read(engine.submit(request())))
+    prefilled = sum(tokens for _, tokens in watched.computed if tokens == 4)
+    assert prefilled < 2000
+
+
+async def test_a_fault_in_the_load_is_the_callers(tokenizer: Tokenizer) -> None:
+    def load() -> LoadedModel:
+        raise ModelCorrupt(file="model.safetensors")
+
+    engine = Engine(load, tokenizer, max_rows=1)
+    async with asyncio.timeout(20):
+        with pytest.raises(ModelCorrupt):
+            await engine.start()
+        await engine.stop()
+    assert not engine.failed.done()
+
+
+async def test_a_model_that_cannot_make_a_token_never_starts(
+    tokenizer: Tokenizer, watched: Watched
+) -> None:
+    watched.fault = ZeroDivisionError("no token")
+    engine = Engine(loader(lambda: watched), tokenizer, max_rows=1)
+    async with asyncio.timeout(20):
+        with pytest.raises(ZeroDivisionError):
+            await engine.start()
+        await engine.stop()
+
+
+async def test_a_fault_in_a_step_ends_every_stream(tokenizer: Tokenizer, watched: Watched) -> None:
+    async with running(tokenizer, loader(lambda: watched), max_rows=1) as engine:
+        runs, waits = engine.submit(request([1], ENDLESS)), engine.submit(request([2]))
+        await first_token(runs)
+        watched.fault = RuntimeError("the device is gone")
+        for stream in (runs, waits, engine.submit(request([3]))):
+            with pytest.raises(Unavailable):
+                await read(stream)
+        assert await engine.failed is watched.fault
+        assert engine.active == 0
+        with pytest.raises(Unavailable):
+            await read(engine.submit(request([4])))
+
+
+async def test_stop_ends_what_runs_and_what_waits(tokenizer: Tokenizer, watched: Watched) -> None:
+    async with running(tokenizer, loader(lambda: watched), max_rows=1) as engine:
+        runs, waits = engine.submit(request([1], ENDLESS)), engine.submit(request([2]))
+        await first_token(runs)
+        await engine.stop()
+        for stream in (runs, waits, engine.submit(request([3]))):
+            with pytest.raises(Draining):
+                await read(stream)
+        assert engine.active == 0
+        assert not engine.failed.done()
+    assert "mlx" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_a_start_that_is_cancelled_harms_nobody(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def load() -> LoadedModel:
+        entered.set()
+        assert go_on.wait(30)
+        loaded: LoadedModel = loader()()
+        return loaded
+
+    engine = Engine(load, tokenizer, max_rows=1)
+    async with asyncio.timeout(40):
+        starting = asyncio.create_task(engine.start())
+        await asyncio.to_thread(entered.wait)
+        starting.cancel()
+        await asyncio.wait({starting})
+        go_on.set()
+        await engine.stop()
+    assert starting.cancelled()
+    assert not engine.failed.done()
+    assert caplog.records == []
+
+
+async def test_an_engine_that_never_started_can_be_stopped(tokenizer: Tokenizer) -> None:
+    engine = Engine(loader(), tokenizer, max_rows=1)
+    async with asyncio.timeout(5):
+        await engine.stop()
+
+
+async def test_work_without_a_step_counts_as_stalled(
+    tokenizer: Tokenizer, watched: Watched
+) -> None:
+    async with running(tokenizer, loader(lambda: watched)) as engine:
+        await asyncio.sleep(0.05)
+        assert engine.stalled_for() == 0  # Nothing to do is no stall.
+        watched.go_on.clear()
+        try:
+            stream = engine.submit(request())
+            await asyncio.sleep(0.2)
+            assert 0.1 < engine.stalled_for() < 5
+        finally:
+            watched.go_on.set()
+        await read(stream)
+        assert engine.stalled_for() == 0
+
+
+async def test_stats_count_tokens_and_memory(engine: Engine) -> None:
+    await asyncio.gather(*(read(engine.submit(request([i] * 20, 7))) for i in range(3)))
+    await engine.stop()
+    assert (engine.stats.prompt_tokens, engine.stats.output_tokens) == (60, 21)
+    assert engine.stats.kv_bytes == 0
+    assert engine.stats.peak_bytes >= engine.stats.active_bytes > 0

@@ -1,0 +1,118 @@
+"""Events reach their reader in order, merged when it is slow, and always with an end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from headrace.errors import Draining
+from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.text.request import (
+    Delta,
+    Event,
+    Failed,
+    Finish,
+    Finished,
+    Prefill,
+    Started,
+)
+
+FINISHED = Finished(Finish.LENGTH, None, 3, 0, 1, 2)
+
+
+class Closed:
+    """Counts the times that a stream was given up."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
+@pytest.fixture
+def closed() -> Closed:
+    return Closed()
+
+
+@pytest.fixture
+def stream(closed: Closed) -> EventStream:
+    return EventStream(closed)
+
+
+async def everything(stream: EventStream) -> list[Event]:
+    async with asyncio.timeout(5):
+        return [event async for event in stream]
+
+
+def letter(text: str, count: int) -> Delta:
+    return Delta(text, [ord(text)], [], count)
+
+
+async def test_what_waits_is_merged(stream: EventStream) -> None:
+    stream.push(Started(1))
+    for done in range(5):
+        stream.push(Prefill(done, 5))
+    for count, text in enumerate("abc", start=1):
+        stream.push(letter(text, count))
+    stream.push(FINISHED)
+    assert await everything(stream) == [
+        Started(1),
+        Prefill(4, 5),
+        Delta("abc", [97, 98, 99], [], 3),
+        FINISHED,
+    ]
+
+
+async def test_what_was_read_is_not_merged_into(stream: EventStream) -> None:
+    stream.push(letter("a", 1))
+    async with asyncio.timeout(5):
+        first = await anext(stream)
+        stream.push(letter("b", 2))
+        second = await anext(stream)
+    assert (first, second) == (letter("a", 1), letter("b", 2))
+
+
+async def test_a_reader_is_woken(stream: EventStream) -> None:
+    reader = asyncio.create_task(everything(stream))
+    await asyncio.sleep(0)
+    stream.push(letter("a", 1))
+    await asyncio.sleep(0)
+    stream.push(FINISHED)
+    assert await reader == [letter("a", 1), FINISHED]
+
+
+async def test_a_failure_comes_after_what_was_before_it(stream: EventStream) -> None:
+    stream.push(letter("a", 1))
+    stream.push(Failed(Draining(1.0)))
+    async with asyncio.timeout(5):
+        assert await anext(stream) == letter("a", 1)
+        with pytest.raises(Draining):
+            await anext(stream)
+
+
+async def test_close_gives_up_once(stream: EventStream, closed: Closed) -> None:
+    stream.push(letter("a", 1))
+    stream.close()
+    stream.close()
+    assert closed.times == 1
+    assert await everything(stream) == [letter("a", 1)]
+
+
+@pytest.mark.parametrize("end", [FINISHED, Failed(Draining(1.0))])
+async def test_close_after_the_end_gives_nothing_up(
+    stream: EventStream, closed: Closed, end: Event
+) -> None:
+    stream.push(end)
+    stream.close()
+    assert closed.times == 0
+
+
+async def test_a_cancelled_reader_loses_nothing(stream: EventStream) -> None:
+    reader = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    reader.cancel()
+    await asyncio.wait({reader})
+    stream.push(FINISHED)
+    assert await everything(stream) == [FINISHED]
