@@ -27,15 +27,17 @@ def generate(model: Any, prompts: list[list[int]], tokens: int) -> tuple[list[fl
     # Evaluates the caches alone, not the logits of the whole prompts.
     mx.eval([layer.state for layer in cache])
 
-    times, steps = [], []
     step = _next(model, padded[:, -1], cache)
-    for left in reversed(range(tokens)):
-        # One step is always under way while the one before is read, as mlx-lm itself does it.
-        following = _next(model, step, cache) if left else None
+    steps = [step.tolist()]
+    times = [time.perf_counter()]
+    following = _next(model, step, cache)
+    for left in reversed(range(1, tokens)):
+        step = following
+        if left > 1:
+            # One step is always under way while the one before is read, as in mlx-lm itself.
+            following = _next(model, step, cache)
         steps.append(step.tolist())
         times.append(time.perf_counter())
-        if following is not None:
-            step = following
     return times, steps
 
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from headrace import AsyncClient
-from headrace.errors import InvalidRequest, ModelCorrupt, UnsupportedModel
+from headrace.errors import ModelCorrupt, UnsupportedModel
 from headrace_server.store import Store
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, headrace
@@ -84,7 +84,8 @@ async def test_c10_weights_that_do_not_fit_the_model(home: Path, start: StartCon
 
 
 async def test_c10_a_manifest_that_is_damaged(home: Path, start: StartController) -> None:
-    cut(home / "models" / "tiny" / "q4.json")
+    manifest = home / "models" / "tiny" / "q4.json"
+    manifest.write_text(manifest.read_text()[:100])
     controller = start(home=home)
     async with AsyncClient(controller.target, timeout=PATIENCE) as client:
         with pytest.raises(ModelCorrupt) as caught:
@@ -128,10 +129,11 @@ async def test_c10_a_directory_that_is_damaged_at_import(
         with pytest.raises(ModelCorrupt) as caught:
             await client.import_model(source, "broken").collect()
         assert caught.value.metadata == {"file": "model.safetensors"}
-        # Nor is anything kept of what is no model, or of one that cannot be run.
         (source / "config.json").write_text("{}")
-        with pytest.raises((InvalidRequest, UnsupportedModel)):
+        with pytest.raises(ModelCorrupt) as caught:
             await client.import_model(source, "broken").collect()
+        assert caught.value.metadata == {"file": "config.json"}
+        # Nor is anything kept of one that cannot be run.
         write_gguf(tmp_path / "other.gguf", architecture="rwkv9")
         with pytest.raises(UnsupportedModel):
             await client.import_model(tmp_path / "other.gguf", "broken").collect()

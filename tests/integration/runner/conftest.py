@@ -48,6 +48,23 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_dir
 
 
+@pytest.fixture(scope="session")
+def tiny_runner(model_home: Path, tiny_dir: Path) -> Iterator[Child]:
+    arguments = ("--name", MODEL, "--digest", "sha256:abc")
+    places = ("--max-concurrency", "2", "--max-waiting", "1")
+    with serving(model_home, tiny_dir, *arguments, *places) as child:
+        yield child
+        assert child.process.poll() is None, child.log
+
+
+@pytest.fixture
+async def tiny(tiny_runner: Child) -> AsyncIterator[Api]:
+    """The runner of the tiny model; two requests at once, one waiting."""
+    async with connected(tiny_runner.address) as api:
+        yield api
+        await api.idle()
+
+
 class ServeTiny(Protocol):
     def __call__(self, *arguments: str) -> AbstractContextManager[Child]: ...
 

@@ -53,10 +53,18 @@ class Watched:
 
 
 def request(
-    prompt: list[int] | None = None, max_tokens: int = 10, sampling: SamplingParams = GREEDY
+    prompt: list[int] | None = None,
+    max_tokens: int = 10,
+    sampling: SamplingParams = GREEDY,
+    priority: int = 0,
 ) -> GenerationRequest:
     return GenerationRequest(
-        id="r", prompt=prompt or PROMPT, max_tokens=max_tokens, sampling=sampling, ignore_eos=True
+        id="r",
+        prompt=prompt or PROMPT,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        ignore_eos=True,
+        priority=priority,
     )
 
 
@@ -140,6 +148,18 @@ async def test_no_more_rows_than_allowed(tokenizer: Tokenizer, watched: Watched)
     async with running(tokenizer, loader(lambda: watched), max_rows=3) as engine:
         await asyncio.gather(*(read(engine.submit(request([5, i]))) for i in range(8)))
     assert max(rows for rows, _ in watched.computed) == 3
+
+
+async def test_the_more_urgent_go_first_and_equals_in_their_order(tokenizer: Tokenizer) -> None:
+    async with running(tokenizer, loader(), max_rows=1) as engine:
+        first = engine.submit(request([1], ENDLESS))
+        await first_token(first)
+        order = (0, 5, -5, 5, 0)
+        streams = [engine.submit(request(priority=each)) for each in order]
+        first.close()
+        results = await asyncio.gather(*map(read, streams))
+    begun = [next(e.at for e in events if isinstance(e, Started)) for events in results]
+    assert sorted(range(5), key=lambda i: begun[i]) == [1, 3, 0, 4, 2]
 
 
 async def test_b1_a_row_is_free_by_the_next_step(engine: Engine) -> None:

@@ -1,0 +1,229 @@
+"""What is wrong with a request is said with the field's name, and the runner goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import grpc
+import pytest
+
+from headrace.errors import (
+    HeadraceError,
+    InvalidRequest,
+    ModelMismatch,
+    NotImplementedYet,
+    UnsupportedParameter,
+    from_rpc_error,
+)
+from headrace.v1.completion_pb2 import (
+    ChatInput,
+    ChatMessage,
+    ChatRole,
+    Choices,
+    LogprobsOptions,
+    ReasoningOptions,
+    SamplingOptions,
+    StopOptions,
+    StreamCompletionRequest,
+    Tool,
+    ToolChoice,
+    XtcOptions,
+)
+from headrace.v1.embedding_pb2 import EmbedRequest
+from headrace.v1.embedding_pb2_grpc import EmbeddingServiceStub
+from headrace.v1.runner_pb2 import AbortRequest
+from tests.integration.runner.api import ENDLESS, MODEL, TIMEOUT, Api, prompt, tokens
+
+NAN = math.nan
+
+
+def sampling(**options: Any) -> StreamCompletionRequest:
+    return prompt("fox", sampling=SamplingOptions(**options))
+
+
+def stop(**options: Any) -> StreamCompletionRequest:
+    return prompt("fox", stop=StopOptions(**options))
+
+
+def chat(*messages: ChatMessage, **fields: Any) -> StreamCompletionRequest:
+    return StreamCompletionRequest(model=MODEL, chat=ChatInput(messages=messages, **fields))
+
+
+HELLO = ChatMessage(role=ChatRole.CHAT_ROLE_USER, content="Hello")
+
+BROKEN_RULES = [
+    ("sampling.temperature", sampling(temperature=-1)),
+    ("sampling.temperature", sampling(temperature=10.5)),
+    ("sampling.temperature", sampling(temperature=NAN)),
+    ("sampling.temperature", sampling(temperature=math.inf)),
+    ("sampling.top_p", sampling(top_p=2)),
+    ("sampling.top_p", sampling(top_p=0)),
+    ("sampling.top_p", sampling(top_p=NAN)),
+    ("sampling.top_k", sampling(top_k=-1)),
+    ("sampling.min_p", sampling(min_p=1.5)),
+    ("sampling.xtc.probability", sampling(xtc=XtcOptions(probability=2))),
+    ("sampling.xtc.threshold", sampling(xtc=XtcOptions(probability=0.5, threshold=0.6))),
+    ("sampling.repetition_penalty", sampling(repetition_penalty=0)),
+    ("sampling.presence_penalty", sampling(presence_penalty=11)),
+    ("sampling.frequency_penalty", sampling(frequency_penalty=NAN)),
+    ("sampling.penalty_window", sampling(penalty_window=0)),
+    ("sampling.seed", sampling(seed=-1)),
+    ("sampling.logit_bias[5]", sampling(logit_bias={5: 2000})),
+    ("sampling.logit_bias[5]", sampling(logit_bias={5: NAN})),
+    ("sampling.logit_bias[99999]", sampling(logit_bias={99999: 1})),
+    ("stop.strings", stop(strings=["a"] * 10_000)),
+    ("stop.strings[1]", stop(strings=["a", ""])),
+    ("stop.token_ids[1]", stop(token_ids=[1, 99999])),
+    ("max_tokens", prompt("fox", 0)),
+    ("n", prompt("fox", n=0)),
+    ("n", prompt("fox", n=17)),
+    ("logprobs.top", prompt("fox", logprobs=LogprobsOptions(enabled=True, top=21))),
+    ("priority", prompt("fox", priority=101)),
+    ("request_id", prompt("fox", request_id="not one word")),
+    ("request_id", prompt("fox", request_id="x" * 129)),
+    ("model", StreamCompletionRequest(prompt="fox")),
+    ("input", StreamCompletionRequest(model=MODEL)),
+    ("prompt", prompt("")),
+    ("prompt", prompt("x" * 20_000_000)),
+    ("token_ids.ids", tokens([])),
+    ("token_ids.ids[1]", tokens([1, 99999])),
+    ("chat.messages", chat()),
+    ("chat.messages[1].role", chat(HELLO, ChatMessage(role=99, content="?"))),  # type: ignore[arg-type]
+    ("chat.messages[0].role", chat(ChatMessage(content="?"))),
+    ("chat.messages[0].content", chat(ChatMessage(role=ChatRole.CHAT_ROLE_USER))),
+]
+
+UNSUPPORTED = [
+    ("n", prompt("fox", n=2)),
+    ("json_schema", prompt("fox", json_schema="{}")),
+    ("regex", prompt("fox", regex="a+")),
+    ("lark_grammar", prompt("fox", lark_grammar='start: "a"')),
+    ("choices", prompt("fox", choices=Choices(values=["a", "b"]))),
+    ("reasoning", prompt("fox", reasoning=ReasoningOptions(enabled=False))),
+    ("adapter", prompt("fox", adapter="pirate")),
+    ("resume_token_ids", prompt("fox", resume_token_ids=[1])),
+    ("chat.tools", chat(HELLO, tools=[Tool(name="look")])),
+    ("chat.tool_choice", chat(HELLO, tool_choice=ToolChoice(mode=ToolChoice.MODE_NONE))),
+]
+
+
+async def refused(api: Api, request: StreamCompletionRequest, **options: Any) -> HeadraceError:
+    with pytest.raises(HeadraceError) as caught:
+        await api.stream(request, **options).rest()
+    return caught.value
+
+
+async def goes_on(api: Api) -> None:
+    answer = await api.complete(prompt("the quick brown fox", 2, stop=ENDLESS))
+    assert len(answer.token_ids) == 2
+
+
+@pytest.mark.parametrize(("field", "request_"), BROKEN_RULES)
+async def test_a_broken_rule_is_named(
+    tiny: Api, field: str, request_: StreamCompletionRequest
+) -> None:
+    error = await refused(tiny, request_)
+    assert isinstance(error, InvalidRequest)
+    assert field in [violation.field for violation in error.violations]
+    assert field in error.message
+    await goes_on(tiny)
+
+
+async def test_all_broken_rules_are_named_at_once(tiny: Api) -> None:
+    error = await refused(tiny, prompt("fox", 0, sampling=SamplingOptions(top_p=2, seed=-1)))
+    fields = {violation.field for violation in error.violations}
+    assert fields == {"max_tokens", "sampling.top_p", "sampling.seed"}
+
+
+@pytest.mark.parametrize(("field", "request_"), UNSUPPORTED)
+async def test_b9_what_cannot_be_honoured_is_refused(
+    tiny: Api, field: str, request_: StreamCompletionRequest
+) -> None:
+    error = await refused(tiny, request_)
+    assert isinstance(error, UnsupportedParameter)
+    assert error.metadata["field"] == field
+    assert [violation.field for violation in error.violations] == [field]
+    await goes_on(tiny)
+
+
+def test_b9_every_field_of_the_contract_is_honoured_or_refused() -> None:
+    honoured = "request_id model prompt chat token_ids sampling stop max_tokens logprobs priority"
+    # Read by the controller; the runner stays loaded anyway.
+    not_for_runners = "keep_alive"
+    refused_ones = {field for field, _ in UNSUPPORTED if "." not in field}
+    fields = {field.name for field in StreamCompletionRequest.DESCRIPTOR.fields}
+    assert fields == {*honoured.split(), not_for_runners, *refused_ones}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x12\x09the-model\x1a\x02\xff\xfe",  # a prompt that is not UTF-8
+        b"\x12\x09the-model\x1a\x09cut",  # a prompt that ends early
+        b"\xff\xff\xff\xff",
+    ],
+    ids=["not UTF-8", "truncated", "noise"],
+)
+async def test_bytes_that_are_no_request_are_refused(tiny: Api, data: bytes) -> None:
+    method: Any = tiny.channel.unary_stream("/headrace.v1.CompletionService/StreamCompletion")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in method(data, timeout=TIMEOUT):
+            pass
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, InvalidRequest)
+    assert error.reason == "INVALID_REQUEST"
+    assert "cannot be decoded" in error.message
+    await goes_on(tiny)
+
+
+async def test_another_model_is_a_mismatch(tiny: Api) -> None:
+    error = await refused(tiny, StreamCompletionRequest(model="other", prompt="fox"))
+    assert isinstance(error, ModelMismatch)
+    assert error.metadata == {"wanted": "other", "serving": MODEL}
+    digest = [("headrace-digest", "sha256:other")]
+    error = await refused(tiny, prompt("fox"), metadata=digest)
+    assert isinstance(error, ModelMismatch)
+    assert error.metadata == {"wanted": "sha256:other", "serving": "sha256:abc"}
+
+
+async def test_the_digest_counts_and_not_the_name(tiny: Api) -> None:
+    request = prompt("fox", 1)
+    request.model = "an alias"
+    answer = await tiny.stream(request, metadata=[("headrace-digest", "sha256:abc")]).rest()
+    assert answer.started.model == "an alias"
+    request.model = "sha256:abc"
+    assert (await tiny.complete(request)).started.digest == "sha256:abc"
+
+
+async def test_a_request_id_is_taken_while_it_runs(tiny: Api) -> None:
+    first = tiny.stream(prompt("fox", 50_000, request_id="mine", stop=ENDLESS))
+    await first.until("delta")
+    error = await refused(tiny, prompt("fox", request_id="mine"))
+    assert isinstance(error, InvalidRequest)
+    assert [violation.field for violation in error.violations] == ["request_id"]
+    assert await first.next() == "delta"  # It is none of the first one's concern.
+    first.call.cancel()
+    await tiny.idle()
+    answer = await tiny.complete(prompt("fox", 1, request_id="mine"))
+    assert answer.started.id == "mine"
+
+
+async def test_requests_without_an_id_get_their_own(tiny: Api) -> None:
+    answers = await asyncio.gather(*(tiny.complete(prompt("fox", 1)) for _ in range(3)))
+    assert len({answer.started.id for answer in answers}) == 3
+
+
+async def test_other_services_check_their_rules_too(tiny: Api) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await tiny.runner.Abort(AbortRequest(), timeout=TIMEOUT)
+    error = from_rpc_error(caught.value)
+    assert [violation.field for violation in error.violations] == ["request_id"]
+
+
+async def test_what_is_not_served_yet_says_so(tiny: Api) -> None:
+    stub: Any = EmbeddingServiceStub(tiny.channel)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Embed(EmbedRequest(model=MODEL, inputs=[{"text": "a"}]), timeout=TIMEOUT)
+    assert isinstance(from_rpc_error(caught.value), NotImplementedYet)
