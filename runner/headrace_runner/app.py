@@ -126,14 +126,19 @@ def _prepare(config: RunnerConfig, machine: host.Machine, report: ReportWriter) 
     dtype = _dtype(config, machine, facts["parameters"], facts["tensor_bytes"])
 
     def load_model() -> LoadedModel:
-        return load(config.model_dir, dtype, report.loading)
+        return load(config.model_dir, dtype, on_progress)
 
+    def on_progress(fraction: float) -> None:
+        engine.check_wanted()
+        report.loading(fraction)
+
+    engine = Engine(load_model, tokenizer, max_rows=config.max_concurrency)
     made_for = facts["context_length"] or _UNKNOWN_CONTEXT
     return RunnerContext(
         config=config,
         tokenizer=tokenizer,
         template=template,
-        engine=Engine(load_model, tokenizer, max_rows=config.max_concurrency),
+        engine=engine,
         context_length=min(config.context or made_for, made_for),
         loaded=asyncio.get_running_loop().create_future(),
     )

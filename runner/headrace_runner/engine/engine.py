@@ -108,6 +108,7 @@ class Engine:
         self._streams: dict[int, EventStream] = {}
         self._next_uid = 1
         self._end: HeadraceError | None = None
+        self._stopping = False
         self.requests_total = 0
         # Written by the engine's thread alone, read by anyone.
         self.stats = EngineStats()
@@ -129,10 +130,16 @@ class Engine:
 
     async def stop(self) -> None:
         """Ends the thread after its current step, and every stream with DRAINING."""
+        self._stopping = True
         self._inbox.put(_Stop())
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
         self._end_all(Draining(_STOP_RETRY))
+
+    def check_wanted(self) -> None:
+        """For a load under way, from any thread: raises Draining when its result is not wanted."""
+        if self._stopping:
+            raise Draining(_STOP_RETRY)
 
     @property
     def active(self) -> int:

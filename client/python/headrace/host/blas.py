@@ -158,7 +158,8 @@ def _strip_prefix(source: Path, target: Path, patchelf: Path) -> None:
         names = Path(folder, "names")
         # Read from the raw bytes: the string table holds every symbol, ended by a zero byte. A
         # string that is no symbol does no harm in the map.
-        symbols = sorted(set(re.findall(_PREFIX + rb"\w+(?=\0)", source.read_bytes())))
+        with source.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            symbols = sorted(set(re.findall(_PREFIX + rb"\w+(?=\0)", data)))
         names.write_bytes(
             b"".join(b"%s %s\n" % (name, name.removeprefix(_PREFIX)) for name in symbols)
         )
