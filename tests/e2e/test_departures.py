@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager
 import grpc
 import psutil
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from headrace import AsyncClient, AsyncCompletionStream
-from headrace.errors import Draining, HeadraceError
-from headrace.types import Delta, FinishReason
+from headrace.errors import Draining, Unavailable
+from headrace.types import Delta, FinishReason, Progress
 from headrace.v1.runner_pb2 import Runner, WatchRunnerRequest
 from headrace.v1.runner_pb2_grpc import RunnerServiceStub
 from tests.e2e.conftest import TINY
@@ -42,6 +44,23 @@ async def decoding(controller: Controller, tokens: int) -> AsyncIterator[AsyncCo
             if isinstance(event, Delta):
                 break
         yield stream
+
+
+async def is_loading(stream: AsyncCompletionStream) -> None:
+    """Return when the stream has heard that its model is being loaded."""
+    async for event in stream:
+        if isinstance(event, Progress) and event.load_fraction is not None:
+            return
+
+
+async def drain(controller: Controller, number: signal.Signals) -> None:
+    """Send a signal, and return when the controller says that it does not serve any more."""
+    async with asyncio.timeout(PATIENCE), aio_channel(controller.target) as channel:
+        watch = HealthStub(channel).Watch(HealthCheckRequest())
+        assert (await watch.read()).status == HealthCheckResponse.SERVING
+        controller.send(number)
+        assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
+        assert await watch.read() == grpc.aio.EOF
 
 
 async def runner_says(address: str, wanted: int) -> Runner:
@@ -89,17 +108,15 @@ async def test_c5_sigkill_of_the_controller(start: StartController) -> None:
     async with decoding(controller, 4000) as stream:
         (busy,) = controller.runners()
         async with AsyncClient(controller.target) as client:
-            loading = asyncio.ensure_future(client.load_model(TINY))
-            while len(controller.runners()) < 2:
-                await asyncio.sleep(0.01)
+            loading = client.stream_completion(TINY, "x", max_tokens=1)
+            await is_loading(loading)
             runners = controller.runners()
-            assert busy in runners
+            assert len({busy, *runners}) == 2
             controller.kill()
             assert await asyncio.to_thread(gone, runners, 2.0)
-            with pytest.raises(HeadraceError):
-                await stream.collect()
-            with pytest.raises(HeadraceError):
-                await loading
+            for broken in (stream, loading):
+                with pytest.raises(Unavailable):
+                    await broken.collect()
     assert controller.processes() == []
 
 
@@ -134,11 +151,10 @@ async def test_c6_a_signal_lets_running_streams_finish(
     controller = start("--preload", MODEL, "--grace", "60s")
     async with decoding(controller, 12) as stream, AsyncClient(controller.target) as client:
         runners = controller.runners()
-        controller.send(number)
+        await drain(controller, number)
         # What is new is refused.
         with pytest.raises(Draining) as refused:
-            while True:
-                await client.complete(TINY, "x", max_tokens=1)
+            await client.complete(TINY, "x", max_tokens=1)
         assert refused.value.retry_after
         assert not await client.health()
         whole = await stream.collect()
@@ -150,12 +166,9 @@ async def test_c6_a_signal_lets_running_streams_finish(
 
 async def test_c6_a_second_signal_ends_them_now(start: StartController) -> None:
     controller = start("--preload", MODEL, "--grace", "60s")
-    async with decoding(controller, 4000) as stream, AsyncClient(controller.target) as client:
+    async with decoding(controller, 4000) as stream:
         runners = controller.runners()
-        controller.send(signal.SIGTERM)
-        with pytest.raises(Draining):
-            while True:
-                await client.complete(TINY, "x", max_tokens=1)
+        await drain(controller, signal.SIGTERM)
         controller.send(signal.SIGTERM)
         await ends_with_draining(stream)
         assert await asyncio.to_thread(controller.wait) == 0
@@ -185,17 +198,15 @@ async def test_c6_the_end_of_stdin_is_a_signal(start: StartController) -> None:
     left_nothing(controller, runners)
 
 
-def test_c6_while_a_model_is_loading(start: StartController) -> None:
-    controller = start("--preload", MODEL)
-    with start_headrace(controller, "run", MODEL, "x") as caller:
-        while not controller.runners():
-            assert caller.poll() is None
+async def test_c6_while_a_model_is_loading(start: StartController) -> None:
+    controller = start()
+    async with AsyncClient(controller.target) as client:
+        waiter = client.stream_completion(MODEL, "x", max_tokens=1)
+        await is_loading(waiter)
         runners = controller.runners()
         controller.send(signal.SIGTERM)
-        _, errors = caller.communicate(timeout=PATIENCE)
-        assert caller.returncode == 4, errors
-        assert "shutting down" in errors
-    assert controller.wait() == 0
+        await ends_with_draining(waiter)
+        assert await asyncio.to_thread(controller.wait) == 0
     left_nothing(controller, runners)
 
 

@@ -35,9 +35,4 @@ class CompletionServicer:
             priority=message.priority,
             time_remaining=time_remaining(context),
         )
-        data = request.data
-        if message.priority:
-            # It has been honoured here; a runner, where nobody waits, would have to refuse it.
-            message.ClearField("priority")
-            data = message.SerializeToString()
-        await self._relay.stream(data, terms, context.write, choices=message.n or 1)
+        await self._relay.stream(request.data, terms, context.write, choices=message.n or 1)
