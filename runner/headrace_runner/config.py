@@ -63,6 +63,7 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
     add("--id", default="runner", help="identity of the runner, reported to clients")
     add(
         "--listen",
+        type=_address,
         default="127.0.0.1:0",
         metavar="ADDRESS",
         help="unix:/path or host:port; port 0 takes a free one (default: %(default)s)",
@@ -127,6 +128,15 @@ def is_local(address: str) -> bool:
     """Whether only this machine can reach the address."""
     host = address.rpartition(":")[0].strip("[]")
     return address.startswith("unix:") or host in ("127.0.0.1", "localhost", "::1")
+
+
+def _address(text: str) -> str:
+    kind, _, path = text.partition(":")
+    host, _, port = text.rpartition(":")
+    # gRPC would take the remainder of a port that is too large.
+    if (kind == "unix" and path) or (host and port.isdecimal() and int(port) < 65536):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is neither unix:/path nor host:port")
 
 
 def _positive(text: str) -> int:

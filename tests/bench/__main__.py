@@ -92,7 +92,7 @@ def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--full", action="store_true", help="stock mlx_lm.server at 32 streams too: minutes more")
     add("--json", metavar="FILE", help="write the figures there as JSON; - is standard output")
     add("--times", type=_positive, default=5, metavar="N", help="starts or imports to time")
-    add("--work", type=Path, default=_WORK, metavar="DIR", help="where the float32 model is kept")
+    add("--work", type=Path, default=_WORK, metavar="DIR", help="where converted models are kept")
     values = parser.parse_args(argv)
     rounds, tokens, streams = (1, 16, (1, 8)) if values.quick else (3, 64, (1, 8, 32))
     values.rounds = values.rounds or rounds

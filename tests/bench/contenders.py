@@ -148,7 +148,7 @@ CONTENDERS = (
     Contender(
         "stock",
         "mlx_lm.server, stock",
-        partial(_mlx_lm, lambda setting: setting.stored, lambda setting: setting.stock),
+        partial(_mlx_lm, lambda setting: setting.quantized, lambda setting: setting.stock),
         rounds=1,
         max_tokens=MappingProxyType({8: 32, 32: 8}),
         costly=frozenset({32}),

@@ -1,11 +1,11 @@
-"""What all contenders share: the model, its float32 copy, and the environments they run in."""
+"""What all contenders share: the model in the forms they load, and their environments."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.bench.children import running
 MODEL = "smollm2:135m"
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("mlx", "mlx-lm", "grpcio", "protobuf")
-_WIDEN_SECONDS = 120.0
+_CONVERT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class Setting:
     stored: Path
     """The model's directory."""
     float32: Path
-    """The same model with float32 weights."""
+    """The same model with its weights expanded to float32."""
+    quantized: Path
+    """The same model, quantised as it is, its scales in float32: MLX's kernels for quantised
+    weights take tens of times longer with half-precision scales on a CPU."""
     sockets: Path
     """A private folder with a short path."""
     machine: Machine
@@ -61,20 +64,21 @@ def home() -> Path:
 
 
 async def prepare(work: Path, sockets: Path) -> Setting:
-    """Pulls the model where it is missing, and writes its float32 copy into `work` once."""
+    """Pulls the model where it is missing, and writes what the peers load into `work`, once."""
     store = Store(home())
     manifest = await store.pull(MODEL)
     stored = store.path(manifest)
     machine = describe()
     blas = find_blas(os.environ.get("HEADRACE_BLAS"), home())
     stock = runner_environment(os.environ, machine, None, has_cxx())
-    float32 = work / f"{manifest.digest.removeprefix('sha256:')[:16]}-float32"
-    if not float32.exists():
-        await _widen(stored, float32, stock)
+    mine = work / manifest.digest.removeprefix("sha256:")[:16]
+    await _convert(stored, mine / "float32", stock, "--dequantize")
+    await _convert(stored, mine / "quantized", stock)
     return Setting(
         home=home(),
         stored=stored,
-        float32=float32,
+        float32=mine / "float32",
+        quantized=mine / "quantized",
         sockets=sockets,
         machine=machine,
         blas=blas,
@@ -83,14 +87,17 @@ async def prepare(work: Path, sockets: Path) -> Setting:
     )
 
 
-async def _widen(stored: Path, target: Path, environment: dict[str, str]) -> None:
+async def _convert(
+    stored: Path, target: Path, environment: Mapping[str, str], *options: str
+) -> None:
+    """Writes the model to `target` with mlx-lm's own converter, unless it is there."""
+    if target.exists():
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=target.parent))
-    try:
-        script = Path(__file__).with_name("widen.py")
-        command = (sys.executable, script, stored, unfinished)
-        async with running(command, environment, b"") as child:
-            await child.ended(_WIDEN_SECONDS)
-        unfinished.rename(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
+        output = Path(unfinished, "model")
+        command = (sys.executable, "-m", "mlx_lm", "convert", "--hf-path", stored)
+        where = ("--mlx-path", output, "--dtype", "float32", *options)
+        async with running((*command, *where), environment, b"") as child:
+            await child.ended(_CONVERT_SECONDS)
+        output.rename(target)

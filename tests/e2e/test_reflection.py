@@ -74,7 +74,7 @@ def test_a_client_without_an_sdk_completes_a_stream(stranger: Stranger) -> None:
     )
     events = [answer.WhichOneof("event") for answer in answers]
     assert events[-1] == "completed"
-    assert [event for event in events if event != "progress"][0] == "started"
+    assert next(event for event in events if event != "progress") == "started"
     assert events.count("started") == events.count("completed") == 1
     usage = answers[-1].completed.usage
     assert usage.output_tokens == 6

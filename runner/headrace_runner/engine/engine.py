@@ -125,8 +125,11 @@ class Engine:
     async def start(self) -> LoadedModel:
         """Loads the model. Raises what the load raises."""
         self._thread.start()
-        # Shielded: the thread settles this future whether or not anyone waits for it still.
-        return await asyncio.shield(asyncio.wrap_future(self._ready))
+        # Shielded: the thread settles this future whether or not anyone waits for it still, and an
+        # error that nobody waits for is no news.
+        ready = asyncio.wrap_future(self._ready)
+        ready.add_done_callback(lambda done: done.exception())
+        return await asyncio.shield(ready)
 
     async def stop(self) -> None:
         """Ends the thread after its current step, and every stream with DRAINING."""

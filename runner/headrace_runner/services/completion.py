@@ -90,9 +90,7 @@ class CompletionServicer(CompletionServiceServicer):
         self, request: StreamCompletionRequest, request_id: str
     ) -> GenerationRequest:
         runner = self._runner
-        prompt = await in_worker(
-            request, prompt_ids, request, runner.tokenizer, runner.template
-        )
+        prompt = await in_worker(request, prompt_ids, request, runner.tokenizer, runner.template)
         # A prompt may fill the context: the token drawn after it need not be fed back.
         limit = runner.context_length
         if len(prompt) > limit:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,10 +94,17 @@ def test_c10_damage_is_reported_with_its_file(
         assert "Traceback" not in child.log
 
 
-@pytest.mark.parametrize("listen", ["unix:/no/such/folder/r.sock", "127.0.0.1:99999"])
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("listen", ["unix:/no/such/folder/r.sock", "127.0.0.1:{port}"])
 def test_an_address_that_cannot_be_had_is_reported(
-    model_home: Path, tiny_dir: Path, listen: str
+    model_home: Path, tiny_dir: Path, taken_port: int, listen: str
 ) -> None:
+    listen = listen.format(port=taken_port)
     with started(model_home, tiny_dir, "--listen", listen) as child:
         failed = child.hear(Failed)
         assert listen in failed.message

@@ -21,7 +21,7 @@ from tests.bench.stats import Arrival, Spread, Trace
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
-    return Setting(tmp_path, tmp_path, tmp_path, tmp_path, describe(), None, {}, {})
+    return Setting(*[tmp_path] * 5, describe(), None, {}, {})
 
 
 def steady(name: str, pace: float, **more: object) -> Contender:

@@ -1,0 +1,69 @@
+"""What the controller and the SDK cost, and what they never load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from headrace.client import Client
+from tests.e2e.harness import MODEL, Controller
+
+
+def mapped(pid: int) -> set[str]:
+    """The folders under site-packages of the native libraries that a process has loaded."""
+    words = Path(f"/proc/{pid}/maps").read_text().split()
+    return {
+        word.split("/")[0] for word in (w.partition("/site-packages/")[2] for w in words) if word
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_the_controller_loads_no_mlx_and_stays_small(
+    client: Client, controller: Controller
+) -> None:
+    for _ in range(3):
+        client.complete(MODEL, "x", max_tokens=2)
+    heavy = {"mlx", "numpy", "tokenizers", "torch", "transformers", "scipy_openblas32"}
+    assert heavy.isdisjoint(mapped(controller.pid))
+    assert heavy & mapped(controller.runner().pid)  # the runner shows that this can fail
+    resident = psutil.Process(controller.pid).memory_info().rss
+    assert resident < 80_000_000
+
+
+def fresh(program: str) -> str:
+    """The output of a new process."""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    return ended.stdout
+
+
+def test_importing_the_sdk_is_quick_and_light() -> None:
+    modules = fresh("import headrace, sys; headrace.Client; print(*sys.modules)").split()
+    for heavy in ("mlx", "click", "rich", "numpy", "opentelemetry.sdk", "headrace_server"):
+        assert heavy not in modules
+    assert "headrace.client" in modules
+
+    def seconds(program: str) -> float:
+        began = time.perf_counter()
+        fresh(program)
+        return time.perf_counter() - began
+
+    # The whole process, less what an empty one takes; the best of three, as others work here too.
+    empty = min(seconds("pass") for _ in range(3))
+    whole = min(seconds("import headrace; headrace.Client") for _ in range(3))
+    assert whole - empty < 0.5
+
+
+def test_the_controller_is_up_within_a_second(controller: Controller) -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        with Controller(controller.home):
+            return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 1.0
