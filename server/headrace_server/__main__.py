@@ -1,6 +1,10 @@
 """`python -m headrace_server`: the controller."""
 
+import os
 import sys
+
+# Read once, when gRPC is imported. Its own notes in the log tell a user nothing that ours do not.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from headrace_server.app import main
 

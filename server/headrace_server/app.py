@@ -47,6 +47,8 @@ SERVICES = (
     "headrace.v1.ImageService",
     "headrace.v1.EmbeddingService",
 )
+_NOT_YET = {"headrace.v1.ImageService", "headrace.v1.EmbeddingService"}
+"""Services that refuse every call in this version."""
 
 _MEMORY_SHARE = 0.8
 """Of the memory that is available at the start, where the settings name no budget."""
@@ -211,7 +213,7 @@ class App:
         )
         self._health.add_to(server)
         for service in ("", *SERVICES):
-            self._health.set(service, SERVING)
+            self._health.set(service, NOT_SERVING if service in _NOT_YET else SERVING)
         reflection.enable_server_reflection(
             (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
         )

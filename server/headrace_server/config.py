@@ -24,7 +24,7 @@ examples:
   headrace serve --listen 0.0.0.0:50151 --insecure --memory 12GiB
 """
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-_TIMES = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_TIMES = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -120,10 +120,15 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         type=_keep_alive,
         default=default.keep_alive,
         metavar="TIME",
-        help="how long an idle model stays, such as 90, 5m or 1h; negative: for good (default: 5m)",
+        help="how long an idle model stays, such as 90, 5m, 1h or forever (default: 5m)",
     )
     add("--context", type=_positive, metavar="TOKENS", help="prompt and output (default: model's)")
-    add("--memory", type=_bytes, metavar="BYTES", help="for all models, such as 12GiB")
+    add(
+        "--memory",
+        type=_bytes,
+        metavar="BYTES",
+        help="for all models, such as 12GiB (default: 80%% of what is free at the start)",
+    )
     add("--blas", default=env.get("HEADRACE_BLAS"), metavar="LIBRARY", help="BLAS for a Linux CPU")
     add("--threads", type=_positive, metavar="N", help="CPU cores of a runner (default: all)")
     add = parser.add_argument_group("bounds").add_argument
@@ -131,16 +136,56 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         "--max-concurrency",
         type=_positive,
         metavar="N",
-        help="requests that a model serves at once",
+        help="requests that a model serves at once (default: 32)",
     )
-    add("--queue-per-model", type=_positive, default=default.queue_per_model, metavar="N")
-    add("--queue-total", type=_positive, default=default.queue_total, metavar="N")
-    add("--max-stream-time", type=_time, default=default.max_stream_time, metavar="TIME")
-    add("--stall-timeout", type=_time, default=default.stall_timeout, metavar="TIME")
-    add("--grace", type=_time, default=default.grace, metavar="TIME", help="for streams at the end")
+    add(
+        "--queue-per-model",
+        type=_positive,
+        default=default.queue_per_model,
+        metavar="N",
+        help="requests that may wait for one model (default: %(default)s)",
+    )
+    add(
+        "--queue-total",
+        type=_positive,
+        default=default.queue_total,
+        metavar="N",
+        help="requests that may wait in all (default: %(default)s)",
+    )
+    add(
+        "--max-stream-time",
+        type=_time,
+        default=default.max_stream_time,
+        metavar="TIME",
+        help="for a call without a deadline of its own (default: %(default)g s)",
+    )
+    add(
+        "--stall-timeout",
+        type=_time,
+        default=default.stall_timeout,
+        metavar="TIME",
+        help="a runner without progress for so long is unhealthy (default: %(default)g s)",
+    )
+    add(
+        "--grace",
+        type=_time,
+        default=default.grace,
+        metavar="TIME",
+        help="for running streams when the controller is told to stop (default: %(default)g s)",
+    )
     add = parser.add_argument_group("output").add_argument
-    add("--log-format", choices=("auto", "json", "text"), default=default.log_format)
-    add("--log-level", choices=("debug", "info", "warning", "error"), default=default.log_level)
+    add(
+        "--log-format",
+        choices=("auto", "json", "text"),
+        default=default.log_format,
+        help="auto: text on a terminal, JSON elsewhere (default: %(default)s)",
+    )
+    add(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default=default.log_level,
+        help="the least that is logged (default: %(default)s)",
+    )
     # What follows is for programs that start a controller of their own.
     add("--parent", choices=("stdin",), help=argparse.SUPPRESS)
     add("--ready-fd", type=int, help=argparse.SUPPRESS)
@@ -181,12 +226,13 @@ def _time(text: str) -> float:
 
 
 def _keep_alive(text: str) -> float:
-    value = _seconds(text)
+    # A negative time, which the contract has for it, would look like an option.
+    value = math.inf if text == "forever" else _seconds(text)
     return math.inf if value < 0 else value
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)(ms|s|m|h)?", text)
+    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|d)?", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text} is no time such as 90, 5m or 1h")
     return float(found[1]) * _TIMES[found[2] or ""]

@@ -302,9 +302,11 @@ def _span(method: str, ticket: Ticket) -> Iterator[dict[str, str]]:
     span = _tracer.start_span(method.removeprefix("/"), kind=SpanKind.CLIENT, attributes=attributes)
     try:
         yield propagation.headers(trace.set_span_in_context(span))
+        span.set_attribute(names.RPC_STATUS_CODE, grpc.StatusCode.OK.name)
     except BaseException as error:
         failed = error.error if isinstance(error, _Lost) else error
         code = failed.code.name if isinstance(failed, HeadraceError) else type(failed).__name__
+        span.set_attribute(names.RPC_STATUS_CODE, code)
         span.set_attribute(names.ERROR_TYPE, code)
         span.set_status(trace.StatusCode.ERROR, code)
         raise

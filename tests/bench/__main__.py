@@ -24,7 +24,7 @@ _NAMES = [contender.name for contender in CONTENDERS]
 
 def main() -> int:
     """Gives the exit status: 1 where something could not be measured."""
-    arguments = _parse()
+    arguments = parse()
     try:
         return asyncio.run(_main(arguments))
     except BenchError as error:
@@ -80,7 +80,7 @@ async def _speed(setting: Setting, arguments: argparse.Namespace, console: Conso
     return 1 if results.failures else 0
 
 
-def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     add = parser.add_argument
     add("command", nargs="?", choices=("speed", "startup", "import"), default="speed")

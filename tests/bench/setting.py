@@ -96,8 +96,8 @@ async def _convert(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
         output = Path(unfinished, "model")
-        command = (sys.executable, "-m", "mlx_lm", "convert", "--hf-path", stored)
-        where = ("--mlx-path", output, "--dtype", "float32", *options)
-        async with running((*command, *where), environment, b"") as child:
+        command = [sys.executable, "-m", "mlx_lm", "convert", "--dtype", "float32", *options]
+        command += ["--hf-path", str(stored), "--mlx-path", str(output)]
+        async with running(command, environment, b"") as child:
             await child.ended(_CONVERT_SECONDS)
         output.rename(target)

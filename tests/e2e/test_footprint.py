@@ -17,9 +17,7 @@ from tests.e2e.harness import MODEL, Controller
 def mapped(pid: int) -> set[str]:
     """The folders under site-packages of the native libraries that a process has loaded."""
     words = Path(f"/proc/{pid}/maps").read_text().split()
-    return {
-        word.split("/")[0] for word in (w.partition("/site-packages/")[2] for w in words) if word
-    }
+    return {word.split("/site-packages/")[1].split("/")[0] for word in words if "/site-p" in word}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

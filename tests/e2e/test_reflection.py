@@ -33,7 +33,7 @@ class Stranger:
         found = self._pool.FindServiceByName(service).FindMethodByName(method)
         request = GetMessageClass(found.input_type)(**fields)
         answer = GetMessageClass(found.output_type)
-        invoke = self._channel.unary_stream(
+        invoke: Any = self._channel.unary_stream(
             f"/{service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,

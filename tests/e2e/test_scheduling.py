@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, Unpack
 
 import grpc
 import pytest
@@ -22,20 +23,22 @@ from headrace.errors import (
     ModelTooLarge,
     QueueFull,
 )
-from headrace.types import Delta, Progress, Runner
+from headrace.types import CompletionOptions, Delta, Progress, Runner
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, aio_channel, gone
 
-ENDLESS = {"max_tokens": 2000, "ignore_eos": True}
+ENDLESS: CompletionOptions = {"max_tokens": 2000, "ignore_eos": True}
 AT_ONCE = 1.0
 """Seconds. A refusal takes milliseconds; a load takes more than this on any machine."""
 
 
 @asynccontextmanager
-async def decoding(client: AsyncClient, **options: object) -> AsyncIterator[AsyncCompletionStream]:
+async def decoding(
+    client: AsyncClient, **options: Unpack[CompletionOptions]
+) -> AsyncIterator[AsyncCompletionStream]:
     """A stream that has had its first token and is far from its end."""
-    asked: dict[str, object] = {**ENDLESS, **options}
-    async with client.stream_completion(MODEL, "1, 2, 3,", **asked) as stream:  # type: ignore[arg-type]
+    asked: CompletionOptions = {**ENDLESS, **options}
+    async with client.stream_completion(MODEL, "1, 2, 3,", **asked) as stream:
         async for event in stream:
             if isinstance(event, Delta):
                 break
@@ -86,7 +89,7 @@ async def test_a1_a_full_queue_refuses_at_once(start: StartController) -> None:
             return caught.value
 
         # While the model is being loaded.
-        async with client.stream_completion(MODEL, "x", **ENDLESS) as first:  # type: ignore[arg-type]
+        async with client.stream_completion(MODEL, "x", **ENDLESS) as first:
             await waits(first)
             error = await refused()
             assert error.retry_after
@@ -110,7 +113,7 @@ async def test_a1_the_refusal_has_retry_info(start: StartController) -> None:
         aio_channel(controller.target) as channel,
     ):
         await waits(first)
-        load = channel.unary_unary("/headrace.v1.ModelService/LoadModel")
+        load: Any = channel.unary_unary("/headrace.v1.ModelService/LoadModel")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await load(b"\x0a\x07tiny:q4", timeout=PATIENCE)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

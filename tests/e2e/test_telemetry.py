@@ -59,7 +59,7 @@ class Collector(TraceServiceServicer):
         self._spans: list[Span] = []
         self._changed = threading.Condition()
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
-        add_TraceServiceServicer_to_server(self, self._server)
+        add_TraceServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
         self.environment = {

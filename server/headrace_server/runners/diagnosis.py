@@ -65,7 +65,7 @@ def diagnose(
     said itself. `verdict`: why it was killed, if it was. `stopping`: it was told to go.
     What was decided outweighs what was said, and both outweigh what can be guessed from a text.
     """
-    cause, message = _explain(returncode, last_lines, reported, verdict)
+    cause, message = _explain(returncode, last_lines, reported, verdict, stopping=stopping)
     return Death(
         cause=cause,
         message=message,
@@ -77,7 +77,12 @@ def diagnose(
 
 
 def _explain(
-    returncode: int, last_lines: Sequence[str], reported: Failed | None, verdict: Verdict | None
+    returncode: int,
+    last_lines: Sequence[str],
+    reported: Failed | None,
+    verdict: Verdict | None,
+    *,
+    stopping: bool,
 ) -> tuple[DeathCause, str]:
     if verdict:
         return verdict.cause, f"the runner was killed: {verdict.reason}"
@@ -92,6 +97,8 @@ def _explain(
     name = _signal_name(-returncode)
     if name in _NATIVE_SIGNALS:
         return "NATIVE_ABORT", f"the runner crashed in native code ({name})"
+    if stopping:
+        return "SIGNAL", f"the runner did not stop by itself and was ended by {name}"
     hint = ", perhaps by the system for lack of memory" if name == "SIGKILL" else ""
     return "SIGNAL", f"the runner was killed by {name}{hint}"
 

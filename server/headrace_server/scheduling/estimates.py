@@ -63,9 +63,10 @@ def kv_bytes(shape: Shape, dtype: Dtype, concurrency: int, context: int | None) 
 
     A cache grows with what a request really uses, and few requests fill the context. So there is
     room for whichever is more: one request of the whole context, or every request of the batch at
-    512 tokens. The runner's own memory guard holds the requests to what there really is.
+    512 tokens. `context` counts only as far as the model goes, as it does in the runner.
     """
-    tokens = context or shape.context_length
+    longest = shape.context_length
+    tokens = min(context or longest, longest or context or 0)
     per_token = (
         2 * shape.layers * shape.kv_heads * shape.head_dim * (4 if dtype == "float32" else 2)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from headrace_server.scheduling.estimates import Dtype
 from headrace_server.scheduling.ticket import Runner, Wanted
 from headrace_server.store import Manifest, Store
 
+logger = logging.getLogger(__name__)
+
 _REPORT_TIMEOUT = 5.0  # seconds
 
 
@@ -33,7 +36,7 @@ class Model:
     """A model of the store, and how it would run here."""
 
     name: str
-    """As it was asked for."""
+    """With its tag, whatever name or alias it was asked for by."""
     manifest: Manifest
     dtype: Dtype
     concurrency: int
@@ -85,9 +88,9 @@ class Planner:
                 model=manifest.full_name,
                 capability=kind,
             )
-        return await self.plan(name, manifest)
+        return await self.plan(manifest)
 
-    async def plan(self, name: str, manifest: Manifest) -> Model:
+    async def plan(self, manifest: Manifest) -> Model:
         """How a model of the store would run here."""
         hosting = await asyncio.shield(self._hosting)
         dtype = choose_dtype(
@@ -102,7 +105,7 @@ class Planner:
             manifest, dtype=dtype, concurrency=concurrency, context=context
         )
         origin = propagation.extract(propagation.headers().items())
-        return Model(name, manifest, dtype, concurrency, context, needs, origin)
+        return Model(manifest.full_name, manifest, dtype, concurrency, context, needs, origin)
 
     async def launch(self, runner_id: str, wanted: Wanted) -> Runner:
         """Start a runner.
@@ -132,6 +135,12 @@ class Planner:
             max_concurrency=wanted.concurrency,
             stall_timeout=self._config.stall_timeout,
         )
+        if wanted.dtype == "stored" and hosting.has_blas:
+            logger.info(
+                "the weights stay as they are stored, since float32 would take more than half of "
+                "the memory budget; on a CPU that is much slower",
+                extra={"model": wanted.name, "memory_bytes": self._memory},
+            )
         environment: dict[str, str] = {}
         propagation.inject_env(environment, wanted.origin)
         return self._supervisor.start(spec, environment)
@@ -141,7 +150,11 @@ class Planner:
         assert isinstance(wanted, Model)
         stub = RunnerServiceStub(runner.channel)
         try:
-            response = await stub.GetRunner(GetRunnerRequest(), timeout=_REPORT_TIMEOUT)
+            response = await stub.GetRunner(
+                GetRunnerRequest(),
+                timeout=_REPORT_TIMEOUT,
+                metadata=tuple(propagation.headers(wanted.origin).items()),
+            )
         except grpc.aio.AioRpcError:
             return None
         weights = response.runner.memory.weights_bytes

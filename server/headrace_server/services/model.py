@@ -171,7 +171,7 @@ class ModelServicer(ModelServiceServicer):
         return await self._message(manifest)
 
     async def _message(self, manifest: Manifest) -> ModelMessage:
-        model = await self._planner.plan(manifest.full_name, manifest)
+        model = await self._planner.plan(manifest)
         return model_message(model, self._runner(manifest.digest))
 
     def _runner(self, digest: str) -> RunnerStatus | None:

@@ -238,7 +238,12 @@ class Store:
         known = {manifest.full_name for manifest in self.list()}
         known |= {str(offered.name) for offered in CATALOGUE}
         nearest = difflib.get_close_matches(str(name), sorted(known), _NEAREST, cutoff=0.5)
-        return ModelNotFound(str(name), nearest=nearest)
+        # A name without its tag is short of what it would be compared with.
+        by_stem = {known_name.partition(":")[0]: known_name for known_name in sorted(known)}
+        stems = difflib.get_close_matches(name.name, by_stem, _NEAREST, cutoff=0.7)
+        nearest = list(dict.fromkeys([*(by_stem[stem] for stem in stems), *nearest]))[:_NEAREST]
+        offered_names = ", ".join(str(offered.name) for offered in CATALOGUE)
+        return ModelNotFound(str(name), nearest=nearest, hint=f"pull knows {offered_names}")
 
 
 def _read(path: Path) -> Manifest:

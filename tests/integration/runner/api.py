@@ -134,7 +134,7 @@ class Api:
     async def healthy(self, service: str = "") -> bool:
         request = HealthCheckRequest(service=service)
         answer: HealthCheckResponse = await self._health.Check(request, timeout=TIMEOUT)
-        return answer.status == HealthCheckResponse.SERVING
+        return bool(answer.status == HealthCheckResponse.SERVING)
 
     async def describe(self) -> Runner:
         return (await self.runner.GetRunner(GetRunnerRequest(), timeout=TIMEOUT)).runner

@@ -31,7 +31,7 @@ from headrace.v1.completion_pb2 import (
     ToolChoice,
     XtcOptions,
 )
-from headrace.v1.embedding_pb2 import EmbedRequest
+from headrace.v1.embedding_pb2 import EmbeddingInput, EmbedRequest
 from headrace.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from headrace.v1.runner_pb2 import AbortRequest
 from tests.integration.runner.api import ENDLESS, MODEL, TIMEOUT, Api, prompt, tokens
@@ -225,5 +225,7 @@ async def test_other_services_check_their_rules_too(tiny: Api) -> None:
 async def test_what_is_not_served_yet_says_so(tiny: Api) -> None:
     stub: Any = EmbeddingServiceStub(tiny.channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Embed(EmbedRequest(model=MODEL, inputs=[{"text": "a"}]), timeout=TIMEOUT)
+        await stub.Embed(
+            EmbedRequest(model=MODEL, inputs=[EmbeddingInput(text="a")]), timeout=TIMEOUT
+        )
     assert isinstance(from_rpc_error(caught.value), NotImplementedYet)

@@ -77,6 +77,7 @@ async def test_watch_tells_of_work_and_of_its_end(tiny: Api) -> None:
     async with asyncio.timeout(TIMEOUT):
         while (await anext(events)).runner.load.running != 1:
             pass
+        await stream.until("delta")
         stream.call.cancel()
         while (await anext(events)).runner.load.running != 0:
             pass

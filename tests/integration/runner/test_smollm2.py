@@ -89,7 +89,7 @@ async def test_a_stop_token_ends_the_text(api: Api) -> None:
 
 
 async def test_the_end_of_text_ends_the_text_unless_ignored(api: Api) -> None:
-    eos = (await api.tokenize.Tokenize(TokenizeRequest(model=MODEL, text="<|im_end|>"))).token_ids
+    eos = await tokenize(api, "<|im_end|>")
     # A bias that no other token can match makes the model end its text at once.
     certain = SamplingOptions(temperature=0, logit_bias={eos[0]: 1000})
     answer = await api.complete(chat("Hi.", 5, sampling=certain))
@@ -97,7 +97,7 @@ async def test_the_end_of_text_ends_the_text_unless_ignored(api: Api) -> None:
     assert answer.choice.finish_reason == FinishReason.FINISH_REASON_END_OF_TEXT
     assert answer.choice.stop_token_id == eos[0]
     ignored = await api.complete(chat("Hi.", 5, sampling=certain, stop=ENDLESS))
-    assert (ignored.text, ignored.token_ids) == ("", list(eos) * 5)
+    assert (ignored.text, ignored.token_ids) == ("", eos * 5)
 
 
 async def test_b3_a_character_of_several_tokens_is_sent_whole(api: Api) -> None:

@@ -21,7 +21,17 @@ from tests.bench.stats import Arrival, Spread, Trace
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
-    return Setting(*[tmp_path] * 5, describe(), None, {}, {})
+    return Setting(
+        home=tmp_path,
+        stored=tmp_path,
+        float32=tmp_path,
+        quantized=tmp_path,
+        sockets=tmp_path,
+        machine=describe(),
+        blas=None,
+        tuned={},
+        stock={},
+    )
 
 
 def steady(name: str, pace: float, **more: object) -> Contender:

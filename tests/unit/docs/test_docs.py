@@ -14,6 +14,7 @@ import pytest
 
 import headrace_runner.config
 import headrace_server.config
+import tests.bench.__main__
 from headrace._exceptions import BY_REASON
 from headrace.cli.app import cli
 from headrace.v1.errors_pb2 import ErrorReason
@@ -26,7 +27,7 @@ _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-_RUNNER = "python -m headrace_runner"
+_RUNNER, _BENCH = "headrace_runner", "tests.bench"
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -78,6 +79,7 @@ def options(capsys: pytest.CaptureFixture[str]) -> dict[str, set[str]]:
         found[name] = {flag for param in command.params for flag in param.opts if flag[:2] == "--"}
     found["serve"] = flags_of(headrace_server.config.parse, capsys) - {"--help"}
     found[_RUNNER] = flags_of(headrace_runner.config.parse, capsys) - {"--help"}
+    found[_BENCH] = flags_of(tests.bench.__main__.parse, capsys) - {"--help"}
     return found
 
 
@@ -90,8 +92,8 @@ def invocations(line: str) -> Iterator[tuple[str, list[str]]]:
         match words:
             case ["headrace", command, *rest] if re.fullmatch(r"[a-z]+", command):
                 yield command, rest
-            case ["python", "-m", "headrace_runner", *rest]:
-                yield _RUNNER, rest
+            case ["python", "-m", ("headrace_runner" | "tests.bench") as module, *rest]:
+                yield module, rest
 
 
 def test_there_are_pages() -> None:
@@ -124,7 +126,7 @@ def test_every_command_and_option_has_its_place(options: dict[str, set[str]]) ->
     )
     text = {section.partition("\n")[0]: section for section in sections}
     for command, flags in options.items():
-        if command == _RUNNER:
+        if command in (_RUNNER, _BENCH):
             continue
         for flag in flags:
             assert flag in _FLAG.findall(text[command]), f"docs/cli.md: {command} {flag}"
@@ -189,7 +191,7 @@ def imported(module: str, name: str) -> bool:
 def test_every_variable_of_ours_is_read_somewhere(page: Path) -> None:
     code = "".join(
         path.read_text(encoding="utf-8")
-        for package in ("client/python/headrace", "server", "runner")
+        for package in ("client/python/headrace", "server", "runner", "tests/bench")
         for path in (ROOT / package).rglob("*.py")
         if "v1" not in path.parts
     )

@@ -105,7 +105,8 @@ def expected(logits: Array, params: SamplingParams, seen: Sequence[int], positio
         return int(np.argmax(logits))
     logits = truncated(logits, params, applies_xtc(params, position))
     key = mx.array(draw_key(params.seed, position), mx.uint32)
-    return int(mx.random.categorical(mx.array(logits, mx.float32), key=key).item())
+    token: int = mx.random.categorical(mx.array(logits, mx.float32), key=key).item()  # type: ignore[assignment]
+    return token
 
 
 def random_logits(rows: int, seed: int) -> Array:

@@ -110,7 +110,7 @@ async def test_close_after_the_end_gives_nothing_up(
 
 
 async def test_a_cancelled_reader_loses_nothing(stream: EventStream) -> None:
-    reader = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+    reader = asyncio.create_task(anext(stream))
     await asyncio.sleep(0)
     reader.cancel()
     await asyncio.wait({reader})

@@ -20,6 +20,7 @@ COMMANDS = {
     "import": ("models", "Bring in a GGUF file or an MLX or Hugging Face directory."),
     "list": ("models", "List the models of the store."),
     "show": ("models", "Show one model."),
+    "cp": ("models", "Give a model a second name."),
     "rm": ("models", "Remove models from the store."),
     "serve": ("serve", "Run a controller."),
     "ps": ("runners", "List the loaded models."),

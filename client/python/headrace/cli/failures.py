@@ -19,7 +19,6 @@ _EXIT_CODES = {
 
 _REMEDIES = {
     "MODEL_NOT_FOUND": "`headrace list` shows the models that are here",
-    "MODEL_CORRUPT": "`headrace rm` the model and get it again",
     "MODEL_IN_USE": "`headrace ps` shows what is busy",
     "INSUFFICIENT_MEMORY": "`headrace ps` shows what is loaded, `headrace stop` unloads it",
     "LOAD_FAILED": "`headrace doctor` looks at this machine",

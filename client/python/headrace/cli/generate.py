@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from headrace.cli.progress import Waiting, follow
+from headrace.cli.runners import parse_time
 
 if TYPE_CHECKING:
     from headrace.client import Client
@@ -26,9 +27,17 @@ _OPTIONS = (
         help="0 takes the likeliest token, 1 draws from the model's own distribution.",
     ),
     click.option("--top-p", type=float, help="Draw from the likeliest up to this probability."),
+    click.option("--top-k", type=int, help="Draw from so many of the likeliest; 0 for all."),
+    click.option("--min-p", type=float, help="Draw from those this likely beside the likeliest."),
     click.option("--seed", type=int, help="Fix the draws."),
     click.option("--max-tokens", type=int, help="Tokens to generate at most."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the output here; repeatable."),
+    click.option(
+        "--keep-alive",
+        type=parse_time,
+        metavar="TIME",
+        help="How long the model stays loaded after it, such as 90, 5m, 1h or forever.",
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""`list`, `show`, `pull`, `import` and `rm`: the models of the store."""
+"""`list`, `show`, `pull`, `import`, `cp` and `rm`: the models of the store."""
 
 from __future__ import annotations
 
@@ -95,6 +95,17 @@ def import_command(source: Path, model: str, replace: bool, as_json: bool) -> No
         found = follow(
             client.import_model(source.expanduser().absolute(), model, replace=replace), model
         )
+    _echo_arrival(found, as_json)
+
+
+@click.command("cp")
+@click.argument("source")
+@click.argument("destination")
+@json_option
+def cp_command(source: str, destination: str, as_json: bool) -> None:
+    """Give the model SOURCE the second name DESTINATION. No weights are copied."""
+    with controller(private=True) as client:
+        found = client.copy_model(source, destination)
     _echo_arrival(found, as_json)
 
 

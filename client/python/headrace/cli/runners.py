@@ -9,14 +9,16 @@ import click
 from headrace.cli.connection import controller
 from headrace.cli.output import duration, echo_json, echo_table, json_option, size
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _time(text: str) -> float:
-    """Seconds of a time such as 90, 5m, 1h or -1."""
-    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([smhd]?)", text)
+def parse_time(text: str) -> float:
+    """Seconds of a time such as 90, 5m, 1h or forever, which is -1."""
+    if text == "forever":
+        return -1.0
+    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)(ms|[smhd]|)", text)
     if not found:
-        raise click.BadParameter(f"{text!r} is no time such as 90, 5m, 1h or -1")
+        raise click.BadParameter(f"{text!r} is no time such as 90, 5m, 1h or forever")
     return float(found[1]) * _UNITS[found[2]]
 
 
@@ -56,9 +58,9 @@ def ps_command(as_json: bool) -> None:
 @click.argument("model")
 @click.option(
     "--keep-alive",
-    type=_time,
+    type=parse_time,
     metavar="TIME",
-    help="How long it stays without a request, such as 90, 5m or 1h; negative: until stopped.",
+    help="How long it stays without a request, such as 90, 5m, 1h or forever.",
 )
 @json_option
 def load_command(model: str, keep_alive: float | None, as_json: bool) -> None:
