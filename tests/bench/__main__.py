@@ -67,8 +67,7 @@ async def _speed(setting: Setting, arguments: argparse.Namespace, console: Conso
         tokens=arguments.tokens,
         costly=arguments.full,
     )
-    notes = Console(stderr=True, highlight=False)
-    results = await speed.run(setting, plan, lambda text: notes.print(text, markup=False))
+    results = await speed.run(setting, plan, lambda text: print(text, file=sys.stderr))
     if arguments.json:
         document = report.to_json(results, setting.facts())
         if arguments.json == "-":

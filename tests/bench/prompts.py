@@ -52,8 +52,7 @@ def prompts(count: int) -> list[str]:
 def _prompt(index: int) -> str:
     return (
         f"{_NAMES[index]} was a {_TRADES[index % len(_TRADES)]} who lived in "
-        f"{_PLACES[index % len(_PLACES)]}. Every morning, before the work began, {_NAMES[index]} "
+        f"{_PLACES[index % len(_PLACES)]}. Every morning {_NAMES[index]} "
         f"{_HABITS[index % len(_HABITS)]}. One day, when nobody expected it, "
-        f"{_EVENTS[index % len(_EVENTS)]}. This is the story of what happened next, told from the "
-        "beginning. At first"
+        f"{_EVENTS[index % len(_EVENTS)]}. This is the story of what happened next. At first"
     )

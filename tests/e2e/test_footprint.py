@@ -11,7 +11,9 @@ import psutil
 import pytest
 
 from headrace.client import Client
-from tests.e2e.harness import MODEL, Controller
+from headrace.errors import InvalidRequest
+from tests.e2e.conftest import TINY
+from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController
 
 
 def mapped(pid: int) -> set[str]:
@@ -21,16 +23,29 @@ def mapped(pid: int) -> set[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_the_controller_loads_no_mlx_and_stays_small(
-    client: Client, controller: Controller
-) -> None:
-    for _ in range(3):
-        client.complete(MODEL, "x", max_tokens=2)
+def test_the_controller_loads_no_mlx_and_stays_small(start: StartController) -> None:
+    controller = start()
+    with Client(controller.target, timeout=PATIENCE) as client:
+        for _ in range(5):
+            client.complete(TINY, "x", max_tokens=20)
     heavy = {"mlx", "numpy", "tokenizers", "torch", "transformers", "scipy_openblas32"}
     assert heavy.isdisjoint(mapped(controller.pid))
-    assert heavy & mapped(controller.runner().pid)  # the runner shows that this can fail
-    resident = psutil.Process(controller.pid).memory_info().rss
-    assert resident < 80_000_000
+    assert heavy & mapped(controller.runner().pid)  # so that this can fail
+    assert resident(controller) < 80_000_000
+
+
+def test_requests_that_are_refused_are_not_kept(start: StartController) -> None:
+    controller = start()
+    with Client(controller.target, timeout=PATIENCE) as client:
+        for _ in range(12):
+            with pytest.raises(InvalidRequest):
+                client.complete(MODEL, "x" * 20_000_000)
+    # What reading one takes, and what the allocator keeps of it; not twelve of them.
+    assert resident(controller) < 320_000_000
+
+
+def resident(controller: Controller) -> int:
+    return psutil.Process(controller.pid).memory_info().rss
 
 
 def fresh(program: str) -> str:

@@ -59,14 +59,14 @@ async def test_killed_mid_stream_and_the_next_request_works(start: StartControll
 async def test_c2_killed_while_it_loads(start: StartController) -> None:
     controller = start()
     async with AsyncClient(controller.target, timeout=PATIENCE) as client:
-        stream = client.stream_completion(MODEL, "1, 2, 3,", temperature=0, max_tokens=3)
+        stream = client.stream_completion(TINY, "x", max_tokens=3)
         async for event in stream:
             if isinstance(event, Progress) and event.load_fraction is not None:
                 controller.runner().kill()
                 break
         whole = await stream.collect()
         assert whole.started.runner == "r2"
-        assert whole.text.startswith(" 4")
+        assert whole.usage.output_tokens == 3
 
 
 async def test_c2_killed_while_it_prefills(start: StartController) -> None:

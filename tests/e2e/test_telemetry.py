@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from headrace.client import Client
+from tests.e2e.conftest import TINY
 from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, headrace
 
 STREAM = "headrace.v1.CompletionService/StreamCompletion"
@@ -190,7 +191,7 @@ def test_the_log_lines_of_both_processes_carry_the_trace(start: StartController)
     """Of the load that the request brought about, also where nothing is exported."""
     controller = start()
     arguments = ("--max-tokens", "1", "--json")
-    shown = json.loads(headrace(controller, "run", MODEL, "x", *arguments).stdout)
+    shown = json.loads(headrace(controller, "run", TINY, "x", *arguments).stdout)
     lines = [line for line in controller.log() if line.get("trace_id") == shown["trace_id"]]
     assert {line["service"] for line in lines} == {"headrace-controller", "headrace-runner"}
     assert any(line["message"].startswith("loaded in ") for line in lines)
@@ -202,7 +203,7 @@ def test_the_log_lines_of_both_processes_carry_the_trace(start: StartController)
 def test_without_an_endpoint_nothing_is_exported(start: StartController) -> None:
     controller = start()
     with Client(controller.target, timeout=PATIENCE) as client:
-        client.complete(MODEL, "x", max_tokens=1)
+        client.complete(TINY, "x", max_tokens=1)
         for process in (psutil.Process(controller.pid), controller.runner()):
             # All that they have is Unix sockets.
             assert process.net_connections("inet") == []

@@ -11,6 +11,7 @@ import pytest
 
 from headrace_runner.engine.text.batch import Drawn, TextBatch
 from headrace_runner.engine.text.sampling import SamplingParams
+from tests.unit.engine.reference import expected
 from tests.unit.engine.tiny import GREEDY, VOCABULARY, alone, tiny_model
 
 LENGTHS = (1, 2, 9, 17, 40)
@@ -84,6 +85,29 @@ def test_b5_any_schedule_gives_every_row_the_tokens_it_draws_alone(model: Any, s
     for uid, (prompt, sampling) in enumerate(schedule.requests):
         tokens = schedule.drawn[uid]
         assert tokens == alone(model, prompt, sampling, len(tokens)), f"row {uid}"
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        SamplingParams(seed=5),
+        SamplingParams(seed=5, temperature=0.8, top_p=0.9, repetition_penalty=1.5),
+        SamplingParams(temperature=0.0, frequency_penalty=-3.0, penalty_window=6),
+    ],
+    ids=["greedy", "sampled", "penalised", "rewarded"],
+)
+def test_tokens_are_those_of_the_reference_without_a_cache(
+    model: Any, sampling: SamplingParams
+) -> None:
+    source = random.Random(3)
+    for _ in range(25):
+        prompt = random_prompt(source, 3)
+        tokens = list(prompt)
+        for position in range(4):
+            logits = np.array(model(mx.array([tokens])), np.float64)[0, -1]
+            tokens.append(expected(logits, sampling, tokens, position))
+        assert alone(model, prompt, sampling, 4) == tokens[3:]
 
 
 @pytest.mark.parametrize("architecture", ["gemma3_text", "lfm2"])

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from headrace_runner.engine.text.sampling import SamplerRow, SamplingParams, draw_key, sample
+from tests.unit.engine.reference import Array, expected, softmax, truncated
 
 VOCABULARY = 50
-
-Array = npt.NDArray[np.float64]
 
 OPTIONS = [
     pytest.param({}, id="plain"),
@@ -53,60 +51,6 @@ OPTIONS = [
         id="everything",
     ),
 ]
-
-
-def adjusted(logits: Array, params: SamplingParams, seen: Sequence[int]) -> Array:
-    """Bias and penalties, in the contract's order."""
-    logits = logits.copy()
-    for token, value in params.logit_bias:
-        logits[token] += value
-    if params.penalised:
-        for token, count in Counter(seen[-params.penalty_window :]).items():
-            penalty = params.repetition_penalty
-            logits[token] *= penalty if logits[token] < 0 else 1 / penalty
-            logits[token] -= params.presence_penalty + params.frequency_penalty * count
-    return logits
-
-
-def truncated(logits: Array, params: SamplingParams, xtc: bool) -> Array:
-    """Temperature and the cuts, in the contract's order; -inf is cut away."""
-    logits = logits / params.temperature
-    if 0 < params.top_k < len(logits):
-        logits[np.argsort(-logits)[params.top_k :]] = -math.inf
-    if params.top_p < 1:
-        order = np.argsort(-logits)
-        sums = np.cumsum(softmax(logits)[order])
-        kept = max(1, int(np.sum(sums < params.top_p)) + 1)
-        logits[order[kept:]] = -math.inf
-    if params.min_p > 0:
-        probabilities = softmax(logits)
-        logits[probabilities < params.min_p * probabilities.max()] = -math.inf
-    if xtc:
-        probabilities = softmax(logits)
-        top = [i for i in np.argsort(-probabilities) if probabilities[i] > params.xtc_threshold]
-        logits[top[:-1]] = -math.inf
-    return logits
-
-
-def softmax(logits: Array) -> Array:
-    weights = np.exp(logits - logits.max())
-    result: Array = weights / weights.sum()
-    return result
-
-
-def applies_xtc(params: SamplingParams, position: int) -> bool:
-    high, low = draw_key(params.seed, position, purpose=1)
-    return (high * 2**32 + low) / 2**64 < params.xtc_probability
-
-
-def expected(logits: Array, params: SamplingParams, seen: Sequence[int], position: int) -> int:
-    logits = adjusted(logits, params, seen)
-    if params.temperature == 0:
-        return int(np.argmax(logits))
-    logits = truncated(logits, params, applies_xtc(params, position))
-    key = mx.array(draw_key(params.seed, position), mx.uint32)
-    token: int = mx.random.categorical(mx.array(logits, mx.float32), key=key).item()  # type: ignore[assignment]
-    return token
 
 
 def random_logits(rows: int, seed: int) -> Array:

@@ -122,8 +122,12 @@ class TelemetryServerInterceptor(grpc.aio.ServerInterceptor):
                 late = context.time_remaining() == 0
                 code = StatusCode.DEADLINE_EXCEEDED if late else StatusCode.CANCELLED
                 raise
-            except grpc.aio.AbortError:
+            except grpc.aio.AbortError as aborted:
                 code = _code_set_by(context) or StatusCode.UNKNOWN
+                # The call's state refers to this exception, whose frames refer to the call: a
+                # circle that would keep the request until the garbage collector gets to it.
+                del request
+                aborted.__context__ = aborted.__traceback__ = None
                 raise
             finally:
                 otel_context.detach(token)
