@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,8 +15,8 @@ from tests.bench.speed import REFERENCE, Results, Row
 from tests.bench.stats import Spread, ratio, spread
 
 TUNED = "tuned"
-WIDTH = 140
-"""Columns that the table needs."""
+WIDTH = 180
+"""Columns that the table needs at most."""
 _FIGURES = ("overall", "decode", "ttft_p50", "ttft_p95", "tpot")
 _COLUMNS = (
     "streams",
@@ -42,7 +43,7 @@ def figures(results: Results) -> list[dict[str, Any]]:
 def show(results: Results, facts: dict[str, str], console: Console) -> None:
     """Prints the table, then what failed."""
     console.print(_facts(facts))
-    table = Table(*_COLUMNS)
+    table = Table(*_COLUMNS, box=SIMPLE_HEAD)
     for column in table.columns:
         column.justify, column.no_wrap = "right", True
     table.columns[1].justify = "left"

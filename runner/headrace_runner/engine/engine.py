@@ -219,7 +219,7 @@ class Engine:
     def _serve(self) -> None:
         loaded = self._load()
         self._weights_bytes = loaded.weights_bytes
-        batch = TextBatch(loaded.model, prefill_chunk=loaded.prefill_chunk)
+        batch = TextBatch(loaded.model, prefill_chunk=loaded.prefill_chunk, ahead=loaded.ahead)
         _warm_up(batch)
         self._measure(batch)
         self._ready.set_result(loaded)

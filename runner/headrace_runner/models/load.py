@@ -34,6 +34,8 @@ class LoadedModel:
     weights_bytes: int
     prefill_chunk: int
     """Prompt tokens to compute between two decode steps."""
+    ahead: bool
+    """Whether the device is one of its own, which should not wait for the host."""
 
 
 def load(
@@ -69,13 +71,17 @@ def load(
         # First the scales: what is dequantised takes their type, and would lose bits in half.
         model.set_dtype(mx.float32)
         model = dequantize_model(model)
-    weights_bytes = _evaluate(model, on_progress)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    if on_cpu and "quantization" in config:
+        # MLX's quantised products on a CPU take many times longer with scales in half precision.
+        model.set_dtype(mx.float32)
+    weights_bytes = _evaluate(model, on_progress)
     return LoadedModel(
         model,
         "float32" if dtype == "float32" else _stored_type(config),
         weights_bytes,
         _CPU_PREFILL_CHUNK if on_cpu else _GPU_PREFILL_CHUNK,
+        ahead=not on_cpu,
     )
 
 

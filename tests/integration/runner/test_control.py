@@ -51,6 +51,20 @@ async def test_a_stream_that_nobody_reads_can_be_aborted(tiny: Api) -> None:
         await stream.rest()
 
 
+async def test_an_abort_in_the_middle_of_a_send_is_told_as_well(tiny: Api) -> None:
+    async def one(number: int) -> None:
+        stream = tiny.stream(prompt("fox", 90_000, request_id=f"r{number}", stop=ENDLESS))
+        for _ in range(1 + number % 7):
+            await stream.next()
+        aborting = asyncio.ensure_future(abort(tiny, f"r{number}"))
+        with pytest.raises(Cancelled, match="aborted"):
+            await stream.rest()
+        assert await aborting
+
+    for number in range(0, 100, 2):
+        await asyncio.gather(one(number), one(number + 1))
+
+
 async def test_a_request_too_many_is_refused_at_once(tiny: Api) -> None:
     taken = [tiny.stream(prompt("fox", 90_000, stop=ENDLESS)) for _ in range(2)]
     for stream in taken:

@@ -17,6 +17,12 @@ from tests.unit.engine.tiny import GREEDY, VOCABULARY, alone, tiny_model
 LENGTHS = (1, 2, 9, 17, 40)
 
 
+@pytest.fixture(params=[False, True], ids=["read at once", "a step ahead"])
+def ahead(request: pytest.FixtureRequest) -> bool:
+    """Whether the next step is launched before the one before it is read."""
+    return bool(request.param)
+
+
 def random_prompt(source: random.Random, length: int | None = None) -> list[int]:
     length = length or source.choice(LENGTHS)
     return [source.randrange(VOCABULARY) for _ in range(length)]
@@ -39,10 +45,10 @@ def random_sampling(source: random.Random) -> SamplingParams:
 class Schedule:
     """Random joins, leaves and cancels; notes what every row drew."""
 
-    def __init__(self, model: Any, seed: int, *, most: int) -> None:
+    def __init__(self, model: Any, seed: int, *, most: int, ahead: bool) -> None:
         self._random = random.Random(seed)
         self._most = most
-        self._batch = TextBatch(model, prefill_chunk=16)
+        self._batch = TextBatch(model, prefill_chunk=16, ahead=ahead)
         self._wanted: dict[int, int] = {}
         self.requests: list[tuple[list[int], SamplingParams]] = []
         self.drawn: dict[int, list[int]] = {}
@@ -78,8 +84,10 @@ class Schedule:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_b5_any_schedule_gives_every_row_the_tokens_it_draws_alone(model: Any, seed: int) -> None:
-    schedule = Schedule(model, seed, most=8)
+def test_b5_any_schedule_gives_every_row_the_tokens_it_draws_alone(
+    model: Any, seed: int, ahead: bool
+) -> None:
+    schedule = Schedule(model, seed, most=8, ahead=ahead)
     schedule.run(steps=200)
     assert len(schedule.requests) > 50
     for uid, (prompt, sampling) in enumerate(schedule.requests):
@@ -111,9 +119,9 @@ def test_tokens_are_those_of_the_reference_without_a_cache(
 
 
 @pytest.mark.parametrize("architecture", ["gemma3_text", "lfm2"])
-def test_other_kinds_of_cache_join_and_leave_as_well(architecture: str) -> None:
+def test_other_kinds_of_cache_join_and_leave_as_well(architecture: str, ahead: bool) -> None:
     model = tiny_model(architecture)
-    schedule = Schedule(model, 9, most=4)
+    schedule = Schedule(model, 9, most=4, ahead=ahead)
     schedule.run(steps=40)
     for uid, (prompt, sampling) in enumerate(schedule.requests):
         tokens = schedule.drawn[uid]
@@ -132,38 +140,39 @@ def test_a_row_that_is_resumed_goes_on_with_the_same_tokens(model: Any) -> None:
     assert alone(model, prompt + tokens[:8], GREEDY, 12) == tokens[8:]
 
 
-def test_a_long_prefill_holds_up_nobody(model: Any) -> None:
-    batch = TextBatch(model, prefill_chunk=4)
+def test_a_long_prefill_holds_up_nobody(model: Any, ahead: bool) -> None:
+    batch = TextBatch(model, prefill_chunk=4, ahead=ahead)
     batch.add(1, [1, 2], GREEDY, None)
     batch.step()
     batch.add(2, list(range(101)), GREEDY, None)
     for step in range(1, 26):
         prefilled, drawn = batch.step()
-        assert [draw.uid for draw in drawn] == ([1] if step > 1 else [])
         assert [(p.uid, p.done, p.total) for p in prefilled] == [(2, 4 * step, 101)]
-    assert batch.step()[0] == []
+        # The prefill is done with the last chunk, and the row draws in the same step.
+        last = step == 25 and not ahead
+        assert [draw.uid for draw in drawn] == ([1, 2] if last else [1])
     assert [draw.uid for draw in batch.step()[1]] == [1, 2]
 
 
-def test_a_chunk_is_shared_by_short_prompts(model: Any) -> None:
-    batch = TextBatch(model, prefill_chunk=8)
+def test_a_chunk_is_shared_by_short_prompts(model: Any, ahead: bool) -> None:
+    batch = TextBatch(model, prefill_chunk=8, ahead=ahead)
     for uid in range(4):
         batch.add(uid, [uid] * 4, GREEDY, None)
     prefilled, _ = batch.step()
     assert [(p.uid, p.done) for p in prefilled] == [(0, 3), (1, 3), (2, 2)]
 
 
-def test_rows_are_removed_wherever_they_are(model: Any) -> None:
-    batch = TextBatch(model, prefill_chunk=4)
+def test_rows_are_removed_wherever_they_are(model: Any, ahead: bool) -> None:
+    batch = TextBatch(model, prefill_chunk=4, ahead=ahead)
     for uid, length in enumerate((2, 3, 40, 5)):
         batch.add(uid, [5] * length, GREEDY, 2)
-    batch.step()
+    tokens = [draw.token for draw in batch.step()[1] if draw.uid == 0]
     assert len(batch) == 4
     assert batch.kv_bytes > 0
     batch.remove([1, 77])  # One that runs, and one that nobody knows.
     batch.remove([2, 3])  # One that is being prefilled, and one that waits.
     assert len(batch) == 1
-    tokens = [draw.token for _ in range(6) for draw in batch.step()[1]]
+    tokens += [draw.token for _ in range(6) for draw in batch.step()[1]]
     assert tokens == alone(model, [5, 5], GREEDY, len(tokens))
     batch.remove([0])
     assert (len(batch), batch.kv_bytes) == (0, 0)
@@ -172,7 +181,7 @@ def test_rows_are_removed_wherever_they_are(model: Any) -> None:
 
 def test_an_empty_prompt_is_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        TextBatch(model, prefill_chunk=4).add(1, [], GREEDY, None)
+        TextBatch(model, prefill_chunk=4, ahead=False).add(1, [], GREEDY, None)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +190,10 @@ def test_an_empty_prompt_is_refused(model: Any) -> None:
     ids=["greedy", "sampled"],
 )
 def test_logprobs_are_those_of_the_models_own_distribution(
-    model: Any, sampling: SamplingParams
+    model: Any, sampling: SamplingParams, ahead: bool
 ) -> None:
     prompts = {1: [4, 8, 15], 2: [16, 23]}
-    batch = TextBatch(model, prefill_chunk=4)
+    batch = TextBatch(model, prefill_chunk=4, ahead=ahead)
     for uid, prompt in prompts.items():
         batch.add(uid, prompt, sampling, 5)
     draws: list[Drawn] = []
@@ -205,8 +214,8 @@ def test_logprobs_are_those_of_the_models_own_distribution(
                 assert ids[0] == draw.token
 
 
-def test_logprobs_cost_nobody_who_did_not_ask(model: Any) -> None:
-    batch = TextBatch(model, prefill_chunk=8)
+def test_logprobs_cost_nobody_who_did_not_ask(model: Any, ahead: bool) -> None:
+    batch = TextBatch(model, prefill_chunk=8, ahead=ahead)
     for uid, top in enumerate((None, 0, 2)):
         batch.add(uid, [3, 4], GREEDY, top)
     while not (drawn := batch.step()[1]):

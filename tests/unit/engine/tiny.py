@@ -96,14 +96,14 @@ def bytes_of(letter: str) -> bytes:
 
 def loader(model: Callable[[], Any] = tiny_model, prefill_chunk: int = 16) -> Any:
     """What an Engine calls on its own thread to get its model."""
-    return lambda: LoadedModel(model(), "float32", 0, prefill_chunk)
+    return lambda: LoadedModel(model(), "float32", 0, prefill_chunk, ahead=False)
 
 
 def alone(
     model: Any, prompt: list[int], sampling: SamplingParams, count: int, chunk: int = 16
 ) -> list[int]:
     """The first `count` tokens of a request that has the model to itself."""
-    batch = TextBatch(model, prefill_chunk=chunk)
+    batch = TextBatch(model, prefill_chunk=chunk, ahead=False)
     batch.add(1, prompt, sampling, None)
     tokens: list[int] = []
     while len(tokens) < count:

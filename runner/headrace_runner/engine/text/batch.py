@@ -1,8 +1,7 @@
 """Rows of one model, prefilled and decoded together: continuous batching.
 
 A row joins after its prefill and leaves whenever it is removed; both happen
-between steps. One step is always in flight on the device while the host reads
-the one before. All use of mlx-lm's KV caches is here. Everything in this module
+between steps. All use of mlx-lm's KV caches is here. Everything in this module
 belongs to one thread.
 """
 
@@ -61,16 +60,20 @@ class TextBatch:
     """The rows of one model.
 
     `prefill_chunk` is how many prompt tokens are computed between two decode
-    steps, over all rows that are being prefilled.
+    steps, over all rows that are being prefilled. With `ahead` a step is launched
+    before the one before it is read, so that a device of its own never waits for
+    the host; a row that has ended is then computed once more in vain. A CPU is
+    device and host in one: there each token is read as soon as it is drawn.
     """
 
-    def __init__(self, model: Any, *, prefill_chunk: int) -> None:
+    def __init__(self, model: Any, *, prefill_chunk: int, ahead: bool) -> None:
         self._model = model
         self._prefill_chunk = prefill_chunk
+        self._ahead = ahead
         self._waiting: deque[_Row] = deque()
         self._rows: list[_Row] = []
         self._cache: list[Any] = []
-        # The tokens of the step in flight, [rows], and what was asked for beside them.
+        # The tokens drawn last, [rows], and what was asked for beside them.
         self._next: mx.array | None = None
         self._aside: dict[int, tuple[mx.array, ...]] = {}
 
@@ -117,12 +120,28 @@ class TextBatch:
             layer.filter(index)
 
     def step(self) -> tuple[list[Prefilled], list[Drawn]]:
-        """Runs one decode step of all rows and one chunk of prefill."""
-        drawn = self._decode() if self._rows else []
-        return self._prefill(), drawn
+        """Runs one chunk of prefill and one decode step of all rows."""
+        prefilled = self._prefill()
+        return prefilled, self._decode() if self._rows else []
 
     def _decode(self) -> list[Drawn]:
-        inputs, aside = self._next, self._aside
+        # A row's first input is the end of its prompt, not something it drew.
+        before = self._next, self._aside, [row.drawn > 0 for row in self._rows]
+        self._launch()
+        tokens, aside, drew = before
+        if not self._ahead:
+            tokens, aside, drew = self._next, self._aside, [True] * len(self._rows)
+        assert tokens is not None
+        values: list[int] = tokens.tolist()  # type: ignore[assignment]
+        return [
+            Drawn(row.uid, token, _read(aside.get(row.uid)))
+            for row, token, has_drawn in zip(self._rows, values, drew, strict=True)
+            if has_drawn
+        ]
+
+    def _launch(self) -> None:
+        """Has the device compute the next token of every row."""
+        inputs = self._next
         assert inputs is not None
         logits = self._model(inputs[:, None], cache=self._cache)[:, -1, :]
         positions = [row.drawn for row in self._rows]
@@ -132,18 +151,11 @@ class TextBatch:
             for i, row in enumerate(self._rows)
             if row.top_logprobs is not None
         }
-        # The next step is under way on the device while the host reads this one.
+        for row in self._rows:
+            row.drawn += 1
         mx.async_eval(  # type: ignore[no-untyped-call]
             self._next, *(a for arrays in self._aside.values() for a in arrays)
         )
-        tokens: list[int] = inputs.tolist()  # type: ignore[assignment]
-        result = []
-        for row, token in zip(self._rows, tokens, strict=True):
-            # A row's first input is the end of its prompt, not something it drew.
-            if row.drawn:
-                result.append(Drawn(row.uid, token, _read(aside.get(row.uid))))
-            row.drawn += 1
-        return result
 
     def _prefill(self) -> list[Prefilled]:
         budget = self._prefill_chunk
