@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import grpc
 from grpc_reflection.v1alpha import reflection
+from opentelemetry import trace
 
 from headrace.errors import (
     HeadraceError,
@@ -28,6 +29,8 @@ from headrace.host.handover import FailureCause, ReportWriter
 from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from headrace.rpc.options import server_options
 from headrace.rpc.service import server_interceptors
+from headrace.telemetry import names
+from headrace.telemetry.propagation import context_from_env
 from headrace.telemetry.setup import configure
 from headrace.v1 import (
     completion_pb2_grpc,
@@ -50,6 +53,7 @@ from headrace_runner.services.tokenize import TokenizeServicer
 from headrace_runner.state import RunnerContext
 
 logger = logging.getLogger(__name__)
+_tracer = trace.get_tracer("headrace.runner")
 
 SERVICES = (
     "headrace.v1.CompletionService",
@@ -197,8 +201,11 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
 
 async def _load(runner: RunnerContext, report: ReportWriter, health: HealthServicer) -> None:
     begin = time.monotonic()
+    # The request that this runner was started for.
+    span = _tracer.start_span(names.SPAN_LOAD, context_from_env())
     try:
-        loaded = await runner.engine.start()
+        with trace.use_span(span, end_on_exit=True):
+            loaded = await runner.engine.start()
     except Exception as error:  # Those who wait for the model are told in any case.
         known = isinstance(error, HeadraceError)
         runner.loaded.set_exception(
@@ -211,16 +218,17 @@ async def _load(runner: RunnerContext, report: ReportWriter, health: HealthServi
     if not runner.draining.is_set():
         _set_health(health, SERVING)
     report.ready()
-    logger.info(
-        "serving",
-        extra={
-            "model": runner.config.name,
-            "weights": loaded.weights,
-            "weights_bytes": loaded.weights_bytes,
-            "context_length": runner.context_length,
-            "load_seconds": round(time.monotonic() - begin, 3),
-        },
-    )
+    with trace.use_span(span):
+        logger.info(
+            "serving",
+            extra={
+                "model": runner.config.name,
+                "weights": loaded.weights,
+                "weights_bytes": loaded.weights_bytes,
+                "context_length": runner.context_length,
+                "load_seconds": round(time.monotonic() - begin, 3),
+            },
+        )
 
 
 async def _watch_progress(runner: RunnerContext, health: HealthServicer) -> None:

@@ -157,7 +157,20 @@ class Relay:
             if not record.completed:
                 raise RuntimeError(f"runner {ticket.life.id} ended a stream without `completed`")
 
-        await self._within_time(_STREAM_COMPLETION, terms, record, tell, use)
+        outcome = "completed"
+        try:
+            await self._within_time(_STREAM_COMPLETION, terms, record, tell, use)
+        except BaseException as error:
+            outcome = _kind(error)
+            raise
+        finally:
+            ended = {
+                "model": terms.wanted.name,
+                "outcome": outcome,
+                "output_tokens": record.tokens_sent(),
+                "seconds": round(self._scheduler.now() - arrived, 3),
+            }
+            logger.info("stream ended", extra=ended)
 
     async def unary(self, method: str, request: bytes, terms: Terms) -> bytes:
         """Relay a unary call, `method` as in "/package.Service/Method"; gives the response.
@@ -312,6 +325,13 @@ def _span(method: str, ticket: Ticket) -> Iterator[dict[str, str]]:
         raise
     finally:
         span.end()
+
+
+def _kind(error: BaseException) -> str:
+    """What a stream's end is called in the log."""
+    if isinstance(error, HeadraceError):
+        return error.reason or error.code.name
+    return "cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
 
 
 def _note_wait(ticket: Ticket, record: _Record) -> None:

@@ -64,8 +64,10 @@ def load(
         model, config = load_model(model_dir, lazy=True)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         # The files are whole, so what mlx-lm rejects is that they do not fit each other.
+        # What it says may go on for pages, tensor by tensor.
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelCorrupt(
-            f"The weights do not fit config.json: {error}", file="config.json"
+            f"The weights do not fit config.json: {first}", file="config.json"
         ) from error
     if dtype == "float32":
         # First the scales: what is dequantised takes their type, and would lose bits in half.

@@ -1,4 +1,4 @@
-"""The trace and the metrics of one generation: a GenAI span with queue, prefill and decode in it.
+"""The record of one generation: a GenAI span with queue, prefill and decode, metrics, a log line.
 
 Prompt and output are not recorded.
 """
@@ -6,6 +6,7 @@ Prompt and output are not recorded.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from opentelemetry import metrics, trace
@@ -16,6 +17,8 @@ from headrace.telemetry import names
 from headrace.v1.completion_pb2 import StreamCompletionRequest
 from headrace_runner.config import RunnerConfig
 from headrace_runner.engine.text.request import Finished, GenerationRequest
+
+logger = logging.getLogger(__name__)
 
 _tracer = trace.get_tracer("headrace.runner")
 _meter = metrics.get_meter("headrace.runner")
@@ -39,7 +42,7 @@ class GenerationSpan:
         self.arrived = arrived
         # Spans count from 1970; one reading of both clocks ties them together.
         self._offset = time.time_ns() - time.perf_counter_ns()
-        self._started_at = 0
+        self._outcome: dict[str, object] = {"request_id": request_id, "model": config.name}
         self._attributes: dict[str, AttributeValue] = {
             names.GEN_AI_OPERATION_NAME: operation,
             names.GEN_AI_PROVIDER_NAME: names.GEN_AI_PROVIDER,
@@ -59,6 +62,7 @@ class GenerationSpan:
 
     def accepted(self, request: GenerationRequest) -> None:
         """The request is valid and goes to the engine."""
+        self._outcome["prompt_tokens"] = len(request.prompt)
         if not self._span.is_recording():
             return
         sampling = request.sampling
@@ -75,11 +79,15 @@ class GenerationSpan:
 
     def started(self, at: int) -> None:
         """The engine begins its prefill."""
-        self._started_at = at
         self._part(names.SPAN_QUEUE, self.arrived, at)
 
     def finished(self, event: Finished) -> None:
         """The request has ended as it should."""
+        self._outcome |= {
+            "outcome": event.reason.value,
+            "output_tokens": event.output_tokens,
+            "first_token_seconds": round((event.first_token_at - self.arrived) / 1e9, 3),
+        }
         self._part(names.SPAN_PREFILL, event.started_at, event.first_token_at)
         self._part(names.SPAN_DECODE, event.first_token_at, event.at)
         if self._span.is_recording():
@@ -103,6 +111,7 @@ class GenerationSpan:
         else:
             kind = type(error).__name__
         self._attributes[names.ERROR_TYPE] = kind
+        self._outcome["outcome"] = kind
         if self._span.is_recording():
             self._span.set_attribute(names.ERROR_TYPE, kind)
             if kind != "cancelled":
@@ -111,7 +120,9 @@ class GenerationSpan:
     def end(self) -> None:
         """Closes the record. Called once, on every way out."""
         self._span.end()
-        _duration.record((time.perf_counter_ns() - self.arrived) / 1e9, self._attributes)
+        seconds = (time.perf_counter_ns() - self.arrived) / 1e9
+        _duration.record(seconds, self._attributes)
+        logger.info("completion ended", extra=self._outcome | {"seconds": round(seconds, 3)})
 
     def _part(self, name: str, start: int, end: int) -> None:
         if not self._span.is_recording():

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,10 @@ class RunnerProcess:
         self._deadline: asyncio.TimerHandle | None = None
         self._stopping = False
         self.dead: asyncio.Task[Death] = asyncio.create_task(
-            self._live(output, reports), name=f"runner {spec.id}"
+            self._live(output, reports),
+            name=f"runner {spec.id}",
+            # What the process prints later belongs to no trace but the one it names itself.
+            context=Context(),
         )
         """Ends when the process has been reaped and its output read. Wait for it with
         `asyncio.wait` or `shield`: cancelling it would abandon the process."""

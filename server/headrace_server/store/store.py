@@ -12,11 +12,12 @@ import difflib
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
 
 from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt, ModelNotFound
 from headrace_server.store.catalogue import CATALOGUE, CatalogueEntry, find
@@ -124,7 +125,14 @@ class Store:
             file = directory / Path(entry.member).name
             if not await _in_thread(is_intact, entry, file):
                 await self._download(entry, file, on_progress)
-            manifest = await self._import(file, entry.name, entry.source, on_progress, replace=True)
+            manifest = await self._import(
+                file,
+                entry.name,
+                entry.source,
+                on_progress,
+                replace=True,
+                known={"license": entry.license},
+            )
             shutil.rmtree(directory, ignore_errors=True)
             return manifest
 
@@ -164,7 +172,9 @@ class Store:
         on_progress: OnProgress,
         *,
         replace: bool,
+        known: Mapping[str, Any] = MappingProxyType({}),
     ) -> Manifest:
+        """`known`: facts that are better known than the files have them."""
         if not replace and self._layout.manifest(name).exists():
             raise _taken(name, "model")
         with self._layout.staging() as staging:
@@ -174,7 +184,7 @@ class Store:
             manifest = new_manifest(
                 name.name,
                 name.tag,
-                conversion.facts,
+                {**conversion.facts, **known},
                 conversion.files,
                 source=origin,
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -37,7 +37,7 @@ def test_facts(manifest: Manifest) -> None:
     assert manifest.context_length == 8192
     assert (manifest.layers, manifest.kv_heads, manifest.head_dim) == (30, 3, 64)
     assert manifest.quantization == "Q4_1"
-    assert manifest.license == "apache-2.0"
+    assert manifest.license == "Apache-2.0"
     assert manifest.has_chat_template
 
 
