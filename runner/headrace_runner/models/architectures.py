@@ -37,9 +37,14 @@ def check_structure(model_dir: Path) -> None:
         load_model(model_dir, lazy=True, strict=True)
     except ValueError as error:
         raise ModelCorrupt(
-            f"the tensors do not fit config.json: {error}", file="model.safetensors"
+            f"the tensors do not fit config.json: {first_line(error)}", file="model.safetensors"
         ) from error
     except Exception as error:  # Model classes raise whatever an odd configuration makes them.
         raise UnsupportedModel(
-            f"mlx-lm cannot build this model: {type(error).__name__}: {error}"
+            f"mlx-lm cannot build this model: {type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the list of tensors that mlx-lm may put behind it."""
+    return next(iter(str(error).splitlines()), "")

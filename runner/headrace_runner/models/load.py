@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model, load_model
 
 from headrace.errors import ModelCorrupt, UnsupportedModel
-from headrace_runner.models.architectures import model_class_exists
+from headrace_runner.models.architectures import first_line, model_class_exists
 from headrace_runner.models.files import read_json
 from headrace_runner.models.safetensors import read_tensors
 
@@ -64,10 +64,8 @@ def load(
         model, config = load_model(model_dir, lazy=True)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         # The files are whole, so what mlx-lm rejects is that they do not fit each other.
-        # What it says may go on for pages, tensor by tensor.
-        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelCorrupt(
-            f"The weights do not fit config.json: {first}", file="config.json"
+            f"the weights do not fit config.json: {first_line(error)}", file="config.json"
         ) from error
     if dtype == "float32":
         # First the scales: what is dequantised takes their type, and would lose bits in half.

@@ -8,7 +8,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models.cache import ChunkedKVCache
 
+from headrace.errors import UnsupportedModel
 from headrace_runner.engine.text.batch import Drawn, TextBatch
 from headrace_runner.engine.text.sampling import SamplingParams
 from tests.unit.engine.reference import expected
@@ -177,6 +179,15 @@ def test_rows_are_removed_wherever_they_are(model: Any, ahead: bool) -> None:
     batch.remove([0])
     assert (len(batch), batch.kv_bytes) == (0, 0)
     assert batch.step() == ([], [])
+
+
+def test_a_cache_that_cannot_be_batched_is_an_unsupported_model() -> None:
+    class Chunked:
+        def make_cache(self) -> list[ChunkedKVCache]:
+            return [ChunkedKVCache(8)]  # type: ignore[no-untyped-call]
+
+    with pytest.raises(UnsupportedModel, match="ChunkedKVCache"):
+        TextBatch(Chunked(), prefill_chunk=4, ahead=False)
 
 
 def test_an_empty_prompt_is_refused(model: Any) -> None:
