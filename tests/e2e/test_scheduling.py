@@ -151,7 +151,8 @@ async def test_a2_a_cancelled_waiter_leaves_nothing(start: StartController) -> N
         runner = await runner_of(client)
         assert runner is not None
         assert runner.active_requests == 0
-    assert not [line for line in own.log() if line.get("model") == TINY]
+    about = [line for line in own.log() if line.get("model") == TINY]
+    assert {line["message"] for line in about} == {"stream ended"}, "no runner was started"
 
 
 async def test_a3_two_wait_for_one_load_and_one_leaves(start: StartController) -> None:

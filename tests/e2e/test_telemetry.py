@@ -125,13 +125,15 @@ def test_one_trace_from_the_client_to_the_last_token(
 ) -> None:
     arguments = ("--temperature", "0", "--max-tokens", "4", "--json")
     shown = json.loads(headrace(traced, "run", MODEL, "Count.", *arguments).stdout)
-    spans = collector.trace(shown["trace_id"], spans=10)
+    spans = collector.trace(shown["trace_id"], spans=12)
 
     call = the(spans, "cli", STREAM, "CLIENT")
     server = the(spans, "controller", STREAM, "SERVER")
     queue = the(spans, "controller", "headrace.queue")
     load = the(spans, "controller", "headrace.load")
     attempt = the(spans, "controller", STREAM, "CLIENT")
+    own_load = the(spans, "runner", "headrace.load")
+    report = the(spans, "runner", "headrace.v1.RunnerService/GetRunner", "SERVER")
     runner = the(spans, "runner", STREAM, "SERVER")
     generation = the(spans, "runner", f"chat {MODEL}")
     waiting = the(spans, "runner", "headrace.queue")
@@ -145,6 +147,8 @@ def test_one_trace_from_the_client_to_the_last_token(
         (queue, server),
         (load, server),
         (attempt, server),
+        (own_load, server),
+        (report, server),
         (runner, attempt),
         (generation, runner),
         (waiting, generation),
