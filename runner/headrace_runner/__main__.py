@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
 from pathlib import Path
@@ -27,11 +28,17 @@ def main() -> int:
 
 
 def _die_with_parent() -> None:
-    """Has the kernel kill this process when its parent dies, where it can (Linux)."""
-    if sys.platform != "linux":
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    """Has the kernel kill this process when its parent dies, where it can (Linux).
+
+    The app watches stdin for the same end once it runs; until then only this does.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    stdin = select.poll()
+    stdin.register(0, select.POLLHUP)
+    if stdin.poll(0):
+        sys.exit(0)  # The parent died before this process could ask to be told.
 
 
 def _restart_prepared(config: RunnerConfig) -> None:

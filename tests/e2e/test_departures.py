@@ -121,8 +121,10 @@ async def test_c5_sigkill_of_the_controller(start: StartController) -> None:
         async with AsyncClient(controller.target) as client:
             loading = client.stream_completion(TINY, "x", max_tokens=1)
             await is_loading(loading)
-            runners = controller.runners()
-            assert len({busy, *runners}) == 2
+            async with asyncio.timeout(PATIENCE):  # The order to load comes before its process.
+                while len(runners := controller.runners()) < 2:  # noqa: ASYNC110 - nothing tells of it
+                    await asyncio.sleep(0.02)
+            assert busy in runners
             controller.kill()
             assert await asyncio.to_thread(gone, runners, 2.0)
             for broken in (stream, loading):

