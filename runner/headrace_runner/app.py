@@ -60,6 +60,8 @@ SERVICES = (
     "headrace.v1.TokenizeService",
     "headrace.v1.RunnerService",
 )
+_STUCK = 10.0
+"""Seconds after which an engine that does not end its step is given up."""
 _UNKNOWN_CONTEXT = 4096
 """Tokens, for a model that does not say how many it was made for."""
 
@@ -109,7 +111,7 @@ async def _main(config: RunnerConfig, report: ReportWriter) -> int:
             return _give_up(report, failure)
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if failing.done():
-            return _give_up(report, failing.result())
+            return _break_down(report, failing.result())
         return await _drain(runner, stop)
     finally:
         for task in (loading, watching, stopping):
@@ -117,8 +119,13 @@ async def _main(config: RunnerConfig, report: ReportWriter) -> int:
         runner.stopping.set()
         health.shutdown()
         await server.stop(grace=0.5)
-        await runner.engine.stop()
+        stopped = await runner.engine.stop(_STUCK)
         await asyncio.gather(loading, watching, stopping, return_exceptions=True)
+        if not stopped:
+            # The interpreter would wait for the thread for ever.
+            logger.critical("the engine is stuck; the process ends without it")
+            logging.shutdown()
+            os._exit(1)
 
 
 def _prepare(config: RunnerConfig, machine: host.Machine, report: ReportWriter) -> RunnerContext:
@@ -282,6 +289,14 @@ def _give_up(report: ReportWriter, error: BaseException) -> int:
     known = isinstance(error, HeadraceError)
     logger.error("the runner failed: %s", error, exc_info=None if known else error)
     report.failed(cause, str(error) or type(error).__name__, file)
+    return 1
+
+
+def _break_down(report: ReportWriter, error: BaseException) -> int:
+    """Reports an engine that failed while it served. What it raised is for the log alone."""
+    logger.error("the engine failed: %s", error, exc_info=error)
+    if isinstance(error, MemoryError) or _is_allocation_failure(error):
+        report.failed("OUT_OF_MEMORY", "the runner ran out of memory")
     return 1
 
 

@@ -12,13 +12,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from headrace.errors import Draining, HeadraceError, Unavailable
+from headrace.errors import Draining, HeadraceError, InternalError, Unavailable
 from headrace_runner.engine.stream import EventStream
 from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.output import Output
@@ -117,6 +118,7 @@ class Engine:
         # Belongs to the engine's thread.
         self._tasks: dict[int, _Task] = {}
         self._line: list[_Task] = []
+        self._faulted: set[int] = set()
         self._prompt_tokens = 0
         self._output_tokens = 0
         self._weights_bytes = 0
@@ -131,13 +133,17 @@ class Engine:
         ready.add_done_callback(lambda done: done.exception())
         return await asyncio.shield(ready)
 
-    async def stop(self) -> None:
-        """Ends the thread after its current step, and every stream with DRAINING."""
+    async def stop(self, patience: float | None = None) -> bool:
+        """Ends the thread after its current step, and every stream with DRAINING.
+
+        False when the step has not ended within `patience` seconds: the thread is stuck then.
+        """
         self._stopping = True
         self._inbox.put(_Stop())
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
         self._end_all(Draining(_STOP_RETRY))
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, patience)
+        return not self._thread.is_alive()
 
     def check_wanted(self) -> None:
         """For a load under way, from any thread: raises Draining when its result is not wanted."""
@@ -240,13 +246,27 @@ class Engine:
                 case _Stop():
                     return False
                 case _Submit(uid, request):
-                    task = _Task(uid, request, Output(request, self._tokenizer))
-                    self._tasks[uid] = task
-                    # Sorting is stable: among equals, first come is first served.
-                    self._line.append(task)
-                    self._line.sort(key=lambda task: -task.request.priority)
+                    self._take(uid, request)
                 case _Remove(uid):
                     self._drop(batch, {uid})
+
+    @contextmanager
+    def _alone(self, uid: int, request: GenerationRequest) -> Iterator[None]:
+        """Whatever goes wrong inside ends this request and no other."""
+        try:
+            yield
+        except Exception:
+            logger.exception("a request failed", extra={"request_id": request.id})
+            self._faulted.add(uid)
+            self._post(self._deliver, [(uid, [Failed(InternalError(""))])])
+
+    def _take(self, uid: int, request: GenerationRequest) -> None:
+        with self._alone(uid, request):
+            task = _Task(uid, request, Output(request, self._tokenizer))
+            self._tasks[uid] = task
+            # Sorting is stable: among equals, first come is first served.
+            self._line.append(task)
+            self._line.sort(key=lambda task: -task.request.priority)
 
     def _drop(self, batch: TextBatch, uids: set[int]) -> None:
         for uid in uids:
@@ -262,27 +282,33 @@ class Engine:
         while self._line and len(batch) < self._max_rows:
             task = self._line.pop(0)
             request = task.request
-            task.started_at = time.perf_counter_ns()
-            task.events.append(Started(task.started_at))
-            batch.add(task.uid, request.prompt, request.sampling, request.top_logprobs)
+            with self._alone(task.uid, request):
+                batch.add(task.uid, request.prompt, request.sampling, request.top_logprobs)
         self.running = len(batch)
 
     def _step(self, batch: TextBatch) -> None:
+        began = time.perf_counter_ns()
         prefilled, drawn = batch.step()
         now = time.perf_counter_ns()
         for progress in prefilled:
-            self._tasks[progress.uid].events.append(Prefill(progress.done, progress.total))
+            task = self._tasks[progress.uid]
+            if not task.started_at:
+                task.started_at = began
+                task.events.append(Started(began))
+            task.events.append(Prefill(progress.done, progress.total))
         ended: set[int] = set()
         for draw in drawn:
             task = self._tasks[draw.uid]
             task.first_token_at = task.first_token_at or now
-            delta, end = task.output.push(draw.token, draw.logprobs)
-            task.events.append(delta)
-            if end is not None:
-                ended.add(task.uid)
-                task.events.append(
-                    Finished(*end, task.output.tokens, task.started_at, task.first_token_at, now)
-                )
+            with self._alone(task.uid, task.request):
+                delta, end = task.output.push(draw.token, draw.logprobs)
+                task.events.append(delta)
+                if end is not None:
+                    ended.add(task.uid)
+                    finished = Finished(
+                        *end, task.output.tokens, task.started_at, task.first_token_at, now
+                    )
+                    task.events.append(finished)
         self._prompt_tokens += sum(p.total for p in prefilled if p.done >= p.total - 1)
         self._output_tokens += len(drawn)
         self.last_step = time.monotonic()
@@ -291,6 +317,9 @@ class Engine:
             self._measure(batch)
         if ended:
             self._drop(batch, ended)
+        if self._faulted:
+            self._drop(batch, self._faulted)
+            self._faulted = set()
 
     def _flush(self) -> None:
         """Sends what has come together for all requests, in one call."""

@@ -41,6 +41,17 @@ class EventStream:
             self._ended = True
             self._on_close()
 
+    async def wait(self, patience: float) -> bool:
+        """Waits until there is an event, or the end; False after `patience` seconds without."""
+        if not self._events and not self._ended:
+            self._ready.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._ready.wait()
+            except TimeoutError:
+                return False
+        return True
+
     def __aiter__(self) -> EventStream:
         return self
 

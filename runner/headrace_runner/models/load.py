@@ -20,8 +20,11 @@ from headrace_runner.models.architectures import first_line, model_class_exists
 from headrace_runner.models.files import read_json
 from headrace_runner.models.safetensors import read_tensors
 
-_CPU_PREFILL_CHUNK = 256
 _GPU_PREFILL_CHUNK = 2048
+_CPU_FLOPS = {"float32": 50e9, "stored": 3e9}
+"""What a CPU's matrix products reach: float32 through a fast BLAS, others through MLX's own."""
+_CPU_CHUNK_SECONDS = 1.0
+_CPU_CHUNKS = (8, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +83,22 @@ def load(
         model,
         "float32" if dtype == "float32" else _stored_type(config),
         weights_bytes,
-        _CPU_PREFILL_CHUNK if on_cpu else _GPU_PREFILL_CHUNK,
+        cpu_prefill_chunk(weights_bytes, dtype) if on_cpu else _GPU_PREFILL_CHUNK,
         ahead=not on_cpu,
     )
+
+
+def cpu_prefill_chunk(weights_bytes: int, dtype: Literal["float32", "stored"]) -> int:
+    """Prompt tokens that a CPU computes in about a second.
+
+    The streams that run wait for each chunk, and health calls a runner stalled that ends none.
+    Not measured but computed, so that the same prompt is always cut in the same places.
+    """
+    # Stored weights are taken for 4-bit ones: two to a byte.
+    parameters = max(1, weights_bytes // 4 if dtype == "float32" else weights_bytes * 2)
+    tokens = int(_CPU_FLOPS[dtype] * _CPU_CHUNK_SECONDS / (2 * parameters))
+    least, most = _CPU_CHUNKS
+    return min(max(tokens, least), most)
 
 
 def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:

@@ -39,8 +39,8 @@ from headrace_runner.state import RunnerContext
 
 Context: TypeAlias = "grpc.aio.ServicerContext[StreamCompletionRequest, StreamCompletionResponse]"
 
-_HEARTBEAT = 5.0
-"""Seconds between two signs of life while a request waits for its place."""
+_HEARTBEAT = 2.0
+"""Seconds without anything to send after which a sign of life is sent."""
 
 
 class CompletionServicer(CompletionServiceServicer):
@@ -121,38 +121,35 @@ async def _messages(
     runner: RunnerContext,
     span: GenerationSpan,
 ) -> AsyncGenerator[StreamCompletionResponse, None]:
-    """The stream's events as messages, with a sign of life while the request waits."""
-    first = asyncio.ensure_future(anext(stream))
-    try:
-        while not (await asyncio.wait({first}, timeout=_HEARTBEAT))[0]:
+    """The stream's events as messages, with a sign of life where there is nothing to tell."""
+    while True:
+        if not await stream.wait(_HEARTBEAT):
             yield StreamCompletionResponse(
                 progress=CompletionProgress(prompt_tokens_total=len(generation.prompt))
             )
-    finally:
-        first.cancel()
-    started = first.result()
-    assert isinstance(started, Started)
-    span.started(started.at)
-    yield StreamCompletionResponse(
-        started=CompletionStarted(
-            id=generation.id,
-            model=request.model,
-            digest=runner.config.digest,
-            runner=runner.config.id,
-            prompt_tokens=len(generation.prompt),
-            seed=generation.sampling.seed,
-        )
-    )
-    async for event in stream:
-        match event:
-            case Delta():
+            continue
+        match await anext(stream):
+            case Started(at):
+                span.started(at)
+                yield StreamCompletionResponse(
+                    started=CompletionStarted(
+                        id=generation.id,
+                        model=request.model,
+                        digest=runner.config.digest,
+                        runner=runner.config.id,
+                        prompt_tokens=len(generation.prompt),
+                        seed=generation.sampling.seed,
+                    )
+                )
+            case Delta() as event:
                 yield StreamCompletionResponse(delta=delta(event, runner.tokenizer))
             case Prefill(done, total) if done < total - 1:
                 yield StreamCompletionResponse(
                     progress=CompletionProgress(prompt_tokens_done=done, prompt_tokens_total=total)
                 )
-            case Finished():
+            case Finished() as event:
                 span.finished(event)
                 yield StreamCompletionResponse(
                     completed=completed(event, len(generation.prompt), span.arrived)
                 )
+                return

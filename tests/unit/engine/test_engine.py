@@ -7,14 +7,16 @@ import gc
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import pytest
 
-from headrace.errors import Draining, ModelCorrupt, Unavailable
+from headrace.errors import Draining, InternalError, ModelCorrupt, Unavailable
 from headrace_runner.engine.engine import Engine
 from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.text.output import Output
 from headrace_runner.engine.text.request import (
     Delta,
     Event,
@@ -238,6 +240,48 @@ async def test_a_fault_in_a_step_ends_every_stream(tokenizer: Tokenizer, watched
         assert engine.active == 0
         with pytest.raises(Unavailable):
             await read(engine.submit(request([4])))
+
+
+async def test_a_fault_of_one_request_is_that_requests_alone(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = Output.push
+
+    def failing(self: Output, token: int, logprobs: Any) -> Any:
+        if self._request.id == "bad" and self.tokens == 2:
+            raise ZeroDivisionError("a bug")
+        return push(self, token, logprobs)
+
+    monkeypatch.setattr(Output, "push", failing)
+    async with running(tokenizer, loader()) as engine:
+        good = engine.submit(request(max_tokens=20))
+        faults = [
+            replace(request(max_tokens=20), id="bad"),
+            replace(request(), stop_strings=("",)),  # the stop matcher refuses it
+            replace(request(), prompt=[]),  # the batch does
+        ]
+        for stream in [engine.submit(fault) for fault in faults]:
+            with pytest.raises(InternalError):
+                await read(stream)
+        assert tokens_of(await read(good)) == tokens_of(
+            await read(engine.submit(request(max_tokens=20)))
+        )
+        assert not engine.failed.done()
+
+
+async def test_a_step_that_does_not_end_does_not_hold_up_the_stop(
+    tokenizer: Tokenizer, watched: Watched
+) -> None:
+    async with running(tokenizer, loader(lambda: watched)) as engine:
+        stream = engine.submit(request(max_tokens=ENDLESS))
+        await first_token(stream)
+        watched.go_on.clear()
+        while engine.stalled_for() < 0.2:
+            await asyncio.sleep(0.02)
+        assert not await engine.stop(0.1)
+        with pytest.raises(Draining):
+            await read(stream)
+        watched.go_on.set()
 
 
 async def test_stop_ends_what_runs_and_what_waits(tokenizer: Tokenizer, watched: Watched) -> None:
