@@ -26,6 +26,7 @@ from headrace.errors import (
 from headrace.host import machine as host
 from headrace.host.dtype import choose_dtype
 from headrace.host.handover import FailureCause, ReportWriter
+from headrace.host.sockets import remove_stale
 from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from headrace.rpc.options import server_options
 from headrace.rpc.service import server_interceptors
@@ -173,10 +174,7 @@ def _add_services(
     server: grpc.aio.Server, runner: RunnerContext, health: HealthServicer, machine: host.Machine
 ) -> None:
     completion_pb2_grpc.add_CompletionServiceServicer_to_server(CompletionServicer(runner), server)
-    tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(
-        TokenizeServicer(runner.tokenizer, runner.template, context_length=runner.context_length),
-        server,
-    )
+    tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(TokenizeServicer(runner), server)
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(RunnerServicer(runner, machine), server)
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingServicer(), server)
     image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(), server)
@@ -195,8 +193,8 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     """
     path = Path(listen.removeprefix("unix:")) if listen.startswith("unix:") else None
     try:
-        if path is not None and path.is_socket():
-            path.unlink()  # Left by a process that was killed.
+        if path is not None:
+            remove_stale(path)
         port = server.add_insecure_port(listen)
         if path is not None:
             path.chmod(0o600)

@@ -6,14 +6,13 @@ Belongs to the event loop.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from dataclasses import dataclass, field
 
 from headrace.errors import (
     Draining,
-    FieldViolation,
     HeadraceError,
-    InvalidRequest,
     ModelMismatch,
     QueueFull,
 )
@@ -28,6 +27,17 @@ _DRAIN_RETRY = 1.0
 """Seconds after which another runner may have taken this one's place."""
 
 _QUEUE_RETRY = 1.0
+
+
+@dataclass(slots=True)
+class _Call:
+    request_id: str
+    task: asyncio.Task[object]
+    aborted: HeadraceError | None = None
+
+    def abort(self, error: HeadraceError) -> None:
+        self.aborted = error
+        self.task.cancel()
 
 
 @dataclass(slots=True)
@@ -46,9 +56,9 @@ class RunnerContext:
     serving_since: float = 0.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is about to end: streams about the runner itself end too."""
-    # The running completions, by request id.
-    _calls: dict[str, asyncio.Task[object]] = field(default_factory=dict)
-    _aborted: dict[str, HeadraceError] = field(default_factory=dict)
+    # The running completions, by serial: request ids are the callers' and need not differ.
+    _calls: dict[int, _Call] = field(default_factory=dict)
+    _serials: itertools.count[int] = field(default_factory=itertools.count)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -91,44 +101,39 @@ class RunnerContext:
         elif model not in (self.config.name, self.config.digest):
             raise ModelMismatch(wanted=model, serving=self.config.name)
 
-    def begin(self, request_id: str) -> None:
-        """Notes that the current task serves a completion, which has to be told with `end`.
+    def begin(self, request_id: str) -> int:
+        """Notes that the current task serves a completion; gives the serial to `end` it with.
 
-        Raises Draining when nothing new is taken, QueueFull when as many as may wait do so, and
-        InvalidRequest when the id is in use.
+        Raises Draining when nothing new is taken, and QueueFull when as many as may wait do so.
         """
         if self.draining.is_set():
             raise Draining(retry_after=_DRAIN_RETRY)
         waiting = self.config.max_waiting
         if len(self._calls) >= self.config.max_concurrency + waiting:
             raise QueueFull(_QUEUE_RETRY, queue="runner", limit=waiting)
-        if request_id in self._calls:
-            rule = f"{request_id!r} is running already; give another"
-            raise InvalidRequest(violations=[FieldViolation("request_id", rule)])
         task = asyncio.current_task()
         assert task is not None
-        self._calls[request_id] = task
+        serial = next(self._serials)
+        self._calls[serial] = _Call(request_id, task)
         self._idle.clear()
+        return serial
 
-    def end(self, request_id: str) -> None:
+    def end(self, serial: int) -> None:
         """Notes that the completion has ended."""
-        self._calls.pop(request_id, None)
-        self._aborted.pop(request_id, None)
+        del self._calls[serial]
         if not self._calls:
             self._idle.set()
 
     def abort(self, request_id: str, error: HeadraceError) -> bool:
-        """Ends a completion with an error. False when there is none of this id."""
-        task = self._calls.get(request_id)
-        if task is None:
-            return False
-        self._aborted[request_id] = error
-        task.cancel()
-        return True
+        """Ends all completions of this id with an error. False when there is none."""
+        calls = [call for call in self._calls.values() if call.request_id == request_id]
+        for call in calls:
+            call.abort(error)
+        return bool(calls)
 
-    def abort_error(self, request_id: str) -> HeadraceError | None:
-        """Why a completion was cancelled, if it was by `abort`."""
-        return self._aborted.get(request_id)
+    def abort_error(self, serial: int) -> HeadraceError | None:
+        """Why a completion was cancelled, if it was here."""
+        return self._calls[serial].aborted
 
     async def drain(self, grace: float) -> int:
         """Takes nothing new and waits for what runs, `grace` seconds at most; then ends it.
@@ -141,8 +146,8 @@ class RunnerContext:
                 await self._idle.wait()
             return 0
         except TimeoutError:
-            late = list(self._calls)
-            for request_id in late:
-                self.abort(request_id, Draining(retry_after=_DRAIN_RETRY))
+            late = list(self._calls.values())
+            for call in late:
+                call.abort(Draining(retry_after=_DRAIN_RETRY))
             await self._idle.wait()
             return len(late)

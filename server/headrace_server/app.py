@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import uuid
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from headrace.errors import HeadraceError
 from headrace.host import machine as host
+from headrace.host.sockets import remove_stale
 from headrace.rpc.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
 from headrace.rpc.options import server_options
 from headrace.rpc.service import server_interceptors
@@ -29,7 +29,7 @@ from headrace_server import hosting
 from headrace_server.config import ServerConfig, parse
 from headrace_server.relay import Relay
 from headrace_server.runners.lifecycle import State
-from headrace_server.scheduling.planner import Planner, concurrency_of
+from headrace_server.scheduling.planner import Planner
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Limits
 from headrace_server.services.completion import CompletionServicer
@@ -124,7 +124,7 @@ class App:
         memory = config.memory or int(self._machine.memory_available * _MEMORY_SHARE)
         limits = Limits(
             memory,
-            concurrency=concurrency_of(config),
+            concurrency=config.max_concurrency,
             queue_per_model=config.queue_per_model,
             queue_total=config.queue_total,
             keep_alive=config.keep_alive,
@@ -140,6 +140,7 @@ class App:
         self._relay = Relay(self._scheduler, max_time=config.max_stream_time)
         self._health = HealthServicer()
         self._names: dict[str, str] = {}
+        self._rereading = asyncio.Lock()
         self._model_health: dict[str, int] = {}
         self._server = grpc.aio.server(interceptors=server_interceptors(), options=server_options())
         self._socket: Path | None = None
@@ -224,7 +225,7 @@ class App:
                 port = self._server.add_insecure_port(listen)
                 return f"{listen.rpartition(':')[0]}:{port}"
             path = Path(listen.removeprefix("unix:"))
-            _remove_stale(path)
+            remove_stale(path)
             self._server.add_insecure_port(listen)
             path.chmod(0o600)
         except (OSError, RuntimeError) as error:
@@ -236,14 +237,16 @@ class App:
         return listen
 
     async def _reread_names(self) -> None:
-        """See which names the store has now, and publish a health of each."""
-        listed = await asyncio.to_thread(self._store.list)
-        names = {manifest.full_name: manifest.digest for manifest in listed}
-        for gone in self._names.keys() - names.keys():
-            self._health.set(f"model/{gone}", SERVICE_UNKNOWN)
-            self._model_health.pop(gone, None)
-        self._names = names
+        """See which names the store has now, publish a health of each, and unload what has none."""
+        async with self._rereading:  # So that the last to look is the last to tell.
+            listed = await asyncio.to_thread(self._store.list)
+            names = {manifest.full_name: manifest.digest for manifest in listed}
+            for gone in self._names.keys() - names.keys():
+                self._health.set(f"model/{gone}", SERVICE_UNKNOWN)
+                self._model_health.pop(gone, None)
+            self._names = names
         self._publish_health()
+        self._scheduler.keep_only(names.values())
 
     def _publish_health(self) -> None:
         """A model is SERVING while its runner is."""
@@ -255,20 +258,6 @@ class App:
             if self._model_health.get(name) != status:
                 self._model_health[name] = status
                 self._health.set(f"model/{name}", status)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on. Raises OSError where somebody does."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise OSError("the socket is in use")
 
 
 def _report_ready(fd: int | None, address: str) -> None:

@@ -42,8 +42,8 @@ class ServerConfig:
     """All runners together; None: 80% of what is available at the start."""
     keep_alive: float = 300.0
     """How long an idle model stays where the request does not say; infinite: for good."""
-    max_concurrency: int | None = None
-    """Requests that one model serves at once; None: by device."""
+    max_concurrency: int = 32
+    """Requests that one model serves at once."""
     context: int | None = None
     """Tokens of prompt and output together, at most; None: what each model was made for."""
     queue_per_model: int = 64
@@ -135,8 +135,9 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     add(
         "--max-concurrency",
         type=_positive,
+        default=default.max_concurrency,
         metavar="N",
-        help="requests that a model serves at once (default: 32)",
+        help="requests that a model serves at once (default: %(default)s)",
     )
     add(
         "--queue-per-model",
@@ -161,7 +162,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     add(
         "--stall-timeout",
-        type=_time,
+        type=_patience,
         default=default.stall_timeout,
         metavar="TIME",
         help="a runner without progress for so long is unhealthy (default: %(default)g s)",
@@ -222,6 +223,13 @@ def _time(text: str) -> float:
     value = _seconds(text)
     if not 0 <= value < 1e9:
         raise argparse.ArgumentTypeError(f"{text} is no time such as 90, 5m or 1h")
+    return value
+
+
+def _patience(text: str) -> float:
+    value = _seconds(text)
+    if not 0 < value < 1e6:  # As a runner has it.
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 1000000 s")
     return value
 
 

@@ -122,7 +122,8 @@ class Relay:
         """End every call, now and from now on, with Draining."""
         self._ended = True
         for limit in self._limits:
-            limit.reschedule(self._scheduler.now())
+            with suppress(RuntimeError):  # It is expiring by itself in this moment.
+                limit.reschedule(self._scheduler.now())
 
     async def stream(self, request: bytes, terms: Terms, write: Write, *, choices: int = 1) -> None:
         """Relay a StreamCompletion of so many choices; `write` takes the messages.
@@ -255,6 +256,8 @@ class Relay:
 
     async def _explain(self, lost: _Lost, ticket: Ticket, record: _Record) -> HeadraceError:
         """Why the runner is gone; its process tells, and may take a moment to."""
+        if isinstance(lost.error, Draining):
+            return lost.error  # It lives, and says so itself.
         with suppress(TimeoutError):
             await asyncio.wait_for(ticket.life.gone.wait(), self._diagnosis)
         dead = ticket.runner.dead

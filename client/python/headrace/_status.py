@@ -72,10 +72,14 @@ def to_status(error: HeadraceError) -> Status:
 
 
 def trailing_metadata(error: HeadraceError, status: Status) -> tuple[tuple[str, str | bytes], ...]:
-    """Give the trailing metadata of a call that fails with this error."""
+    """Give the trailing metadata of a call that fails with this error.
+
+    A channel repeats an UNAVAILABLE call by itself only where the error says when.
+    """
     details: tuple[str, bytes] = (DETAILS_KEY, status.SerializeToString())
     if error.retry_after is None:
-        return (details,)
+        final = error.code is grpc.StatusCode.UNAVAILABLE
+        return (details, (PUSHBACK_KEY, "-1")) if final else (details,)
     short = error.retry_after <= _LONGEST_CHANNEL_RETRY
     pushback = str(round(error.retry_after * 1000)) if short else "-1"
     return (details, (PUSHBACK_KEY, pushback))

@@ -1,7 +1,7 @@
 """What mlx-lm can build: asks it, without loading weights. Never runs code that a model brings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ def check_structure(model_dir: Path) -> None:
 
     Raises:
         ModelCorrupt: tensors are missing, left over or of the wrong shape.
-        UnsupportedModel: mlx-lm cannot build the model.
+        UnsupportedModel: mlx-lm cannot build the model, or not batch its cache.
     """
     from mlx_lm.utils import load_model
 
     try:
-        load_model(model_dir, lazy=True, strict=True)
+        model, _ = load_model(model_dir, lazy=True, strict=True)
+        unbatchable = unbatchable_cache(model)
     except ValueError as error:
         raise ModelCorrupt(
             f"the tensors do not fit config.json: {first_line(error)}", file="model.safetensors"
@@ -43,6 +44,25 @@ def check_structure(model_dir: Path) -> None:
         raise UnsupportedModel(
             f"mlx-lm cannot build this model: {type(error).__name__}: {first_line(error)}"
         ) from error
+    if unbatchable is not None:
+        raise UnsupportedModel(
+            f"this model's cache, {unbatchable} of mlx-lm, cannot be batched; "
+            "requests could not run side by side"
+        )
+
+
+def unbatchable_cache(model: Any) -> str | None:
+    """Name the class of mlx-lm's caches that keeps this model out of a batch, if there is one."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    def within(layers: Iterable[Any]) -> Iterator[str]:
+        for layer in layers:
+            # A list of caches merges whatever it holds, or fails when it is asked to.
+            if not hasattr(layer, "merge"):
+                yield type(layer).__name__
+            yield from within(getattr(layer, "caches", ()))
+
+    return next(within(make_prompt_cache(model)), None)
 
 
 def first_line(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """A model's chat template: a conversation to the prompt that the model was trained on.
 
-Takes plain data (dicts, lists, strings) in the form that Hugging Face templates expect. Whatever
-a template would silently leave out, options and tools above all, is refused instead.
+Takes plain data (dicts, lists, strings) in the form that Hugging Face templates expect. Tools,
+calls of tools and options that the template never reads are refused instead of left out. All else
+is the template's to decide: which roles it knows, and what it does with a name or a reasoning.
 """
 
 from bisect import bisect_left

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from headrace.errors import ContextLengthExceeded
+from headrace.rpc.support import refuse_unsupported
 from headrace.v1.completion_pb2 import (
     CompletionProgress,
     CompletionStarted,
@@ -31,7 +32,7 @@ from headrace_runner.engine.text.request import (
     Started,
 )
 from headrace_runner.services.messages import completed, delta
-from headrace_runner.services.options import refuse_unsupported, sampling_params, stop_rules
+from headrace_runner.services.options import sampling_params, stop_rules, top_logprobs
 from headrace_runner.services.prompt import prompt_ids
 from headrace_runner.services.spans import GenerationSpan
 from headrace_runner.services.workers import in_worker
@@ -59,7 +60,7 @@ class CompletionServicer(CompletionServiceServicer):
         runner.check_target(request.model, metadata)
         refuse_unsupported(request)
         request_id = request.request_id or secrets.token_hex(8)
-        runner.begin(request_id)
+        serial = runner.begin(request_id)
         span = GenerationSpan(request, request_id, runner.config, arrived)
         try:
             await asyncio.shield(runner.loaded)
@@ -74,7 +75,7 @@ class CompletionServicer(CompletionServiceServicer):
                 stream.close()
         # Which of the two comes depends on where the call is cancelled: here, or in its sending.
         except (asyncio.CancelledError, GeneratorExit) as cancelled:
-            aborted = runner.abort_error(request_id)
+            aborted = runner.abort_error(serial)
             span.failed(aborted or cancelled)
             if aborted is None:
                 raise
@@ -84,7 +85,7 @@ class CompletionServicer(CompletionServiceServicer):
             raise
         finally:
             span.end()
-            runner.end(request_id)
+            runner.end(serial)
 
     async def _generation(
         self, request: StreamCompletionRequest, request_id: str
@@ -107,9 +108,7 @@ class CompletionServicer(CompletionServiceServicer):
             stop_token_ids=stops.token_ids,
             ignore_eos=request.stop.ignore_eos,
             include_stop=request.stop.include_stop,
-            top_logprobs=(
-                min(request.logprobs.top, vocabulary) if request.logprobs.enabled else None
-            ),
+            top_logprobs=top_logprobs(request.logprobs, vocabulary),
             priority=request.priority,
         )
 

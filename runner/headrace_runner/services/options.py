@@ -8,8 +8,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from headrace.errors import FieldViolation, InvalidRequest, UnsupportedParameter
-from headrace.v1.completion_pb2 import SamplingOptions, StopOptions, StreamCompletionRequest
+from headrace.errors import FieldViolation, InvalidRequest
+from headrace.v1.completion_pb2 import LogprobsOptions, SamplingOptions, StopOptions
 from headrace_runner.engine.text.sampling import SamplingParams
 
 _DEFAULT_WINDOW = 64
@@ -23,30 +23,23 @@ class StopRules:
     token_ids: frozenset[int]
 
 
-def refuse_unsupported(request: StreamCompletionRequest) -> None:
-    """Raises UnsupportedParameter for an option that this runner cannot honour."""
-    asked = {
-        "n": request.n > 1,
-        "reasoning": request.HasField("reasoning"),
-        "adapter": request.HasField("adapter"),
-        "resume_token_ids": bool(request.resume_token_ids),
-        "chat.tools": bool(request.chat.tools),
-        "chat.tool_choice": request.chat.HasField("tool_choice"),
-    }
-    if constraint := request.WhichOneof("constraint"):
-        asked[constraint] = True
-    for field, wanted in asked.items():
-        if wanted:
-            raise UnsupportedParameter(
-                "this version of the runner cannot honour it; leave it out", field=field
-            )
-
-
 def stop_rules(options: StopOptions, vocabulary: int) -> StopRules:
     """Raises InvalidRequest for a token outside the vocabulary."""
     for index, token in enumerate(options.token_ids):
         _check_token(token, vocabulary, f"stop.token_ids[{index}]")
     return StopRules(tuple(options.strings), frozenset(options.token_ids))
+
+
+def top_logprobs(options: LogprobsOptions, vocabulary: int) -> int | None:
+    """How many of the likeliest tokens to report at each position; None: no log-probabilities.
+
+    Raises InvalidRequest for a number of them where none are asked for.
+    """
+    if options.enabled:
+        return min(options.top, vocabulary)
+    if options.top:
+        raise InvalidRequest(violations=[FieldViolation("logprobs.top", "needs logprobs.enabled")])
+    return None
 
 
 def sampling_params(options: SamplingOptions, vocabulary: int) -> SamplingParams:

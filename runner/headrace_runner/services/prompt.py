@@ -91,7 +91,7 @@ def render_chat(chat: ChatInput, template: ChatTemplate, field: str) -> str:
     return template.render(
         [_message(m, f"{field}.messages[{i}]") for i, m in enumerate(chat.messages)],
         tools=[_tool(t, f"{field}.tools[{i}]") for i, t in enumerate(chat.tools) if with_tools],
-        template_options=_options(chat.template_options),
+        template_options=_options(chat.template_options, f"{field}.template_options"),
         add_generation_prompt=(
             chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
         ),
@@ -156,8 +156,11 @@ def _json_object(text: str, field: str) -> dict[str, Any]:
     return value
 
 
-def _options(options: Struct) -> dict[str, Any]:
-    found: dict[str, Any] = _whole_numbers(MessageToDict(options))
+def _options(options: Struct, field: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = _whole_numbers(MessageToDict(options))
+    except ValueError as error:
+        raise invalid_field(field, "must hold no NaN or infinity") from error
     return found
 
 

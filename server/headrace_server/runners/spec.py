@@ -25,6 +25,7 @@ class RunnerSpec:
     """Streams at once."""
     stall_timeout: float = 30.0
     """Seconds without progress, or without an answer, after which the runner counts as stalled."""
+    log_level: str = "info"
 
     def arguments(self, listen: str, report_fd: int) -> list[str]:
         """The runner's command line after the program."""
@@ -40,6 +41,7 @@ class RunnerSpec:
             "--max-concurrency": str(self.max_concurrency),
             "--stall-timeout": f"{self.stall_timeout:g}",
             "--log-format": "json",
+            "--log-level": self.log_level,
         }
         if self.context is not None:
             options["--context"] = str(self.context)

@@ -240,7 +240,7 @@ def _health(response: HealthCheckResponse) -> Health:
 
 
 class Supervisor:
-    """Owns the runners of one controller."""
+    """Starts the runners of one controller, all in the same way."""
 
     def __init__(
         self,
@@ -259,17 +259,6 @@ class Supervisor:
         self._connect = connect
         self._command = command
         self._limits = limits or Limits()
-        self._running: set[RunningRunner] = set()
-
-    @property
-    def running(self) -> frozenset[RunningRunner]:
-        """Every runner that is not dead."""
-        return frozenset(self._running)
-
-    def _changed(self, runner: RunningRunner) -> None:
-        if runner.state is State.DEAD:
-            self._running.discard(runner)
-        self._on_change(runner)
 
     def start(
         self, spec: RunnerSpec, extra_environment: Mapping[str, str] | None = None
@@ -278,17 +267,11 @@ class Supervisor:
 
         `extra_environment` is this runner's alone, such as TRACEPARENT.
         """
-        runner = RunningRunner(
+        return RunningRunner(
             spec,
             {**self._environment, **(extra_environment or {})},
             command=self._command,
             connect=self._connect,
             limits=self._limits,
-            on_change=self._changed,
+            on_change=self._on_change,
         )
-        self._running.add(runner)
-        return runner
-
-    async def close(self, grace: float) -> None:
-        """Stop every runner, side by side, within `grace` seconds."""
-        await asyncio.gather(*(runner.stop(grace) for runner in self._running))

@@ -146,7 +146,7 @@ class _Desk:
     def _unload(self, key: str) -> None:
         for slot in self._of(key):
             if slot.phase is Phase.LOADING and self._waiters(key):
-                self._put(slot, keep_alive=0.0)
+                self._put(slot, leaving=True)
             else:
                 self._retire(slot, "unloaded")
 
@@ -187,7 +187,9 @@ class _Desk:
                 self._refuse(asked, DeadlineUnreachable(estimate=0.0))
         self._serve()
         for slot in tuple(self._slots.values()):
-            if slot.expires_at <= self._now:
+            if slot.leaving and slot.phase is Phase.SERVING:
+                self._retire(slot, "unloaded")
+            elif slot.expires_at <= self._now:
                 self._stop(slot, "keep_alive")
         self._shrink()
         self._load()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc.aio
 from opentelemetry.context import Context
 
-from headrace.errors import LoadFailed, UnsupportedCapability
+from headrace.errors import LoadFailed, ModelNotFound, UnsupportedCapability
 from headrace.host.dtype import choose_dtype
 from headrace.rpc.options import channel_options
 from headrace.telemetry import propagation
@@ -52,11 +53,6 @@ class Model:
         return self.manifest.digest
 
 
-def concurrency_of(config: ServerConfig) -> int:
-    """Requests that one model serves at once."""
-    return config.max_concurrency or 32
-
-
 class Planner:
     """Knows the store, the machine and the settings; the scheduler's launcher."""
 
@@ -75,6 +71,7 @@ class Planner:
         self._memory = memory
         self._on_change = on_change
         self._supervisor: Supervisor | None = None
+        self._leaving: set[str] = set()
 
     async def model(self, name: str, kind: str | None = None) -> Model:
         """The model called `name`, if it is of the kind.
@@ -88,7 +85,20 @@ class Planner:
                 model=manifest.full_name,
                 capability=kind,
             )
-        return await self.plan(manifest)
+        model = await self.plan(manifest)
+        # Checked last: nothing is awaited from here until the scheduler knows of the request.
+        if model.key in self._leaving:
+            raise ModelNotFound(name, hint="it is being deleted")
+        return model
+
+    @contextmanager
+    def leaving(self, digest: str) -> Iterator[None]:
+        """While the files of a model are removed: nobody is given it."""
+        self._leaving.add(digest)
+        try:
+            yield
+        finally:
+            self._leaving.discard(digest)
 
     async def plan(self, manifest: Manifest) -> Model:
         """How a model of the store would run here."""
@@ -100,7 +110,7 @@ class Planner:
             self._memory,
             hosting.has_blas,
         )
-        concurrency, context = concurrency_of(self._config), self._config.context
+        concurrency, context = self._config.max_concurrency, self._config.context
         needs = estimates.before_load(
             manifest, dtype=dtype, concurrency=concurrency, context=context
         )
@@ -134,6 +144,7 @@ class Planner:
             context=wanted.context,
             max_concurrency=wanted.concurrency,
             stall_timeout=self._config.stall_timeout,
+            log_level=self._config.log_level,
         )
         if wanted.dtype == "stored" and hosting.has_blas:
             logger.info(

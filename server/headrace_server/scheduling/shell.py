@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -117,6 +117,11 @@ class Scheduler:
         if task is not None:
             await asyncio.wait({task})
         return True
+
+    def keep_only(self, keys: Collection[str]) -> None:
+        """Unload every other model once its requests have ended, without waiting for that."""
+        for key in self.loaded().keys() - keys:
+            self._feed(Unload(key))
 
     def drain(self) -> None:
         """Take nothing more; runners stop as their requests end."""

@@ -66,6 +66,8 @@ class Slot:
     """When it last became idle; of no meaning while `leases` is not empty."""
     phase: Phase = Phase.LOADING
     leases: frozenset[int] = frozenset()
+    leaving: bool = False
+    """Unloaded while it was loading: those who waited for it are served, then it goes."""
 
     @property
     def expires_at(self) -> float:
@@ -81,7 +83,8 @@ class Slot:
     @property
     def immovable(self) -> bool:
         """Whether no other model can hope for its memory."""
-        return self.pinned and self.phase in (Phase.LOADING, Phase.SERVING)
+        staying = self.phase in (Phase.LOADING, Phase.SERVING) and not self.leaving
+        return self.pinned and staying
 
     @property
     def evictable(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc.aio
 
+from headrace.rpc.support import refuse_unsupported
 from headrace.v1.completion_pb2 import StreamCompletionRequest
 from headrace_server.relay import Relay, Terms
 from headrace_server.scheduling.planner import Planner
@@ -29,8 +30,10 @@ class CompletionServicer:
     ) -> None:
         """Generate a completion."""
         message = request.message
+        model = await self._planner.model(message.model, "text")
+        refuse_unsupported(message)
         terms = Terms(
-            await self._planner.model(message.model, "text"),
+            model,
             keep_alive=seconds(message.keep_alive) if message.HasField("keep_alive") else None,
             priority=message.priority,
             time_remaining=time_remaining(context),

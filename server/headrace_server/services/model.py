@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -112,8 +112,8 @@ class ModelServicer(ModelServiceServicer):
         self, request: DeleteModelRequest, context: Context
     ) -> DeleteModelResponse:
         """Remove a name. Raises ModelNotFound, ModelInUse."""
-        await self._release(request.model)
-        freed = await asyncio.to_thread(self._store.delete, request.model)
+        async with self._released(request.model):
+            freed = await asyncio.to_thread(self._store.delete, request.model)
         await self._on_change()
         return DeleteModelResponse(freed_bytes=freed)
 
@@ -150,21 +150,29 @@ class ModelServicer(ModelServiceServicer):
         )
         yield  # type: ignore[unreachable]  # makes this the generator that the method has to be
 
-    async def _release(self, name: str) -> None:
-        """Unload a model whose last name is to go. Raises ModelInUse."""
+    @asynccontextmanager
+    async def _released(self, name: str) -> AsyncIterator[None]:
+        """Within this, a model whose last name is `name` has no runner and gets none.
+
+        Raises ModelInUse.
+        """
         try:
             manifest = self._store.get(name)
         except ModelCorrupt:
-            return  # Damaged models can be removed too, and are not loaded under this name.
+            yield  # Damaged models can be removed too, and are not loaded under this name.
+            return
         listed = await asyncio.to_thread(self._store.list)
         if any(m.digest == manifest.digest and m.full_name != manifest.full_name for m in listed):
+            yield
             return
-        if self._scheduler.in_use(manifest.digest):
-            raise ModelInUse(
-                f"{manifest.full_name} is serving requests; try again when they have ended",
-                model=manifest.full_name,
-            )
-        await self._scheduler.unload(manifest.digest)
+        with self._planner.leaving(manifest.digest):
+            if self._scheduler.in_use(manifest.digest):
+                raise ModelInUse(
+                    f"{manifest.full_name} is serving requests; try again when they have ended",
+                    model=manifest.full_name,
+                )
+            await self._scheduler.unload(manifest.digest)
+            yield
 
     async def _changed(self, manifest: Manifest) -> ModelMessage:
         await self._on_change()

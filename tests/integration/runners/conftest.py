@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -48,7 +49,7 @@ def command() -> Command:
 async def supervise(
     environment: dict[str, str], sockets: Path, command: Command
 ) -> AsyncIterator[Supervise]:
-    """Makes supervisors, closes them, and looks for what they left behind."""
+    """Makes supervisors, stops their runners, and looks for what they left behind."""
     made: list[Watched] = []
 
     def make(mode: str, limits: Limits | None = None) -> Watched:
@@ -57,6 +58,5 @@ async def supervise(
 
     yield make
     for watched in made:
-        await watched.supervisor.close(grace=2.0)
-        assert not watched.supervisor.running
+        await asyncio.gather(*(runner.stop(grace=2.0) for runner in watched.runners))
     assert list(sockets.iterdir()) == []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headrace_server.runners.lifecycle import Limits, State
+from headrace_server.runners.spec import RunnerSpec
 from headrace_server.runners.supervisor import RunningRunner, Supervisor
 
 CHILD = Path(__file__).with_name("child.py")
@@ -15,16 +16,21 @@ Command = Callable[[str], tuple[str, ...]]
 
 
 class Watched:
-    """A supervisor and every state it told of, in order."""
+    """A supervisor, the runners it started, and every state it told of, in order."""
 
     def __init__(
         self, environment: dict[str, str], command: Sequence[str], limits: Limits | None
     ) -> None:
         self.states: list[State] = []
+        self.runners: list[RunningRunner] = []
         self._changed = asyncio.Event()
         self.supervisor = Supervisor(
             environment, on_change=self._on_change, command=command, limits=limits
         )
+
+    def start(self, spec: RunnerSpec) -> RunningRunner:
+        self.runners.append(self.supervisor.start(spec))
+        return self.runners[-1]
 
     def _on_change(self, runner: RunningRunner) -> None:
         if not self.states or self.states[-1] is not runner.state:

@@ -19,7 +19,7 @@ from tests.integration.runners.support import Supervise
 
 async def test_a_life_from_start_to_stop(supervise: Supervise, spec: RunnerSpec) -> None:
     watched = supervise("serve")
-    runner = watched.supervisor.start(spec)
+    runner = watched.start(spec)
     with pytest.raises(RuntimeError, match="not listening"):
         _ = runner.channel
     await asyncio.wait_for(runner.ready(), 30)
@@ -36,7 +36,7 @@ async def test_a_life_from_start_to_stop(supervise: Supervise, spec: RunnerSpec)
 
 
 async def test_a_death_reaches_every_waiter(supervise: Supervise, spec: RunnerSpec) -> None:
-    runner = supervise("fail").supervisor.start(spec)
+    runner = supervise("fail").start(spec)
     results = await asyncio.gather(*(runner.ready() for _ in range(3)), return_exceptions=True)
     causes = {result.death.cause for result in results if isinstance(result, RunnerDied)}
     assert (len(results), causes) == (3, {"MODEL_CORRUPT"})
@@ -45,7 +45,7 @@ async def test_a_death_reaches_every_waiter(supervise: Supervise, spec: RunnerSp
 async def test_a_cancelled_waiter_leaves_the_load_to_the_others(
     supervise: Supervise, spec: RunnerSpec
 ) -> None:
-    runner = supervise("serve").supervisor.start(spec)
+    runner = supervise("serve").start(spec)
     first, second = asyncio.create_task(runner.ready()), asyncio.create_task(runner.ready())
     await asyncio.sleep(0)
     first.cancel()
@@ -58,7 +58,7 @@ async def test_sigkill_ends_calls_in_flight_with_unavailable(
     supervise: Supervise, spec: RunnerSpec
 ) -> None:
     watched = supervise("serve")
-    runner = watched.supervisor.start(spec)
+    runner = watched.start(spec)
     await runner.ready()
     assert runner.pid is not None
     watch = runner.channel.unary_stream(
@@ -74,24 +74,23 @@ async def test_sigkill_ends_calls_in_flight_with_unavailable(
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert (await runner.dead).cause == "SIGNAL"
     assert watched.states[-1] is State.DEAD
-    assert runner not in watched.supervisor.running
 
 
 async def test_a_child_that_never_listens(supervise: Supervise, spec: RunnerSpec) -> None:
-    runner = supervise("silent", Limits(start=0.5)).supervisor.start(spec)
+    runner = supervise("silent", Limits(start=0.5)).start(spec)
     with pytest.raises(RunnerDied, match="did not report an address"):
         await asyncio.wait_for(runner.ready(), 10)
     assert (await runner.dead).cause == "STALLED"
 
 
 async def test_a_load_without_progress(supervise: Supervise, spec: RunnerSpec) -> None:
-    runner = supervise("stuck", Limits(load=0.5)).supervisor.start(spec)
+    runner = supervise("stuck", Limits(load=0.5)).start(spec)
     with pytest.raises(RunnerDied, match="no progress"):
         await asyncio.wait_for(runner.ready(), 30)
 
 
 async def test_a_runner_of_another_model(supervise: Supervise, spec: RunnerSpec) -> None:
-    runner = supervise("impostor").supervisor.start(spec)
+    runner = supervise("impostor").start(spec)
     with pytest.raises(RunnerDied, match="sha256:other"):
         await asyncio.wait_for(runner.ready(), 30)
     assert (await runner.dead).cause == "LOAD_FAILED"
@@ -99,7 +98,7 @@ async def test_a_runner_of_another_model(supervise: Supervise, spec: RunnerSpec)
 
 async def test_a_stall_that_passes(supervise: Supervise, spec: RunnerSpec) -> None:
     watched = supervise("serve")
-    runner = watched.supervisor.start(spec)
+    runner = watched.start(spec)
     await runner.ready()
     assert runner.pid is not None
     os.kill(runner.pid, signal.SIGUSR1)
@@ -112,7 +111,7 @@ async def test_c3_a_stopped_process_is_noticed_and_killed(
     supervise: Supervise, spec: RunnerSpec
 ) -> None:
     watched = supervise("serve", Limits(stalled=0.3))
-    runner = watched.supervisor.start(replace(spec, stall_timeout=1.0))
+    runner = watched.start(replace(spec, stall_timeout=1.0))
     await runner.ready()
     assert runner.pid is not None
     os.kill(runner.pid, signal.SIGSTOP)
@@ -122,20 +121,11 @@ async def test_c3_a_stopped_process_is_noticed_and_killed(
 
 
 async def test_stop_during_the_start(supervise: Supervise, spec: RunnerSpec) -> None:
-    runner = supervise("serve").supervisor.start(spec)
+    runner = supervise("serve").start(spec)
     death = await asyncio.wait_for(runner.stop(grace=5), 15)
     assert death.expected
     with pytest.raises(RunnerDied):
         await runner.ready()
-
-
-async def test_close_stops_all_side_by_side(supervise: Supervise, spec: RunnerSpec) -> None:
-    supervisor = supervise("stubborn").supervisor
-    runners = [supervisor.start(replace(spec, id=f"r{number}")) for number in range(2)]
-    await asyncio.gather(*(runner.ready() for runner in runners))
-    async with asyncio.timeout(5):
-        await supervisor.close(grace=0.5)
-    assert all(runner.state is State.DEAD for runner in runners)
 
 
 async def test_a_program_that_is_not_there(spec: RunnerSpec) -> None:

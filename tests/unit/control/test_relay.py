@@ -183,6 +183,7 @@ async def test_a_death_after_the_first_event_is_aborted_and_counts_the_tokens(
             yield delta(4, choice=1)
         yield delta(5)
         yield delta(7)
+        await stage.until(lambda: stage.events.count("delta") == choices + 1)
         await runner.die("OUT_OF_MEMORY", delay=0.1)
 
     stage.set(die_in_the_middle)
@@ -314,6 +315,36 @@ async def test_at_the_end_every_stream_is_told(stage: Stage) -> None:
     stage.relay.end()
     await streaming
     assert stage.idle()
+
+
+async def test_the_end_also_reaches_a_stream_whose_time_runs_out_in_that_moment(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.set(endless, max_time=0.2)
+
+    async def write(_: bytes) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stage.relay.end()
+            raise
+
+    monkeypatch.setattr(stage, "write", write)
+    await stage.fails(Draining)
+
+
+async def test_a_runner_that_drains_says_so_itself(stage: Stage) -> None:
+    async def drain(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if request.prompt:
+            raise Draining(1.0)
+        yield started()
+
+    stage.set(drain, diagnosis=60.0)
+    async with asyncio.timeout(10):
+        error = await stage.fails(Draining)
+    assert error.retry_after == 1.0
 
 
 async def test_c8_a_load_that_crashes_each_time_is_retried_then_told(stage: Stage) -> None:

@@ -24,6 +24,7 @@ from headrace.errors import (
     ModelTooLarge,
     NotImplementedYet,
     UnsupportedCapability,
+    UnsupportedParameter,
     from_rpc_error,
 )
 from headrace.v1 import completion_pb2 as completion
@@ -153,6 +154,15 @@ async def test_a_broken_rule_names_the_field(
     error = await error_of(CompletionServiceStub(channel).StreamCompletion(request_))
     assert isinstance(error, InvalidRequest)
     assert [violation.field for violation in error.violations] == [field]
+
+
+async def test_an_option_of_a_later_version_is_refused_before_any_load(
+    channel: grpc.aio.Channel,
+) -> None:
+    request = completion.StreamCompletionRequest(model="words", prompt="x", n=2)
+    error = await error_of(CompletionServiceStub(channel).StreamCompletion(request))
+    assert isinstance(error, UnsupportedParameter)  # The load would fail with ModelCorrupt.
+    assert [violation.field for violation in error.violations] == ["n"]
 
 
 async def test_what_is_no_message_is_invalid(channel: grpc.aio.Channel) -> None:

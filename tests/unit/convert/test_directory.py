@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_lm.models import cache as mlx_cache
+from mlx_lm.models import llama
 
 from headrace.errors import HeadraceError, InvalidRequest, ModelCorrupt, UnsupportedModel
 from headrace_runner.convert.check import check_model, inventory
@@ -110,6 +112,20 @@ def test_refused(
     with pytest.raises(error) as caught:
         take(model)
     assert caught.value.metadata.get("file") == file
+
+
+def test_a_model_that_cannot_be_batched_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache: Any = mlx_cache
+
+    def make_cache(self: Any) -> list[Any]:
+        return [cache.CacheList(cache.KVCache(), cache.CacheList(cache.ChunkedKVCache(8)))]
+
+    # A list of caches would pass for one that merges, whatever it holds.
+    monkeypatch.setattr(llama.Model, "make_cache", make_cache, raising=False)
+    with pytest.raises(UnsupportedModel, match="ChunkedKVCache of mlx-lm, cannot be batched"):
+        take(model)
 
 
 def test_inventory_lists_every_file(model: Path) -> None:

@@ -276,7 +276,7 @@ async def test_a_step_that_does_not_end_does_not_hold_up_the_stop(
         stream = engine.submit(request(max_tokens=ENDLESS))
         await first_token(stream)
         watched.go_on.clear()
-        while engine.stalled_for() < 0.2:
+        while engine.stalled_for() < 0.2:  # noqa: ASYNC110 - nothing tells of a step that hangs
             await asyncio.sleep(0.02)
         assert not await engine.stop(0.1)
         with pytest.raises(Draining):

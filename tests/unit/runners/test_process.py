@@ -39,3 +39,9 @@ def test_the_command_line_says_the_context_only_when_there_is_one() -> None:
     words = RunnerSpec("r1", "tiny", "sha256:ab", Path("/m"), context=512).arguments("unix:/r", 5)
     assert words[words.index("--context") + 1] == "512"
     assert words[words.index("--report-fd") + 1] == "5"
+
+
+def test_a_runner_logs_what_its_controller_does() -> None:
+    spec = RunnerSpec("r1", "tiny", "sha256:ab", Path("/m"), log_level="debug")
+    words = spec.arguments("unix:/r", 5)
+    assert words[words.index("--log-level") + 1] == "debug"

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from headrace.errors import (
     UnsupportedParameter,
 )
 from headrace_runner.models.chat import ChatTemplate
+from headrace_runner.models.sandbox import MAX_SIZE
 from headrace_runner.models.tokenizer import Tokenizer
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -199,6 +201,79 @@ def test_a_template_that_runs_away_or_breaks_out_is_stopped(source: str) -> None
         _chat(source).render(CONVERSATIONS[0])
     assert raised.value.metadata["capability"] == "chat"
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ('%200000000d' % 1) | length }}",
+        "{{ ('%*d' % (200000000, 1)) | length }}",
+        "{{ ('%(a)s' * 10000 % {'a': 'x' * 10000}) | length }}",
+        "{{ ('%s' | format('x' * 60000000) ~ '%s' | format('x' * 60000000)) | length }}",
+        "{{ '%200000000d' | format(1) | length }}",
+        "{{ '{:200000000}'.format(1) | length }}",
+        "{{ '{:{}}'.format(1, 200000000) | length }}",
+        "{{ ('{0}' * 10000).format('x' * 10000) | length }}",
+        "{{ ('{a}' * 10000).format_map({'a': 'x' * 10000}) | length }}",
+        "{{ 'x' | center(200000000) | length }}",
+        "{{ ['x'] | map('center', 200000000) | list | length }}",
+        "{{ 'x'.center(200000000) | length }}",
+        "{{ 'x'.ljust(200000000) | length }}",
+        "{{ 'x'.rjust(200000000) | length }}",
+        "{{ 'x'.zfill(200000000) | length }}",
+        "{{ '\\t'.expandtabs(200000000) | length }}",
+        "{{ ('x' * 10000).replace('x', 'y' * 10000) | length }}",
+        "{{ ('x' * 10000) | replace('x', 'y' * 10000) | length }}",
+        "{{ 'x' | indent(200000000, true) | length }}",
+        "{{ ('x ' * 10000) | wordwrap(1, wrapstring='y' * 10000) | length }}",
+        "{{ (['x'] * 10000) | join('y' * 10000) | length }}",
+        "{{ ('y' * 10000).join(['x'] * 10000) | length }}",
+        "{{ range(10000) | map('center', 10000) | join | length }}",
+        "{{ [1] | tojson(indent=200000000) | length }}",
+        "{{ [1] | batch(200000000, 0) | list | length }}",
+        "{{ [1] | slice(200000000) | list | length }}",
+        "{{ 1 .to_bytes(200000000, 'big') | length }}",
+        "{{ ('x' * 10000).translate({120: 'y' * 10000}) | length }}",
+        "{{ 'x'.encode() }}",
+    ],
+    ids=range(29),
+)
+def test_nothing_too_large_is_built(source: str) -> None:
+    template = _chat(source)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnsupportedCapability, match="cannot be used"):
+            template.render(CONVERSATIONS[0])
+        assert tracemalloc.get_traced_memory()[1] < 3 * MAX_SIZE
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ '%5.1f|%-4s|%d%%' % (1.25, 'a', 2000000000) }}", "  1.2|a   |2000000000%"),
+        ("{{ '%(a)s %(a)s' % {'a': 'x'} }}{{ '%s' % none }}", "x xNone"),
+        ("{{ '%s-%s' | format('a', 1) }}{{ '%(a)s' | format(a=1) }}", "a-11"),
+        ("{{ '{0:>4}{a!r}{0}'.format(1, a='x') }}", "   1'x'1"),
+        ("{{ '{a[b]}'.format_map({'a': {'b': 2000000000}}) }}", "2000000000"),
+        ("{{ 'x' | center(5) }}{{ 'x'.center(3, '-') }}{{ 7 | center(3) }}", "  x  -x- 7 "),
+        ("{{ 'x'.ljust(2) }}{{ 'x'.rjust(2) }}{{ '7'.zfill(3) }}", "x  x007"),
+        ("{{ 'a\\tb'.expandtabs(tabsize=4) }}", "a   b"),
+        ("{{ 'aXa'.replace('a', 'bb', 1) }}{{ 'aa' | replace('a', 'b', count=1) }}", "bbXaba"),
+        ("{{ 12 | replace(1, 3) }}{{ nothing | replace('a', 'b') }}", "32"),
+        ("{{ 'a\\nb' | indent(width=2, first=true) }}", "  a\n  b"),
+        ("{{ 'ab cd' | wordwrap(2) }}", "ab\ncd"),
+        ("{{ [1, 'a'] | join(', ') }}{{ messages | join(attribute='role') }}", "1, auser"),
+        ("{{ '-'.join(['a', 'b']) }}", "a-b"),
+        ("{% for i in ['ab'] %}{{ '-'.join(i) }}{{ i.ljust(3) }}{% endfor %}", "a-bab "),
+        ("{{ [1, 2, 3] | batch(linecount=2) | list }}", "[[1, 2], [3]]"),
+        ("{{ [1, 2, 3] | slice(2) | list }}", "[[1, 2], [3]]"),
+        ("{{ 7 % 4 }}", "3"),
+    ],
+)
+def test_bounded_operations_do_what_they_always_did(source: str, text: str) -> None:
+    assert _chat(source).render(CONVERSATIONS[0]) == text
 
 
 def test_long_conversations_are_within_the_limits() -> None:

@@ -61,18 +61,6 @@ def test_any_sentencepiece_tokens_stream_as_they_decode(
     assert _stream(sentencepiece, ids) == expected
 
 
-@given(SMOLLM2_IDS, st.data())
-def test_a_restored_stream_goes_on_without_a_seam(
-    smollm2: Tokenizer, ids: list[int], data: st.DataObject
-) -> None:
-    cut = data.draw(st.integers(0, len(ids)))
-    whole, resumed = Detokenizer(smollm2), Detokenizer(smollm2)
-    before = "".join(map(whole.push, ids[:cut]))
-    assert resumed.restore(ids[:cut]) == before
-    assert [resumed.push(i) for i in ids[cut:]] == [whole.push(i) for i in ids[cut:]]
-    assert resumed.finish() == whole.finish()
-
-
 def test_special_tokens_are_skipped_even_inside_a_character(sentencepiece: Tokenizer) -> None:
     a, b = (3 + byte for byte in "é".encode())
     assert _stream(sentencepiece, [1, a, 2, b, 1]) == "é"

@@ -1,5 +1,6 @@
 """Every kind of input becomes tokens, or an error that names its field."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_bad_input_names_its_field(
     with pytest.raises(InvalidRequest) as raised:
         prompt_ids(CompletionInput(**fields), smollm2, template, parent="input.")
     assert _field(raised.value) == f"input.{field}"
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_template_options_that_are_no_numbers_are_refused(number: float) -> None:
+    chat = _chat(messages=[_user()])
+    chat.template_options["budget"] = {"deep": [number]}
+    with pytest.raises(InvalidRequest) as raised:
+        render_chat(chat, ECHO, "chat")
+    assert _field(raised.value) == "chat.template_options"
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "1", "[" * 100_000])

@@ -29,10 +29,15 @@ from headrace.v1.tokenize_pb2_grpc import (
     TokenizeServiceStub,
     add_TokenizeServiceServicer_to_server,
 )
+from headrace_runner.config import parse
+from headrace_runner.engine.engine import Engine
 from headrace_runner.models.chat import ChatTemplate
+from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
+from headrace_runner.services import tokenize
 from headrace_runner.services.tokenize import TokenizeServicer
 from headrace_runner.services.workers import LARGE_BYTES, in_worker
+from headrace_runner.state import RunnerContext
 
 if TYPE_CHECKING:
     from headrace.v1.tokenize_pb2_grpc import TokenizeServiceAsyncStub
@@ -40,13 +45,24 @@ if TYPE_CHECKING:
 CONTEXT = 8
 
 
+def _never() -> LoadedModel:
+    raise AssertionError("text needs no weights")
+
+
 async def _serve(
     tokenizer: Tokenizer, template: ChatTemplate, socket: Path
 ) -> AsyncIterator["TokenizeServiceAsyncStub"]:
     address = f"unix:{socket}"
     server = grpc.aio.server(options=server_options(), interceptors=server_interceptors())
-    servicer = TokenizeServicer(tokenizer, template, context_length=CONTEXT)
-    add_TokenizeServiceServicer_to_server(servicer, server)
+    runner = RunnerContext(
+        config=parse(["--model", str(socket.parent), "--name", "m"]),
+        tokenizer=tokenizer,
+        template=template,
+        engine=Engine(_never, tokenizer, max_rows=1),
+        context_length=CONTEXT,
+        loaded=asyncio.get_running_loop().create_future(),
+    )
+    add_TokenizeServiceServicer_to_server(TokenizeServicer(runner), server)
     server.add_insecure_port(address)
     await server.start()
     async with grpc.aio.insecure_channel(address, options=channel_options(address)) as channel:
@@ -115,7 +131,7 @@ async def test_render_chat(stub: "TokenizeServiceAsyncStub") -> None:
     assert not count.fits
 
 
-@pytest.mark.parametrize(("length", "fits"), [(CONTEXT - 1, True), (CONTEXT, False)])
+@pytest.mark.parametrize(("length", "fits"), [(CONTEXT, True), (CONTEXT + 1, False)])
 async def test_what_fits_leaves_room_for_a_token(
     stub: "TokenizeServiceAsyncStub", length: int, fits: bool
 ) -> None:
@@ -152,6 +168,42 @@ async def test_errors_name_their_field(
         without_template.RenderChat(RenderChatRequest(model="m", chat=_user("Hi")))
     )
     assert isinstance(error, UnsupportedCapability)
+
+
+async def test_pieces_of_a_large_text_are_refused(stub: "TokenizeServiceAsyncStub") -> None:
+    text = "é" * (512 * 1024 + 1)
+    error = await _error(stub.Tokenize(TokenizeRequest(model="m", text=text, pieces=True)))
+    assert isinstance(error, InvalidRequest)
+    assert [v.field for v in error.violations] == ["text"]
+    assert "leave `pieces` out or split the text" in error.message
+    assert (await stub.Tokenize(TokenizeRequest(model="m", text=text))).token_ids
+
+
+@pytest.mark.parametrize("kind", ["text", "token_ids", "chat.messages"])
+async def test_an_answer_that_no_client_would_get_is_refused(
+    stub: "TokenizeServiceAsyncStub",
+    smollm2: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setattr(tokenize, "MAX_MESSAGE_BYTES", 100)
+
+    def call(length: int) -> Any:
+        match kind:
+            case "text":
+                return stub.Tokenize(TokenizeRequest(model="m", text="x " * length))
+            case "token_ids":
+                ids = smollm2.encode(" length", add_special=False) * length
+                return stub.Detokenize(DetokenizeRequest(model="m", token_ids=ids))
+            case _:
+                chat = _user("x " * length)
+                return stub.RenderChat(RenderChatRequest(model="m", chat=chat))
+
+    error = await _error(call(200))
+    assert isinstance(error, InvalidRequest)
+    assert [v.field for v in error.violations] == [kind]
+    monkeypatch.undo()
+    assert (await call(200)).ByteSize() > 100
 
 
 async def test_a_long_prompt_does_not_hold_up_others(stub: "TokenizeServiceAsyncStub") -> None:

@@ -143,8 +143,8 @@ class ChatMessage(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     role: Global___ChatRole.ValueType
-    """Who wrote it. Required. A role that the model's template does not know is
-    an error that names this field.
+    """Who wrote it. Required. A role that the model's template refuses is an
+    error that names the message; what it does with others is its own.
     """
     content: _builtins.str
     """The text. At most 16 MiB in UTF-8. May be empty in an assistant's message
@@ -157,7 +157,9 @@ class ChatMessage(_message.Message):
     it. Absent: none.
     """
     tool_call_id: _builtins.str
-    """For the role TOOL: the id of the call that this answers."""
+    """For the role TOOL: the id of the call that this answers, for templates
+    that use it. Absent: none.
+    """
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
         """Calls that the assistant made in this message."""
@@ -602,8 +604,8 @@ class LogprobsOptions(_message.Message):
     enabled: _builtins.bool
     """Whether to send them. Absent: false."""
     top: _builtins.int
-    """How many of the likeliest other tokens to send at each position. 0 to 20.
-    Absent: 0.
+    """How many of the likeliest tokens to send at each position, the drawn one
+    included when it is among them. Needs `enabled`. 0 to 20. Absent: 0.
     """
     def __init__(
         self,

@@ -68,7 +68,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 11
     """DEADLINE_EXCEEDED. The request could not have started before its deadline
     and was refused without starting. Metadata: `estimate` (seconds until it
-    could have started).
+    could have started; 0 where it is not known).
     """
     ERROR_REASON_INSUFFICIENT_MEMORY: _ErrorReason.ValueType  # 12
     """RESOURCE_EXHAUSTED, QuotaFailure, RetryInfo. Memory is short for now; it
@@ -177,7 +177,7 @@ once. Metadata: `queue` ("model", "controller" or "runner"), `limit`.
 ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 11
 """DEADLINE_EXCEEDED. The request could not have started before its deadline
 and was refused without starting. Metadata: `estimate` (seconds until it
-could have started).
+could have started; 0 where it is not known).
 """
 ERROR_REASON_INSUFFICIENT_MEMORY: ErrorReason.ValueType  # 12
 """RESOURCE_EXHAUSTED, QuotaFailure, RetryInfo. Memory is short for now; it

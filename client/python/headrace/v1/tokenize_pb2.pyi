@@ -32,7 +32,9 @@ class TokenizeRequest(_message.Message):
     model: _builtins.str
     """Name of the model. Required."""
     text: _builtins.str
-    """The text. At most 16 MiB in UTF-8."""
+    """The text. At most 16 MiB in UTF-8, 1 MiB with `pieces`, and no more than
+    makes an answer of 32 MiB.
+    """
     add_special: _builtins.bool
     """Whether to add the special tokens that the model wants around a text.
     Absent: false.

@@ -17,6 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from headrace.errors import UnsupportedModel
 from headrace_runner.engine.text.sampling import SamplerRow, SamplingParams, sample
+from headrace_runner.models.architectures import unbatchable_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,8 @@ class TextBatch:
 
     def __init__(self, model: Any, *, prefill_chunk: int, ahead: bool) -> None:
         """Raises UnsupportedModel for a model whose cache mlx-lm cannot batch."""
-        for kind in {type(layer) for layer in make_prompt_cache(model)}:
-            if not hasattr(kind, "merge"):
-                raise UnsupportedModel(
-                    f"this model's cache, {kind.__name__} of mlx-lm, cannot be batched"
-                )
+        if (kind := unbatchable_cache(model)) is not None:
+            raise UnsupportedModel(f"this model's cache, {kind} of mlx-lm, cannot be batched")
         self._model = model
         self._prefill_chunk = prefill_chunk
         self._ahead = ahead

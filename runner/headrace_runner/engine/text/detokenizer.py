@@ -5,7 +5,6 @@ emits a special token, and never looks back at more than one unfinished characte
 """
 
 import codecs
-from collections.abc import Iterable
 
 from headrace_runner.models.tokenizer import Tokenizer
 
@@ -35,10 +34,3 @@ class Detokenizer:
     def finish(self) -> str:
         """Give U+FFFD for bytes that are still waiting for the rest of their character."""
         return self._decoder.decode(b"", final=True)
-
-    def restore(self, token_ids: Iterable[int]) -> str:
-        """Take tokens whose text was sent before, and give that text for the record.
-
-        The next `push` goes on where an uninterrupted stream would have.
-        """
-        return "".join(map(self.push, token_ids))

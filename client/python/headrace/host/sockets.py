@@ -1,0 +1,20 @@
+"""Unix sockets as files: those of the dead are removed, those of the living left alone."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+
+def remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on. Raises OSError where somebody does."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError("the socket is in use")
