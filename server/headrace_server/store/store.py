@@ -26,7 +26,7 @@ from headrace_server.store.download import download_wheel, is_intact, take_membe
 from headrace_server.store.layout import Layout, move_into, write_into
 from headrace_server.store.locks import held
 from headrace_server.store.manifest import Manifest, new_manifest, parse_manifest
-from headrace_server.store.names import ModelName, parse_name
+from headrace_server.store.names import DEFAULT_TAG, ModelName, parse_name
 from headrace_server.store.progress import OnProgress, Progress
 
 _log = logging.getLogger(__name__)
@@ -103,6 +103,9 @@ class Store:
         """
         wanted = parse_name(name)
         source = await asyncio.to_thread(source.resolve)
+        if not await asyncio.to_thread(lambda: source.is_file() or source.is_dir()):
+            what = f"there is neither a file nor a directory at {source}"
+            raise InvalidRequest(violations=[FieldViolation("source_path", what)])
         return await self._import(source, wanted, source.name, on_progress, replace=replace)
 
     async def pull(self, name: str, on_progress: OnProgress = _ignore) -> Manifest:
@@ -267,7 +270,10 @@ class Store:
             return ModelNotFound(str(name), hint=f"fetch it: headrace pull {entry.name}")
         known = {manifest.full_name for manifest in self.list()}
         known |= {str(offered.name) for offered in CATALOGUE}
-        nearest = difflib.get_close_matches(str(name), sorted(known), _NEAREST, cutoff=0.5)
+        # A tag that was not given says nothing about what was meant.
+        nearest = []
+        if name.tag != DEFAULT_TAG:
+            nearest = difflib.get_close_matches(str(name), sorted(known), _NEAREST, cutoff=0.5)
         # A name without its tag is short of what it would be compared with.
         by_stem = {known_name.partition(":")[0]: known_name for known_name in sorted(known)}
         stems = difflib.get_close_matches(name.name, by_stem, _NEAREST, cutoff=0.7)

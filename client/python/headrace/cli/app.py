@@ -82,6 +82,11 @@ def run(arguments: Sequence[str]) -> int:
         # The reader is gone, as in `headrace list | head`; nor can the exit flush to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        click.echo(f"error: {error.strerror or error}", err=True)
+        # What could not be written must not be tried again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except Exception as error:
         from headrace.cli.failures import exit_code, report
         from headrace.errors import HeadraceError

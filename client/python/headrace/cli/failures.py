@@ -22,7 +22,7 @@ _REMEDIES = {
     "MODEL_IN_USE": "`headrace ps` shows what is busy",
     "INSUFFICIENT_MEMORY": "`headrace ps` shows what is loaded, `headrace stop` unloads it",
     "LOAD_FAILED": "`headrace doctor` looks at this machine",
-    "RUNNER_CRASHED": "`headrace doctor` looks at this machine",
+    "RUNNER_CRASHED": "ask again: a new runner is started",
     "CIRCUIT_OPEN": "`headrace doctor` looks at this machine",
     "SOURCE_UNAVAILABLE": "check the network and pip's index settings, then try again",
 }

@@ -28,7 +28,8 @@ def ps_command(as_json: bool) -> None:
     """List the loaded models."""
     with controller(private=False) as client:
         models = client.list_models(loaded=True)
-    runners = [runner for model in models for runner in model.runners]
+    # Names of the same files share a runner, which belongs here once.
+    runners = list({r.id: r for model in models for r in model.runners}.values())
     if as_json:
         echo_json(runners)
         return
