@@ -171,10 +171,13 @@ async def test_c8_c4_a_model_that_crashes_at_every_load(minefield: Controller) -
         log = minefield.log()
         starts = [line for line in log if line.get("cause") == "NATIVE_ABORT"]
         assert 2 <= len(starts) <= 5
-        # All that it wrote is there, in pieces.
+        # What it wrote is there, in pieces. The log never waits for a slow reader: what that one
+        # misses of ten megabytes is counted.
         (runner, *_) = (line["runner_id"] for line in starts)
         told = [line["message"] for line in log if line.get("runner_id") == runner]
-        assert sum(len(text) for text in told) > 10_000_000
+        written = sum(len(text) for text in told)
+        missed = any("log records dropped" in line["message"] for line in log)
+        assert written > 10_000_000 or (missed and written > 500_000)
         assert any("libc++abi: terminating" in text for text in told)
 
         began = time.monotonic()
