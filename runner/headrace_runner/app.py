@@ -43,9 +43,12 @@ from headrace.v1 import (
 from headrace_runner.config import RunnerConfig
 from headrace_runner.convert.facts import read_facts
 from headrace_runner.engine.engine import Engine
+from headrace_runner.engine.text.memory import is_allocation_failure
+from headrace_runner.engine.text.worker import Limits
 from headrace_runner.models.chat import ChatTemplate
 from headrace_runner.models.files import read_json
 from headrace_runner.models.load import LoadedModel, load
+from headrace_runner.models.markup import load_markup
 from headrace_runner.models.tokenizer import Tokenizer
 from headrace_runner.services.completion import CompletionServicer
 from headrace_runner.services.not_yet import EmbeddingServicer, ImageServicer
@@ -144,12 +147,14 @@ def _prepare(config: RunnerConfig, machine: host.Machine, report: ReportWriter) 
         engine.check_wanted()
         report.loading(fraction)
 
-    engine = Engine(load_model, tokenizer, max_rows=config.max_concurrency)
+    limits = Limits(config.max_concurrency, config.kv_cache, config.prefix_cache)
+    engine = Engine(load_model, tokenizer, limits)
     made_for = facts["context_length"] or _UNKNOWN_CONTEXT
     return RunnerContext(
         config=config,
         tokenizer=tokenizer,
         template=template,
+        markup=load_markup(config.model_dir, template, tokenizer),
         engine=engine,
         context_length=min(config.context or made_for, made_for),
         loaded=asyncio.get_running_loop().create_future(),
@@ -282,7 +287,7 @@ def _give_up(report: ReportWriter, error: BaseException) -> int:
         cause, file = "MODEL_CORRUPT", error.metadata.get("file")
     elif isinstance(error, UnsupportedModel):
         cause = "UNSUPPORTED_MODEL"
-    elif isinstance(error, MemoryError) or _is_allocation_failure(error):
+    elif is_allocation_failure(error):
         cause = "OUT_OF_MEMORY"
     known = isinstance(error, HeadraceError)
     logger.error("the runner failed: %s", error, exc_info=None if known else error)
@@ -293,16 +298,9 @@ def _give_up(report: ReportWriter, error: BaseException) -> int:
 def _break_down(report: ReportWriter, error: BaseException) -> int:
     """Reports an engine that failed while it served. What it raised is for the log alone."""
     logger.error("the engine failed: %s", error, exc_info=error)
-    if isinstance(error, MemoryError) or _is_allocation_failure(error):
+    if is_allocation_failure(error):
         report.failed("OUT_OF_MEMORY", "the runner ran out of memory")
     return 1
-
-
-def _is_allocation_failure(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("bad_alloc", "[malloc", "Unable to allocate", "out of memory")
-    )
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:

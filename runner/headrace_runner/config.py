@@ -34,6 +34,10 @@ class RunnerConfig:
     """Requests in the batch at once."""
     max_waiting: int
     """Requests that may wait for a place in the batch."""
+    kv_cache: int | None
+    """Bytes that requests may reserve for keys and values; None: by the memory that is free."""
+    prefix_cache: int | None
+    """Bytes for what is remembered of earlier prompts; 0: nothing; None: by the memory."""
     stall_timeout: float
     grace: float
     """How long running requests may go on after SIGTERM."""
@@ -90,6 +94,18 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
         help="requests that may wait for a place (default: %(default)s)",
     )
     add(
+        "--kv-cache",
+        type=_positive,
+        metavar="BYTES",
+        help="for keys and values of running requests (default: 60%% of what is free)",
+    )
+    add(
+        "--prefix-cache",
+        type=_not_negative,
+        metavar="BYTES",
+        help="to remember prompts in; 0: none (default: half the weights, within 10%% of free)",
+    )
+    add(
         "--stall-timeout",
         type=_seconds,
         default=60.0,
@@ -143,6 +159,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
     return value
 
 

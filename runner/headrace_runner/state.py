@@ -21,6 +21,7 @@ from headrace_runner.config import RunnerConfig
 from headrace_runner.engine.engine import Engine
 from headrace_runner.models.chat import ChatTemplate
 from headrace_runner.models.load import LoadedModel
+from headrace_runner.models.markup import ModelMarkup
 from headrace_runner.models.tokenizer import Tokenizer
 
 _DRAIN_RETRY = 1.0
@@ -47,6 +48,7 @@ class RunnerContext:
     config: RunnerConfig
     tokenizer: Tokenizer
     template: ChatTemplate
+    markup: ModelMarkup
     engine: Engine
     context_length: int
     loaded: asyncio.Future[LoadedModel]

@@ -12,61 +12,23 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mlx.core as mx
 
-from headrace.errors import Draining, HeadraceError, InternalError, Unavailable
+from headrace.errors import Draining, HeadraceError, Unavailable
 from headrace_runner.engine.stream import EventStream
-from headrace_runner.engine.text.batch import TextBatch
-from headrace_runner.engine.text.output import Output
-from headrace_runner.engine.text.request import (
-    Event,
-    Failed,
-    Finished,
-    GenerationRequest,
-    Prefill,
-    Started,
-)
-from headrace_runner.engine.text.sampling import SamplingParams
+from headrace_runner.engine.text.request import Event, Failed, Finished, GenerationRequest
+from headrace_runner.engine.text.worker import EngineStats, Limits, TextWorker
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-_MEASURE_EVERY = 0.25
-"""Seconds between two readings of the memory while there is work."""
-
 _STOP_RETRY = 1.0
 """Seconds after which another runner may have taken this one's place."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A reading of the engine, made by its own thread. Sizes in bytes."""
-
-    weights_bytes: int = 0
-    kv_bytes: int = 0
-    active_bytes: int = 0
-    peak_bytes: int = 0
-    cache_bytes: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _Task:
-    """A request on the engine's thread."""
-
-    uid: int
-    request: GenerationRequest
-    output: Output
-    events: list[Event] = field(default_factory=list)
-    started_at: int = 0
-    first_token_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +40,12 @@ class _Submit:
 @dataclass(frozen=True, slots=True)
 class _Remove:
     uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Park:
+    uid: int
+    parked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +63,12 @@ class Engine:
     """
 
     def __init__(
-        self, load: Callable[[], LoadedModel], tokenizer: Tokenizer, *, max_rows: int
+        self, load: Callable[[], LoadedModel], tokenizer: Tokenizer, limits: Limits
     ) -> None:
         self._load = load
         self._tokenizer = tokenizer
-        self._max_rows = max_rows
-        self._inbox: queue.SimpleQueue[_Submit | _Remove | _Stop] = queue.SimpleQueue()
+        self._limits = limits
+        self._inbox: queue.SimpleQueue[_Submit | _Remove | _Park | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
         self._ready: Future[LoadedModel] = Future()
         self._loop = asyncio.get_running_loop()
@@ -114,15 +82,7 @@ class Engine:
         # Written by the engine's thread alone, read by anyone.
         self.stats = EngineStats()
         self.last_step = time.monotonic()
-        self.running = 0
-        # Belongs to the engine's thread.
-        self._tasks: dict[int, _Task] = {}
-        self._line: list[_Task] = []
-        self._faulted: set[int] = set()
-        self._prompt_tokens = 0
-        self._output_tokens = 0
-        self._weights_bytes = 0
-        self._measured_at = 0.0
+        self._resting = False
 
     async def start(self) -> LoadedModel:
         """Loads the model. Raises what the load raises."""
@@ -156,13 +116,19 @@ class Engine:
         return len(self._streams)
 
     @property
+    def running(self) -> int:
+        """Rows in the batch, as of the last reading."""
+        return self.stats.running
+
+    @property
     def waiting(self) -> int:
         """Requests that wait for a place in the batch."""
         return max(0, len(self._streams) - self.running)
 
     def stalled_for(self) -> float:
         """Seconds without a step although there is work; 0 when there is none."""
-        return time.monotonic() - self.last_step if self._streams else 0.0
+        busy = self._streams and not self._resting
+        return time.monotonic() - self.last_step if busy else 0.0
 
     def submit(self, request: GenerationRequest) -> EventStream:
         """Hands a request to the engine. Called on the event loop; close the stream when done."""
@@ -170,7 +136,10 @@ class Engine:
         self._next_uid += 1
         if not self._streams:
             self.last_step = time.monotonic()
-        stream = EventStream(on_close=lambda: self._abandon(uid))
+        stream = EventStream(
+            on_close=lambda: self._abandon(uid),
+            on_behind=lambda behind: self._inbox.put(_Park(uid, behind)),
+        )
         self._streams[uid] = stream
         if self._end is not None:
             self._end_all(self._end)
@@ -224,133 +193,41 @@ class Engine:
 
     def _serve(self) -> None:
         loaded = self._load()
-        self._weights_bytes = loaded.weights_bytes
-        batch = TextBatch(loaded.model, prefill_chunk=loaded.prefill_chunk, ahead=loaded.ahead)
-        _warm_up(batch)
-        self._measure(batch)
+        worker = TextWorker(loaded, self._tokenizer, self._limits, self._send)
+        self.stats = worker.stats
         self._ready.set_result(loaded)
-        while self._take_commands(batch, wait=not self._tasks):
-            self._admit(batch)
-            if self._tasks:
-                self._step(batch)
+        while self._take_commands(worker):
+            worker.step()
+            self.last_step = time.monotonic()
+            self.stats = worker.stats
 
-    def _take_commands(self, batch: TextBatch, *, wait: bool) -> bool:
-        """Carries out what is in the inbox; False when it is time to stop."""
+    def _take_commands(self, worker: TextWorker) -> bool:
+        """Carries out what is in the inbox, which it waits for if there is nothing to compute.
+
+        False when it is time to stop.
+        """
+        self._resting = not worker.busy
         while True:
             try:
-                command = self._inbox.get(block=wait)
+                command = self._inbox.get(block=self._resting)
             except queue.Empty:
                 return True
-            wait = False
+            self.last_step = time.monotonic() if self._resting else self.last_step
+            self._resting = False
             match command:
                 case _Stop():
                     return False
                 case _Submit(uid, request):
-                    self._take(uid, request)
+                    worker.take(uid, request)
                 case _Remove(uid):
-                    self._drop(batch, {uid})
+                    worker.drop({uid})
+                case _Park(uid, parked):
+                    worker.park(uid, parked=parked)
 
-    @contextmanager
-    def _alone(self, uid: int, request: GenerationRequest) -> Iterator[None]:
-        """Whatever goes wrong inside ends this request and no other."""
-        try:
-            yield
-        except Exception:
-            logger.exception("a request failed", extra={"request_id": request.id})
-            self._faulted.add(uid)
-            self._post(self._deliver, [(uid, [Failed(InternalError(""))])])
-
-    def _take(self, uid: int, request: GenerationRequest) -> None:
-        with self._alone(uid, request):
-            task = _Task(uid, request, Output(request, self._tokenizer))
-            self._tasks[uid] = task
-            # Sorting is stable: among equals, first come is first served.
-            self._line.append(task)
-            self._line.sort(key=lambda task: -task.request.priority)
-
-    def _drop(self, batch: TextBatch, uids: set[int]) -> None:
-        for uid in uids:
-            self._tasks.pop(uid, None)
-        self._line = [task for task in self._line if task.uid not in uids]
-        batch.remove(uids)
-        self.running = len(batch)
-        if not self._tasks:
-            mx.clear_cache()
-            self._measure(batch)
-
-    def _admit(self, batch: TextBatch) -> None:
-        while self._line and len(batch) < self._max_rows:
-            task = self._line.pop(0)
-            request = task.request
-            with self._alone(task.uid, request):
-                batch.add(task.uid, request.prompt, request.sampling, request.top_logprobs)
-        self.running = len(batch)
-
-    def _step(self, batch: TextBatch) -> None:
-        began = time.perf_counter_ns()
-        prefilled, drawn = batch.step()
-        now = time.perf_counter_ns()
-        for progress in prefilled:
-            task = self._tasks[progress.uid]
-            if not task.started_at:
-                task.started_at = began
-                task.events.append(Started(began))
-            task.events.append(Prefill(progress.done, progress.total))
-        ended: set[int] = set()
-        for draw in drawn:
-            task = self._tasks[draw.uid]
-            task.first_token_at = task.first_token_at or now
-            with self._alone(task.uid, task.request):
-                delta, end = task.output.push(draw.token, draw.logprobs)
-                task.events.append(delta)
-                if end is not None:
-                    ended.add(task.uid)
-                    finished = Finished(
-                        *end, task.output.tokens, task.started_at, task.first_token_at, now
-                    )
-                    task.events.append(finished)
-        self._prompt_tokens += sum(p.total for p in prefilled if p.done >= p.total - 1)
-        self._output_tokens += len(drawn)
-        self.last_step = time.monotonic()
-        self._flush()
-        if self.last_step - self._measured_at > _MEASURE_EVERY:
-            self._measure(batch)
-        if ended:
-            self._drop(batch, ended)
-        if self._faulted:
-            self._drop(batch, self._faulted)
-            self._faulted = set()
-
-    def _flush(self) -> None:
-        """Sends what has come together for all requests, in one call."""
-        events = [(task.uid, task.events) for task in self._tasks.values() if task.events]
-        for task in self._tasks.values():
-            task.events = []
-        if events:
-            self._post(self._deliver, events)
-
-    def _measure(self, batch: TextBatch) -> None:
-        self._measured_at = time.monotonic()
-        self.stats = EngineStats(
-            weights_bytes=self._weights_bytes,
-            kv_bytes=batch.kv_bytes,
-            active_bytes=mx.get_active_memory(),
-            peak_bytes=mx.get_peak_memory(),
-            cache_bytes=mx.get_cache_memory(),
-            prompt_tokens=self._prompt_tokens,
-            output_tokens=self._output_tokens,
-        )
+    def _send(self, events: list[tuple[int, list[Event]]]) -> None:
+        self._post(self._deliver, events)
 
     def _post(self, call: Callable[..., None], argument: object) -> None:
         # A closed loop raises: nobody is left to tell.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, argument)
-
-
-def _warm_up(batch: TextBatch) -> None:
-    """Generates one token, so that what cannot work fails before the runner says it serves."""
-    batch.add(0, [0, 0], SamplingParams(temperature=0.0), None)
-    while not batch.step()[1]:
-        pass
-    batch.remove([0])
-    mx.clear_cache()

@@ -1,24 +1,23 @@
 """What mlx-lm can build: asks it, without loading weights. Never runs code that a model brings."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from headrace.errors import ModelCorrupt, UnsupportedModel
+from headrace_runner.models.insides import load_lazily, model_classes, unbatchable_cache
 
 _MODULE = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def model_class_exists(config: Mapping[str, Any]) -> bool:
     """Whether mlx-lm has a model class for this config.json, remapped names included."""
-    from mlx_lm.utils import _get_classes  # Late: the import costs a second.
-
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not _MODULE.fullmatch(model_type):
         return False
     try:
-        _get_classes(dict(config))
+        model_classes(config)
     except (ValueError, AttributeError):
         return False
     return True
@@ -31,10 +30,8 @@ def check_structure(model_dir: Path) -> None:
         ModelCorrupt: tensors are missing, left over or of the wrong shape.
         UnsupportedModel: mlx-lm cannot build the model, or not batch its cache.
     """
-    from mlx_lm.utils import load_model
-
     try:
-        model, _ = load_model(model_dir, lazy=True, strict=True)
+        model, _ = load_lazily(model_dir)
         unbatchable = unbatchable_cache(model)
     except ValueError as error:
         raise ModelCorrupt(
@@ -49,20 +46,6 @@ def check_structure(model_dir: Path) -> None:
             f"this model's cache, {unbatchable} of mlx-lm, cannot be batched; "
             "requests could not run side by side"
         )
-
-
-def unbatchable_cache(model: Any) -> str | None:
-    """Name the class of mlx-lm's caches that keeps this model out of a batch, if there is one."""
-    from mlx_lm.models.cache import make_prompt_cache
-
-    def within(layers: Iterable[Any]) -> Iterator[str]:
-        for layer in layers:
-            # A list of caches merges whatever it holds, or fails when it is asked to.
-            if not hasattr(layer, "merge"):
-                yield type(layer).__name__
-            yield from within(getattr(layer, "caches", ()))
-
-    return next(within(make_prompt_cache(model)), None)
 
 
 def first_line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """Loads a model's weights with mlx-lm, in the type that is fastest here.
 
-With engine/text/batch.py this is the only place that uses mlx-lm's insides.
 Runs on the engine's thread: MLX arrays belong to the thread that evaluates them.
 """
 
@@ -13,11 +12,12 @@ from typing import Any, Literal
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import dequantize_model, load_model
 
 from headrace.errors import ModelCorrupt, UnsupportedModel
+from headrace.host.machine import describe
 from headrace_runner.models.architectures import first_line, model_class_exists
 from headrace_runner.models.files import read_json
+from headrace_runner.models.insides import dequantized, load_lazily
 from headrace_runner.models.safetensors import read_tensors
 
 _GPU_PREFILL_CHUNK = 2048
@@ -37,8 +37,10 @@ class LoadedModel:
     weights_bytes: int
     prefill_chunk: int
     """Prompt tokens to compute between two decode steps."""
-    ahead: bool
-    """Whether the device is one of its own, which should not wait for the host."""
+    on_cpu: bool
+    """Whether a CPU is device and host in one."""
+    memory_available: int
+    """Bytes that are free for everything else."""
 
 
 def load(
@@ -64,7 +66,7 @@ def load(
     if not read_tensors(model_dir):
         raise ModelCorrupt("The model has no weights.", file="model.safetensors")
     try:
-        model, config = load_model(model_dir, lazy=True)
+        model, config = load_lazily(model_dir)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         # The files are whole, so what mlx-lm rejects is that they do not fit each other.
         raise ModelCorrupt(
@@ -73,7 +75,7 @@ def load(
     if dtype == "float32":
         # First the scales: what is dequantised takes their type, and would lose bits in half.
         model.set_dtype(mx.float32)
-        model = dequantize_model(model)
+        model = dequantized(model)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     if on_cpu and "quantization" in config:
         # MLX's quantised products on a CPU take many times longer with scales in half precision.
@@ -84,8 +86,22 @@ def load(
         "float32" if dtype == "float32" else _stored_type(config),
         weights_bytes,
         cpu_prefill_chunk(weights_bytes, dtype) if on_cpu else _GPU_PREFILL_CHUNK,
-        ahead=not on_cpu,
+        on_cpu,
+        _memory_available(on_cpu),
     )
+
+
+def _memory_available(on_cpu: bool) -> int:
+    if on_cpu:
+        return describe().memory_available
+    limit = int(mx.device_info().get("max_recommended_working_set_size", 0))
+    if mx.metal.is_available() and limit:
+        # What is wired is never paged out or compressed while the device does not use it.
+        mx.set_wired_limit(limit)
+    left = (limit or describe().memory_available) - mx.get_active_memory()
+    # Freed buffers are kept for reuse up to this, and given back beyond it.
+    mx.set_cache_limit(max(left // 10, 1 << 28))
+    return max(left, 0)
 
 
 def cpu_prefill_chunk(weights_bytes: int, dtype: Literal["float32", "stored"]) -> int:

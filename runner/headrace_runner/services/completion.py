@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from headrace.errors import ContextLengthExceeded
+from headrace.errors import ContextLengthExceeded, FieldViolation, InvalidRequest
 from headrace.rpc.support import refuse_unsupported
 from headrace.v1.completion_pb2 import (
     CompletionProgress,
@@ -32,8 +32,13 @@ from headrace_runner.engine.text.request import (
     Started,
 )
 from headrace_runner.services.messages import completed, delta
-from headrace_runner.services.options import sampling_params, stop_rules, top_logprobs
-from headrace_runner.services.prompt import prompt_ids
+from headrace_runner.services.options import (
+    resume_ids,
+    sampling_params,
+    stop_rules,
+    top_logprobs,
+)
+from headrace_runner.services.prompt import completion_prompt
 from headrace_runner.services.spans import GenerationSpan
 from headrace_runner.services.workers import in_worker
 from headrace_runner.state import RunnerContext
@@ -91,7 +96,12 @@ class CompletionServicer(CompletionServiceServicer):
         self, request: StreamCompletionRequest, request_id: str
     ) -> GenerationRequest:
         runner = self._runner
-        prompt = await in_worker(request, prompt_ids, request, runner.tokenizer, runner.template)
+        if request.n > runner.config.max_concurrency:
+            rule = f"this runner computes {runner.config.max_concurrency} choices at once at most"
+            raise InvalidRequest(violations=[FieldViolation("n", rule)])
+        prompt, markup = await in_worker(
+            request, completion_prompt, request, runner.tokenizer, runner.template, runner.markup
+        )
         # A prompt may fill the context: the token drawn after it need not be fed back.
         limit = runner.context_length
         if len(prompt) > limit:
@@ -99,6 +109,9 @@ class CompletionServicer(CompletionServiceServicer):
         room = limit - len(prompt) + 1
         vocabulary = runner.tokenizer.vocab_size
         stops = stop_rules(request.stop, vocabulary)
+        resume = resume_ids(request, vocabulary)
+        if len(resume) > room:
+            raise ContextLengthExceeded(limit=limit, actual=len(prompt) + len(resume))
         return GenerationRequest(
             id=request_id,
             prompt=prompt,
@@ -110,6 +123,9 @@ class CompletionServicer(CompletionServiceServicer):
             include_stop=request.stop.include_stop,
             top_logprobs=top_logprobs(request.logprobs, vocabulary),
             priority=request.priority,
+            choices=max(1, request.n),
+            resume=resume,
+            markup=markup,
         )
 
 
@@ -121,6 +137,7 @@ async def _messages(
     span: GenerationSpan,
 ) -> AsyncGenerator[StreamCompletionResponse, None]:
     """The stream's events as messages, with a sign of life where there is nothing to tell."""
+    cached = 0
     while True:
         if not await stream.wait(_HEARTBEAT):
             yield StreamCompletionResponse(
@@ -128,8 +145,8 @@ async def _messages(
             )
             continue
         match await anext(stream):
-            case Started(at):
-                span.started(at)
+            case Started(at, cached):
+                span.started(at, cached)
                 yield StreamCompletionResponse(
                     started=CompletionStarted(
                         id=generation.id,
@@ -137,6 +154,7 @@ async def _messages(
                         digest=runner.config.digest,
                         runner=runner.config.id,
                         prompt_tokens=len(generation.prompt),
+                        cached_tokens=cached,
                         seed=generation.sampling.seed,
                     )
                 )
@@ -149,6 +167,6 @@ async def _messages(
             case Finished() as event:
                 span.finished(event)
                 yield StreamCompletionResponse(
-                    completed=completed(event, len(generation.prompt), span.arrived)
+                    completed=completed(event, len(generation.prompt), cached, span.arrived)
                 )
                 return

@@ -13,22 +13,32 @@ from headrace.v1.completion_pb2 import (
     CompletionDelta,
     FinishReason,
     TokenLogprob,
+    ToolCallPart,
 )
-from headrace_runner.engine.text.batch import Logprobs
-from headrace_runner.engine.text.request import Delta, Finish, Finished
+from headrace_runner.engine.text.logprobs import Logprobs
+from headrace_runner.engine.text.request import ChoiceEnd, Delta, Finish, Finished
 from headrace_runner.models.tokenizer import Tokenizer
 
 _REASONS = {
     Finish.END_OF_TEXT: FinishReason.FINISH_REASON_END_OF_TEXT,
     Finish.STOP: FinishReason.FINISH_REASON_STOP,
     Finish.LENGTH: FinishReason.FINISH_REASON_LENGTH,
+    Finish.TOOL_CALLS: FinishReason.FINISH_REASON_TOOL_CALLS,
 }
 
 
 def delta(event: Delta, tokenizer: Tokenizer) -> CompletionDelta:
-    """More output of the only choice."""
+    """More output of one choice."""
     return CompletionDelta(
+        choice=event.choice,
         text=event.text,
+        reasoning=event.reasoning,
+        tool_calls=[
+            ToolCallPart(
+                index=part.index, id=part.id, name=part.name, arguments_json=part.arguments
+            )
+            for part in event.tool_calls
+        ],
         token_ids=event.token_ids,
         # Absent unless asked for: most deltas have none.
         logprobs=[
@@ -39,19 +49,17 @@ def delta(event: Delta, tokenizer: Tokenizer) -> CompletionDelta:
     )
 
 
-def completed(event: Finished, prompt_tokens: int, arrived: int) -> CompletionCompleted:
+def completed(
+    event: Finished, prompt_tokens: int, cached_tokens: int, arrived: int
+) -> CompletionCompleted:
     """The end of a stream that arrived at `arrived`, a `perf_counter_ns`."""
-    choice = ChoiceResult(
-        finish_reason=_REASONS[event.reason],
-        output_tokens=event.output_tokens,
-    )
-    if isinstance(event.matched, str):
-        choice.stop_string = event.matched
-    elif event.matched is not None:
-        choice.stop_token_id = event.matched
     return CompletionCompleted(
-        choices=[choice],
-        usage=Usage(prompt_tokens=prompt_tokens, output_tokens=event.output_tokens),
+        choices=[_choice(index, end) for index, end in enumerate(event.choices)],
+        usage=Usage(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            output_tokens=sum(end.output_tokens for end in event.choices),
+        ),
         timings=Timings(
             queue=_span(arrived, event.started_at),
             load=Duration(),
@@ -60,6 +68,17 @@ def completed(event: Finished, prompt_tokens: int, arrived: int) -> CompletionCo
             total=_span(arrived, time.perf_counter_ns()),
         ),
     )
+
+
+def _choice(index: int, end: ChoiceEnd) -> ChoiceResult:
+    choice = ChoiceResult(
+        index=index, finish_reason=_REASONS[end.reason], output_tokens=end.output_tokens
+    )
+    if isinstance(end.matched, str):
+        choice.stop_string = end.matched
+    elif end.matched is not None:
+        choice.stop_token_id = end.matched
+    return choice
 
 
 def _logprob(token: int, logprobs: Logprobs, tokenizer: Tokenizer) -> TokenLogprob:

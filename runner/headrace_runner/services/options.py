@@ -9,7 +9,12 @@ import secrets
 from dataclasses import dataclass
 
 from headrace.errors import FieldViolation, InvalidRequest
-from headrace.v1.completion_pb2 import LogprobsOptions, SamplingOptions, StopOptions
+from headrace.v1.completion_pb2 import (
+    LogprobsOptions,
+    SamplingOptions,
+    StopOptions,
+    StreamCompletionRequest,
+)
 from headrace_runner.engine.text.sampling import SamplingParams
 
 _DEFAULT_WINDOW = 64
@@ -65,6 +70,22 @@ def sampling_params(options: SamplingOptions, vocabulary: int) -> SamplingParams
         seed=options.seed if options.HasField("seed") else secrets.randbits(63),
         logit_bias=tuple(sorted(options.logit_bias.items())),
     )
+
+
+def resume_ids(request: StreamCompletionRequest, vocabulary: int) -> tuple[int, ...]:
+    """The output that an earlier attempt has sent.
+
+    Raises InvalidRequest for a token outside the vocabulary, and for several choices: which of
+    them sent what cannot be said.
+    """
+    ids = tuple(request.resume_token_ids)
+    if ids and request.n > 1:
+        rule = "goes with one choice only; leave n out"
+        raise InvalidRequest(violations=[FieldViolation("resume_token_ids", rule)])
+    if max(ids, default=0) >= vocabulary:
+        for index, token in enumerate(ids):
+            _check_token(token, vocabulary, f"resume_token_ids[{index}]")
+    return ids
 
 
 def _check_token(token: int, vocabulary: int, field: str) -> None:

@@ -5,11 +5,11 @@ a rendered chat can never disagree. Encoding may take seconds: call it from a wo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from google.protobuf.json_format import MessageToDict
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 
 from headrace.errors import UnsupportedParameter
 from headrace.v1.completion_pb2 import (
@@ -23,6 +23,7 @@ from headrace.v1.completion_pb2 import (
     ToolChoice,
 )
 from headrace_runner.models.chat import ChatTemplate, invalid_field
+from headrace_runner.models.markup import Markup, ModelMarkup, thinking_option
 from headrace_runner.models.tokenizer import Tokenizer
 
 HasInput: TypeAlias = StreamCompletionRequest | CompletionInput
@@ -35,13 +36,51 @@ _ROLES = {
     ChatRole.CHAT_ROLE_DEVELOPER: "developer",
 }
 
+_PROMPT_END = 16
+"""Tokens in which a marker at the end of a prompt is sure to be."""
+
+
+def completion_prompt(
+    request: StreamCompletionRequest,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    markup: ModelMarkup,
+) -> tuple[list[int], Markup]:
+    """Give the tokens of a completion's prompt, and what to set apart in its output.
+
+    What continues a bare prompt is all text, unless `reasoning` is given. Raises what `prompt_ids`
+    raises, and UnsupportedParameter for tools and reasoning that the model does not know.
+    """
+    ids = prompt_ids(
+        request, tokenizer, template, template_options=_reasoning_option(request, template, markup)
+    )
+    is_chat = request.HasField("chat")
+    if not is_chat and not request.HasField("reasoning"):
+        return ids, Markup()
+    tools = _tools(request.chat, "chat") or None
+    if tools and not markup.calls_tools:
+        raise UnsupportedParameter(
+            "the form of this model's tool calls is not known; leave them out, and describe the "
+            "tools in a message",
+            field="chat.tools",
+        )
+    end = tokenizer.decode(ids[-_PROMPT_END:]).decode(errors="replace")
+    apart = not request.reasoning.in_text
+    return ids, markup.of_request(tools=tools, reasoning_apart=apart, prompt_end=end)
+
 
 def prompt_ids(
-    request: HasInput, tokenizer: Tokenizer, template: ChatTemplate, *, parent: str = ""
+    request: HasInput,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    *,
+    parent: str = "",
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Give the tokens of a request's input, at least one.
 
     `parent` is the path of the message that holds the input, ending in a dot; "" for a request.
+    `template_options` go to a chat's template beside the chat's own.
     Raises InvalidRequest, UnsupportedParameter or UnsupportedCapability naming the field.
     """
     match request.WhichOneof("input"):
@@ -53,7 +92,7 @@ def prompt_ids(
                 )
             return ids
         case "chat":
-            prompt = render_chat(request.chat, template, f"{parent}chat")
+            prompt = render_chat(request.chat, template, f"{parent}chat", template_options)
             ids = chat_ids(prompt, tokenizer)
             if not ids:
                 raise invalid_field(f"{parent}chat.messages", "must not make an empty prompt")
@@ -83,20 +122,59 @@ def check_ids(ids: Sequence[int], tokenizer: Tokenizer, field: str) -> None:
         )
 
 
-def render_chat(chat: ChatInput, template: ChatTemplate, field: str) -> str:
-    """Put a conversation into the model's template; `field` is its path, for errors."""
+def render_chat(
+    chat: ChatInput,
+    template: ChatTemplate,
+    field: str,
+    template_options: Mapping[str, Any] | None = None,
+) -> str:
+    """Put a conversation into the model's template; `field` is its path, for errors.
+
+    `template_options` stand beside the chat's own and go before them.
+    """
     if not chat.messages:
         raise invalid_field(f"{field}.messages", "must have at least one message")
-    with_tools = _offers_tools(chat, field)
+    options = _options(chat.template_options, f"{field}.template_options")
     return template.render(
         [_message(m, f"{field}.messages[{i}]") for i, m in enumerate(chat.messages)],
-        tools=[_tool(t, f"{field}.tools[{i}]") for i, t in enumerate(chat.tools) if with_tools],
-        template_options=_options(chat.template_options, f"{field}.template_options"),
+        tools=_tools(chat, field),
+        template_options=options | dict(template_options or {}),
         add_generation_prompt=(
             chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
         ),
         field=field,
     )
+
+
+def _reasoning_option(
+    request: StreamCompletionRequest, template: ChatTemplate, markup: ModelMarkup
+) -> dict[str, bool]:
+    """Give the template's own variable for `reasoning.enabled`, where that says anything new."""
+    if not request.reasoning.HasField("enabled"):
+        return {}
+    wanted, field = request.reasoning.enabled, "reasoning.enabled"
+    if not request.HasField("chat"):
+        raise UnsupportedParameter("only a chat can be told; leave it out", field=field)
+    if wanted and not markup.reasons:
+        raise UnsupportedParameter("this model's reasoning is not known; leave it out", field=field)
+    option = thinking_option(template)
+    if option is None:
+        if markup.reasons and not wanted:
+            raise UnsupportedParameter(
+                "the model's chat template cannot turn its reasoning off; leave it out", field=field
+            )
+        return {}
+    given = request.chat.template_options.fields
+    if option in given and given[option] != Value(bool_value=wanted):
+        raise invalid_field(field, f"contradicts chat.template_options.{option}")
+    return {option: wanted}
+
+
+def _tools(chat: ChatInput, field: str) -> list[dict[str, Any]]:
+    """Give the tools that the model is offered."""
+    if not _offers_tools(chat, field):
+        return []
+    return [_tool(tool, f"{field}.tools[{i}]") for i, tool in enumerate(chat.tools)]
 
 
 def _offers_tools(chat: ChatInput, field: str) -> bool:
@@ -105,6 +183,8 @@ def _offers_tools(chat: ChatInput, field: str) -> bool:
             field=f"{field}.tool_choice.mode",
             message="this runner cannot force a tool call; use MODE_AUTO or MODE_NONE",
         )
+    if chat.tool_choice.HasField("name"):
+        raise invalid_field(f"{field}.tool_choice.name", "goes with MODE_ONE only; leave it out")
     return chat.tool_choice.mode != ToolChoice.MODE_NONE
 
 

@@ -106,6 +106,9 @@ class RunnerServicer(RunnerServiceServicer):
                 peak_bytes=stats.peak_bytes,
                 cache_bytes=stats.cache_bytes,
                 resident_bytes=self._process.memory_info().rss,
+                kv_reserved_bytes=stats.kv_reserved_bytes,
+                kv_limit_bytes=stats.kv_limit_bytes,
+                prefix_cache_bytes=stats.prefix_bytes,
             ),
             load=RunnerLoad(
                 running=engine.running,
@@ -113,6 +116,7 @@ class RunnerServicer(RunnerServiceServicer):
                 requests_total=engine.requests_total,
                 prompt_tokens_total=stats.prompt_tokens,
                 output_tokens_total=stats.output_tokens,
+                cached_tokens_total=stats.cached_tokens,
             ),
             limits=RunnerLimits(
                 context_length=runner.context_length,

@@ -77,15 +77,19 @@ class GenerationSpan:
             }
         )
 
-    def started(self, at: int) -> None:
-        """The engine begins its prefill."""
+    def started(self, at: int, cached: int) -> None:
+        """The engine begins its prefill, of which so many tokens are cached."""
+        self._outcome["cached_tokens"] = cached
+        self._span.set_attribute(names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, cached)
         self._part(names.SPAN_QUEUE, self.arrived, at)
 
     def finished(self, event: Finished) -> None:
         """The request has ended as it should."""
+        reasons = [end.reason.value for end in event.choices]
+        tokens = sum(end.output_tokens for end in event.choices)
         self._outcome |= {
-            "outcome": event.reason.value,
-            "output_tokens": event.output_tokens,
+            "outcome": ",".join(sorted(set(reasons))),
+            "output_tokens": tokens,
             "first_token_seconds": round((event.first_token_at - self.arrived) / 1e9, 3),
         }
         self._part(names.SPAN_PREFILL, event.started_at, event.first_token_at)
@@ -93,14 +97,15 @@ class GenerationSpan:
         if self._span.is_recording():
             self._span.set_attributes(
                 {
-                    names.GEN_AI_USAGE_OUTPUT_TOKENS: event.output_tokens,
-                    names.GEN_AI_RESPONSE_FINISH_REASONS: [event.reason.value],
+                    names.GEN_AI_USAGE_OUTPUT_TOKENS: tokens,
+                    names.GEN_AI_RESPONSE_FINISH_REASONS: reasons,
                 }
             )
         _first_token.record((event.first_token_at - self.arrived) / 1e9, self._attributes)
-        if event.output_tokens > 1:
+        longest = max(end.output_tokens for end in event.choices)
+        if longest > 1:
             seconds = (event.at - event.first_token_at) / 1e9
-            _per_token.record(seconds / (event.output_tokens - 1), self._attributes)
+            _per_token.record(seconds / (longest - 1), self._attributes)
 
     def failed(self, error: BaseException) -> None:
         """The request has ended otherwise. Being cancelled is nobody's fault."""

@@ -11,10 +11,11 @@ import pytest
 from mlx_lm.models.cache import ChunkedKVCache
 
 from headrace.errors import UnsupportedModel
-from headrace_runner.engine.text.batch import Drawn, TextBatch
+from headrace_runner.engine.text.batch import Drawn, NewRow
+from headrace_runner.engine.text.layouts import choose_layout
 from headrace_runner.engine.text.sampling import SamplingParams
 from tests.unit.engine.reference import expected
-from tests.unit.engine.tiny import GREEDY, VOCABULARY, alone, tiny_model
+from tests.unit.engine.tiny import GREEDY, VOCABULARY, alone, new_batch, tiny_model
 
 LENGTHS = (1, 2, 9, 17, 40)
 
@@ -50,14 +51,14 @@ class Schedule:
     def __init__(self, model: Any, seed: int, *, most: int, ahead: bool) -> None:
         self._random = random.Random(seed)
         self._most = most
-        self._batch = TextBatch(model, prefill_chunk=16, ahead=ahead)
+        self.batch = new_batch(model, ahead=ahead, prefix_bytes=1 << 22)
         self._wanted: dict[int, int] = {}
         self.requests: list[tuple[list[int], SamplingParams]] = []
         self.drawn: dict[int, list[int]] = {}
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            while len(self._batch) < self._most and self._random.random() < 0.3:
+            while len(self.batch) < self._most and self._random.random() < 0.3:
                 self._join()
             if self._wanted and self._random.random() < 0.05:
                 self._leave(self._random.choice(list(self._wanted)))
@@ -71,14 +72,17 @@ class Schedule:
         self.requests.append((prompt, sampling))
         self.drawn[uid] = []
         self._wanted[uid] = self._random.randint(1, 30)
-        self._batch.add(uid, prompt, sampling, self._random.choice([None, 0, 3]))
+        if self._random.random() < 0.5 and uid:  # Often something that came before.
+            prompt = self.requests[self._random.randrange(uid)][0] + prompt
+            self.requests[-1] = prompt, sampling
+        self.batch.add(prompt, [NewRow(uid, sampling, self._random.choice([None, 0, 3]))])
 
     def _leave(self, uid: int) -> None:
         del self._wanted[uid]
-        self._batch.remove([uid])
+        self.batch.remove([uid])
 
     def _step(self) -> None:
-        for draw in self._batch.step()[1]:
+        for draw in self.batch.step()[1]:
             self.drawn[draw.uid].append(draw.token)
         done = [uid for uid, wanted in self._wanted.items() if len(self.drawn[uid]) >= wanted]
         for uid in done:
@@ -143,10 +147,10 @@ def test_a_row_that_is_resumed_goes_on_with_the_same_tokens(model: Any) -> None:
 
 
 def test_a_long_prefill_holds_up_nobody(model: Any, ahead: bool) -> None:
-    batch = TextBatch(model, prefill_chunk=4, ahead=ahead)
-    batch.add(1, [1, 2], GREEDY, None)
+    batch = new_batch(model, 4, ahead=ahead)
+    batch.add([1, 2], [NewRow(1, GREEDY)])
     batch.step()
-    batch.add(2, list(range(101)), GREEDY, None)
+    batch.add(list(range(101)), [NewRow(2, GREEDY)])
     for step in range(1, 26):
         prefilled, drawn = batch.step()
         assert [(p.uid, p.done, p.total) for p in prefilled] == [(2, 4 * step, 101)]
@@ -157,17 +161,17 @@ def test_a_long_prefill_holds_up_nobody(model: Any, ahead: bool) -> None:
 
 
 def test_a_chunk_is_shared_by_short_prompts(model: Any, ahead: bool) -> None:
-    batch = TextBatch(model, prefill_chunk=8, ahead=ahead)
+    batch = new_batch(model, 8, ahead=ahead)
     for uid in range(4):
-        batch.add(uid, [uid] * 4, GREEDY, None)
+        batch.add([uid] * 4, [NewRow(uid, GREEDY)])
     prefilled, _ = batch.step()
     assert [(p.uid, p.done) for p in prefilled] == [(0, 3), (1, 3), (2, 2)]
 
 
 def test_rows_are_removed_wherever_they_are(model: Any, ahead: bool) -> None:
-    batch = TextBatch(model, prefill_chunk=4, ahead=ahead)
+    batch = new_batch(model, 4, ahead=ahead)
     for uid, length in enumerate((2, 3, 40, 5)):
-        batch.add(uid, [5] * length, GREEDY, 2)
+        batch.add([5] * length, [NewRow(uid, GREEDY, 2)])
     tokens = [draw.token for draw in batch.step()[1] if draw.uid == 0]
     assert len(batch) == 4
     assert batch.kv_bytes > 0
@@ -187,12 +191,12 @@ def test_a_cache_that_cannot_be_batched_is_an_unsupported_model() -> None:
             return [ChunkedKVCache(8)]  # type: ignore[no-untyped-call]
 
     with pytest.raises(UnsupportedModel, match="ChunkedKVCache"):
-        TextBatch(Chunked(), prefill_chunk=4, ahead=False)
+        choose_layout(Chunked(), on_cpu=True, prefix_bytes=0)
 
 
 def test_an_empty_prompt_is_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        TextBatch(model, prefill_chunk=4, ahead=False).add(1, [], GREEDY, None)
+        new_batch(model).add([], [NewRow(1, GREEDY)])
 
 
 @pytest.mark.parametrize(
@@ -204,9 +208,9 @@ def test_logprobs_are_those_of_the_models_own_distribution(
     model: Any, sampling: SamplingParams, ahead: bool
 ) -> None:
     prompts = {1: [4, 8, 15], 2: [16, 23]}
-    batch = TextBatch(model, prefill_chunk=4, ahead=ahead)
+    batch = new_batch(model, 4, ahead=ahead)
     for uid, prompt in prompts.items():
-        batch.add(uid, prompt, sampling, 5)
+        batch.add(prompt, [NewRow(uid, sampling, 5)])
     draws: list[Drawn] = []
     while len(draws) < 16:
         draws += batch.step()[1]
@@ -226,9 +230,9 @@ def test_logprobs_are_those_of_the_models_own_distribution(
 
 
 def test_logprobs_cost_nobody_who_did_not_ask(model: Any, ahead: bool) -> None:
-    batch = TextBatch(model, prefill_chunk=8, ahead=ahead)
+    batch = new_batch(model, 8, ahead=ahead)
     for uid, top in enumerate((None, 0, 2)):
-        batch.add(uid, [3, 4], GREEDY, top)
+        batch.add([3, 4], [NewRow(uid, GREEDY, top)])
     while not (drawn := batch.step()[1]):
         pass
     plain, own, with_top = (draw.logprobs for draw in drawn)

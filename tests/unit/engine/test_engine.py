@@ -12,12 +12,14 @@ from itertools import groupby
 from typing import Any
 
 import pytest
+from mlx.nn.layers.base import Module
 
 from headrace.errors import Draining, InternalError, ModelCorrupt, Unavailable
 from headrace_runner.engine.engine import Engine
 from headrace_runner.engine.stream import EventStream
 from headrace_runner.engine.text.output import Output
 from headrace_runner.engine.text.request import (
+    ChoiceEnd,
     Delta,
     Event,
     Finish,
@@ -27,6 +29,7 @@ from headrace_runner.engine.text.request import (
     Started,
 )
 from headrace_runner.engine.text.sampling import SamplingParams
+from headrace_runner.engine.text.worker import Limits
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
 from tests.unit.engine.tiny import GREEDY, alone, loader, tiny_model
@@ -35,14 +38,15 @@ ENDLESS = 1_000_000
 PROMPT = [1, 2, 3]
 
 
-class Watched:
+class Watched(Module):
     """A model that counts its steps, and can be held or made to fail."""
 
     def __init__(self) -> None:
-        self._model = tiny_model()
-        self.layers = self._model.layers
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._model = (tiny_model(),)
+        self.layers = self._model[0].layers
         self.computed: list[tuple[int, ...]] = []
-        """Shape of every input: rows and tokens."""
+        """Shape of every input: tokens of all rows, and 1."""
         self.go_on = threading.Event()
         self.go_on.set()
         self.fault: Exception | None = None
@@ -52,7 +56,7 @@ class Watched:
         if self.fault is not None:
             raise self.fault
         self.computed.append(inputs.shape)
-        return self._model(inputs, cache=cache)
+        return self._model[0](inputs, cache=cache)
 
 
 def request(
@@ -75,7 +79,7 @@ def request(
 async def running(
     tokenizer: Tokenizer, load: Callable[[], LoadedModel], *, max_rows: int = 4
 ) -> AsyncIterator[Engine]:
-    engine = Engine(load, tokenizer, max_rows=max_rows)
+    engine = Engine(load, tokenizer, Limits(max_rows))
     async with asyncio.timeout(60):
         await engine.start()
         try:
@@ -126,7 +130,7 @@ async def test_a_stream_has_its_events_in_order(engine: Engine, model: Any) -> N
     started, finished = events[0], events[-1]
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
-    assert (finished.reason, finished.output_tokens) == (Finish.LENGTH, 10)
+    assert finished.choices == (ChoiceEnd(Finish.LENGTH, None, 10),)
     assert started.at <= finished.first_token_at <= finished.at
     assert tokens_of(events) == alone(model, list(range(40)), GREEDY, 10)
 
@@ -187,8 +191,8 @@ async def test_a_request_that_waits_leaves_at_once(tokenizer: Tokenizer, watched
         last = engine.submit(request([3] * 7))
         runs.close()
         await read(last)
-    assert (1, 29) not in watched.computed
-    assert (1, 6) in watched.computed
+    assert (29, 1) not in watched.computed
+    assert (6, 1) in watched.computed
 
 
 async def test_b2_a_long_prefill_ends_with_its_chunk(
@@ -201,15 +205,14 @@ async def test_b2_a_long_prefill_ends_with_its_chunk(
                 break
         long.close()
         assert tokens_of(await read(engine.submit(request())))
-    prefilled = sum(tokens for _, tokens in watched.computed if tokens == 4)
-    assert prefilled < 2000
+    assert sum(tokens for tokens, _ in watched.computed if tokens == 4) < 2000
 
 
 async def test_a_fault_in_the_load_is_the_callers(tokenizer: Tokenizer) -> None:
     def load() -> LoadedModel:
         raise ModelCorrupt(file="model.safetensors")
 
-    engine = Engine(load, tokenizer, max_rows=1)
+    engine = Engine(load, tokenizer, Limits(1))
     async with asyncio.timeout(20):
         with pytest.raises(ModelCorrupt):
             await engine.start()
@@ -221,7 +224,7 @@ async def test_a_model_that_cannot_make_a_token_never_starts(
     tokenizer: Tokenizer, watched: Watched
 ) -> None:
     watched.fault = ZeroDivisionError("no token")
-    engine = Engine(loader(lambda: watched), tokenizer, max_rows=1)
+    engine = Engine(loader(lambda: watched), tokenizer, Limits(1))
     async with asyncio.timeout(20):
         with pytest.raises(ZeroDivisionError):
             await engine.start()
@@ -311,7 +314,7 @@ async def test_a_start_that_is_cancelled_harms_nobody(
         loaded: LoadedModel = loader()()
         return loaded
 
-    engine = Engine(load, tokenizer, max_rows=1)
+    engine = Engine(load, tokenizer, Limits(1))
     async with asyncio.timeout(40):
         starting = asyncio.create_task(engine.start())
         await asyncio.to_thread(entered.wait)
@@ -327,7 +330,7 @@ async def test_a_start_that_is_cancelled_harms_nobody(
 
 
 async def test_an_engine_that_never_started_can_be_stopped(tokenizer: Tokenizer) -> None:
-    engine = Engine(loader(), tokenizer, max_rows=1)
+    engine = Engine(loader(), tokenizer, Limits(1))
     async with asyncio.timeout(5):
         await engine.stop()
 
@@ -353,5 +356,7 @@ async def test_stats_count_tokens_and_memory(engine: Engine) -> None:
     await asyncio.gather(*(read(engine.submit(request([i] * 20, 7))) for i in range(3)))
     await engine.stop()
     assert (engine.stats.prompt_tokens, engine.stats.output_tokens) == (60, 21)
-    assert engine.stats.kv_bytes == 0
+    # No row is left; what they computed is remembered.
+    assert engine.stats.kv_bytes == engine.stats.prefix_bytes > 0
+    assert engine.stats.kv_reserved_bytes == 0
     assert engine.stats.peak_bytes >= engine.stats.active_bytes > 0

@@ -9,6 +9,7 @@ import pytest
 from headrace.errors import Draining
 from headrace_runner.engine.stream import EventStream
 from headrace_runner.engine.text.request import (
+    ChoiceEnd,
     Delta,
     Event,
     Failed,
@@ -18,7 +19,7 @@ from headrace_runner.engine.text.request import (
     Started,
 )
 
-FINISHED = Finished(Finish.LENGTH, None, 3, 0, 1, 2)
+FINISHED = Finished((ChoiceEnd(Finish.LENGTH, None, 3),), 0, 1, 2)
 
 
 class Closed:
@@ -47,20 +48,20 @@ async def everything(stream: EventStream) -> list[Event]:
 
 
 def letter(text: str, count: int) -> Delta:
-    return Delta(text, [ord(text)], [], count)
+    return Delta(text=text, token_ids=[ord(text)], output_tokens=count)
 
 
 async def test_what_waits_is_merged(stream: EventStream) -> None:
-    stream.push(Started(1))
+    stream.push(Started(1, 0))
     for done in range(5):
         stream.push(Prefill(done, 5))
     for count, text in enumerate("abc", start=1):
         stream.push(letter(text, count))
     stream.push(FINISHED)
     assert await everything(stream) == [
-        Started(1),
+        Started(1, 0),
         Prefill(4, 5),
-        Delta("abc", [97, 98, 99], [], 3),
+        Delta(text="abc", token_ids=[97, 98, 99], output_tokens=3),
         FINISHED,
     ]
 

@@ -10,7 +10,8 @@ import mlx.core as mx
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
-from headrace_runner.engine.text.batch import TextBatch
+from headrace_runner.engine.text.batch import NewRow, TextBatch
+from headrace_runner.engine.text.layouts import choose_layout
 from headrace_runner.engine.text.sampling import SamplingParams
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
@@ -96,15 +97,25 @@ def bytes_of(letter: str) -> bytes:
 
 def loader(model: Callable[[], Any] = tiny_model, prefill_chunk: int = 16) -> Any:
     """What an Engine calls on its own thread to get its model."""
-    return lambda: LoadedModel(model(), "float32", 0, prefill_chunk, ahead=False)
+    return lambda: LoadedModel(
+        model(), "float32", 0, prefill_chunk, on_cpu=True, memory_available=1 << 40
+    )
+
+
+def new_batch(
+    model: Any, chunk: int = 16, *, ahead: bool = False, prefix_bytes: int = 0
+) -> TextBatch:
+    """An empty batch. What needs a GPU's ways is computed as on a CPU too, but for `ahead`."""
+    layout = choose_layout(model, on_cpu=True, prefix_bytes=prefix_bytes)
+    return TextBatch(layout, prefill_chunk=chunk, ahead=ahead)
 
 
 def alone(
     model: Any, prompt: list[int], sampling: SamplingParams, count: int, chunk: int = 16
 ) -> list[int]:
     """The first `count` tokens of a request that has the model to itself."""
-    batch = TextBatch(model, prefill_chunk=chunk, ahead=False)
-    batch.add(1, prompt, sampling, None)
+    batch = new_batch(model, chunk)
+    batch.add(prompt, [NewRow(1, sampling)])
     tokens: list[int] = []
     while len(tokens) < count:
         tokens += [draw.token for draw in batch.step()[1]]

@@ -19,11 +19,14 @@ from headrace.v1.completion_pb2 import (
     ChatMessage,
     ChatRole,
     CompletionInput,
+    ReasoningOptions,
     StreamCompletionRequest,
 )
 from headrace_runner.models.chat import ChatTemplate
+from headrace_runner.models.markup import Markup, ModelMarkup
 from headrace_runner.models.tokenizer import Tokenizer
-from headrace_runner.services.prompt import prompt_ids, render_chat
+from headrace_runner.services.options import resume_ids
+from headrace_runner.services.prompt import completion_prompt, prompt_ids, render_chat
 
 # A template that writes down all it was given.
 ECHO = ChatTemplate(
@@ -175,3 +178,137 @@ def test_tool_choice() -> None:
         with pytest.raises(UnsupportedParameter) as raised:
             rendered(mode=forced, name="f")
         assert raised.value.metadata["field"] == "chat.tool_choice.mode"
+
+
+def test_a_tools_name_without_a_tool_to_force_is_refused() -> None:
+    chat = _chat(messages=[_user()], toolChoice={"mode": "MODE_AUTO", "name": "f"})
+    with pytest.raises(InvalidRequest) as raised:
+        render_chat(chat, ECHO, "chat")
+    assert _field(raised.value) == "chat.tool_choice.name"
+
+
+# A model that reasons and calls tools, and says so in its prompt.
+THINKER = ChatTemplate(
+    {
+        "default": "{{ tools | tojson }}{{ messages[0].content }}"
+        "{% if enable_thinking is not defined or enable_thinking %}<think>\n"
+        "{% else %}<think></think>{% endif %}"
+    },
+    {},
+)
+KNOWN = ModelMarkup(
+    reasoning_start="<think>",
+    reasoning_end="</think>",
+    call_start="<c>",
+    call_end="</c>",
+    parser=lambda text, tools: tools,
+)
+FUNCTION = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def _completion(
+    tokenizer: Tokenizer,
+    *,
+    template: ChatTemplate = THINKER,
+    markup: ModelMarkup = KNOWN,
+    reasoning: ReasoningOptions | None = None,
+    prompt: str | None = None,
+    **chat: Any,
+) -> tuple[str, Markup]:
+    request = StreamCompletionRequest(model="m", reasoning=reasoning)
+    if prompt is None:
+        request.chat.CopyFrom(_chat(messages=[_user()], **chat))
+    else:
+        request.prompt = prompt
+    ids, found = completion_prompt(request, tokenizer, template, markup)
+    return tokenizer.decode(ids).decode(), found
+
+
+def test_what_a_chat_sets_apart(smollm2: Tokenizer) -> None:
+    prompt, markup = _completion(smollm2)
+    assert prompt == "nullHi<think>\n"
+    assert markup.in_reasoning
+    assert markup.parse is None
+    prompt, markup = _completion(smollm2, tools=[{"name": "f"}])
+    assert prompt.startswith('[{"type": "function"')
+    assert markup.parse is not None
+    assert markup.parse("x") == [FUNCTION]
+    none = {"mode": "MODE_NONE"}
+    prompt, markup = _completion(smollm2, tools=[{"name": "f"}], toolChoice=none)
+    assert prompt.startswith("null")
+    assert markup.parse is None
+    assert _completion(smollm2, toolChoice={"mode": "MODE_AUTO"})[1].parse is None
+
+
+def test_what_continues_a_bare_prompt_is_text_unless_reasoning_is_asked_for(
+    smollm2: Tokenizer,
+) -> None:
+    assert _completion(smollm2, prompt="Hm <think>\n") == ("Hm <think>\n", Markup())
+    _, markup = _completion(smollm2, prompt="Hm <think>\n", reasoning=ReasoningOptions())
+    assert markup.in_reasoning
+    assert markup.reasoning_end == "</think>"
+
+
+def test_reasoning_is_turned_on_and_off(smollm2: Tokenizer) -> None:
+    on, off = ReasoningOptions(enabled=True), ReasoningOptions(enabled=False)
+    prompt, markup = _completion(smollm2, reasoning=on)
+    assert (prompt, markup.in_reasoning) == ("nullHi<think>\n", True)
+    prompt, markup = _completion(smollm2, reasoning=off)
+    assert (prompt, markup.in_reasoning) == ("nullHi<think></think>", False)
+    agreed = _completion(smollm2, reasoning=off, templateOptions={"enable_thinking": False})
+    assert agreed[0] == prompt
+    for other in (True, "no"):
+        with pytest.raises(InvalidRequest) as raised:
+            _completion(smollm2, reasoning=off, templateOptions={"enable_thinking": other})
+        assert _field(raised.value) == "reasoning.enabled"
+
+
+def test_reasoning_in_the_text(smollm2: Tokenizer) -> None:
+    _, markup = _completion(smollm2, reasoning=ReasoningOptions(in_text=True))
+    assert (markup.reasoning_start, markup.in_reasoning) == ("", False)
+
+
+def test_b9_reasoning_that_a_model_cannot_turn(smollm2: Tokenizer) -> None:
+    always = ChatTemplate({"default": "{{ messages[0].content }}"}, {})
+    on, off = ReasoningOptions(enabled=True), ReasoningOptions(enabled=False)
+    nothing = ModelMarkup()
+
+    def refused(**given: Any) -> str:
+        with pytest.raises(UnsupportedParameter) as raised:
+            _completion(smollm2, **given)
+        return _field(raised.value)
+
+    assert refused(reasoning=on, markup=nothing) == "reasoning.enabled"
+    assert refused(reasoning=on, markup=nothing, template=always) == "reasoning.enabled"
+    assert refused(reasoning=off, template=always) == "reasoning.enabled"
+    assert refused(reasoning=on, prompt="x") == "reasoning.enabled"
+    assert refused(reasoning=off, prompt="x") == "reasoning.enabled"
+    # What is the case anyway is no request that cannot be honoured.
+    assert _completion(smollm2, reasoning=on, template=always)[0] == "Hi"
+    assert _completion(smollm2, reasoning=off, markup=nothing, template=always)[0] == "Hi"
+
+
+def test_b9_tools_that_a_model_does_not_know(smollm2: Tokenizer, template: ChatTemplate) -> None:
+    of_models: list[dict[str, Any]] = [{"template": template}, {"markup": ModelMarkup()}]
+    for of_model in of_models:
+        with pytest.raises(UnsupportedParameter) as raised:
+            _completion(smollm2, tools=[{"name": "f"}], **of_model)
+        assert _field(raised.value) == "chat.tools"
+
+
+def test_resumed_tokens() -> None:
+    request = StreamCompletionRequest(model="m", resume_token_ids=[3, 0, 9])
+    assert resume_ids(request, 10) == (3, 0, 9)
+    assert resume_ids(StreamCompletionRequest(n=4), 10) == ()
+    with pytest.raises(InvalidRequest) as raised:
+        resume_ids(request, 9)
+    assert _field(raised.value) == "resume_token_ids[2]"
+    request.n = 1
+    assert resume_ids(request, 10)
+    request.n = 2
+    with pytest.raises(InvalidRequest) as raised:
+        resume_ids(request, 10)
+    assert _field(raised.value) == "resume_token_ids"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_runner.engine.text.stop import StopMatcher
+from headrace_runner.engine.text.stop import Finder, StopMatcher
 
 # A small alphabet makes overlaps, repeats and near misses likely.
 TEXT = st.text(alphabet="abc", max_size=40)
@@ -92,6 +92,19 @@ def test_included_stop() -> None:
 def test_many_long_stops_take_linear_time() -> None:
     matcher = StopMatcher(["a" * 1023 + chr(0x4E00 + i) for i in range(64)])
     assert len(matcher.push("a" * 200_000)[0]) == 200_000 - 1023
+
+
+def test_a_finder_goes_on_behind_what_it_found() -> None:
+    finder = Finder(["ab", "bc"])
+    assert finder.push("xa") == ("x", None, 2)
+    assert finder.held == 1
+    assert finder.push("bcab") == ("", "ab", 1)
+    assert finder.held == 0
+    assert finder.push("bcab", 1) == ("c", "ab", 4)
+    assert finder.push("c") == ("c", None, 1)
+    assert finder.push("b") == ("", None, 1)
+    assert finder.finish() == "b"
+    assert finder.push("c") == ("c", None, 1)
 
 
 def test_an_empty_stop_is_refused() -> None:

@@ -31,8 +31,10 @@ from headrace.v1.tokenize_pb2_grpc import (
 )
 from headrace_runner.config import parse
 from headrace_runner.engine.engine import Engine
+from headrace_runner.engine.text.worker import Limits
 from headrace_runner.models.chat import ChatTemplate
 from headrace_runner.models.load import LoadedModel
+from headrace_runner.models.markup import ModelMarkup
 from headrace_runner.models.tokenizer import Tokenizer
 from headrace_runner.services import tokenize
 from headrace_runner.services.tokenize import TokenizeServicer
@@ -58,7 +60,8 @@ async def _serve(
         config=parse(["--model", str(socket.parent), "--name", "m"]),
         tokenizer=tokenizer,
         template=template,
-        engine=Engine(_never, tokenizer, max_rows=1),
+        markup=ModelMarkup(),
+        engine=Engine(_never, tokenizer, Limits(1)),
         context_length=CONTEXT,
         loaded=asyncio.get_running_loop().create_future(),
     )

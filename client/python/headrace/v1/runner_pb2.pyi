@@ -234,6 +234,9 @@ class RunnerMemory(_message.Message):
     PEAK_BYTES_FIELD_NUMBER: _builtins.int
     CACHE_BYTES_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    KV_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    KV_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    PREFIX_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """Weights."""
     kv_bytes: _builtins.int
@@ -246,6 +249,18 @@ class RunnerMemory(_message.Message):
     """What MLX keeps for reuse."""
     resident_bytes: _builtins.int
     """Resident memory of the process."""
+    kv_reserved_bytes: _builtins.int
+    """What running requests have reserved for their KV caches: what these take
+    when each request reaches its `max_tokens`.
+    """
+    kv_limit_bytes: _builtins.int
+    """The most that requests may reserve. A request waits for its turn where it
+    would pass this, unless nothing else runs.
+    """
+    prefix_cache_bytes: _builtins.int
+    """The prefix cache: KV caches of earlier prompts and outputs, part of
+    `kv_bytes`.
+    """
     def __init__(
         self,
         *,
@@ -255,10 +270,13 @@ class RunnerMemory(_message.Message):
         peak_bytes: _builtins.int = ...,
         cache_bytes: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
+        kv_reserved_bytes: _builtins.int = ...,
+        kv_limit_bytes: _builtins.int = ...,
+        prefix_cache_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_bytes", b"active_bytes", "cache_bytes", b"cache_bytes", "kv_bytes", b"kv_bytes", "peak_bytes", b"peak_bytes", "resident_bytes", b"resident_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_bytes", b"active_bytes", "cache_bytes", b"cache_bytes", "kv_bytes", b"kv_bytes", "kv_limit_bytes", b"kv_limit_bytes", "kv_reserved_bytes", b"kv_reserved_bytes", "peak_bytes", b"peak_bytes", "prefix_cache_bytes", b"prefix_cache_bytes", "resident_bytes", b"resident_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,6 +293,7 @@ class RunnerLoad(_message.Message):
     REQUESTS_TOTAL_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Requests in the batch."""
     waiting: _builtins.int
@@ -282,9 +301,13 @@ class RunnerLoad(_message.Message):
     requests_total: _builtins.int
     """Requests ended since the start, for whatever reason."""
     prompt_tokens_total: _builtins.int
-    """Prompt tokens computed since the start."""
+    """Prompt tokens of requests begun since the start."""
     output_tokens_total: _builtins.int
     """Tokens generated since the start."""
+    cached_tokens_total: _builtins.int
+    """Prompt tokens that came out of the prefix cache since the start, part of
+    `prompt_tokens_total`.
+    """
     def __init__(
         self,
         *,
@@ -293,10 +316,11 @@ class RunnerLoad(_message.Message):
         requests_total: _builtins.int = ...,
         prompt_tokens_total: _builtins.int = ...,
         output_tokens_total: _builtins.int = ...,
+        cached_tokens_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens_total", b"output_tokens_total", "prompt_tokens_total", b"prompt_tokens_total", "requests_total", b"requests_total", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens_total", b"cached_tokens_total", "output_tokens_total", b"output_tokens_total", "prompt_tokens_total", b"prompt_tokens_total", "requests_total", b"requests_total", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,31 +1,32 @@
 """Rows of one model, prefilled and decoded together: continuous batching.
 
 A row joins after its prefill and leaves whenever it is removed; both happen
-between steps. All use of mlx-lm's KV caches is here. Everything in this module
-belongs to one thread.
+between steps. Everything in this module belongs to one thread.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
-from headrace.errors import UnsupportedModel
+from headrace_runner.engine.text.layout import Layout, as_tokens
+from headrace_runner.engine.text.logprobs import Logprobs, PendingLogprobs, logprobs
+from headrace_runner.engine.text.pace import Pace, shares
 from headrace_runner.engine.text.sampling import SamplerRow, SamplingParams, sample
-from headrace_runner.models.architectures import unbatchable_cache
 
 
 @dataclass(frozen=True, slots=True)
-class Logprobs:
-    """Log-probabilities of one drawn token and of the likeliest ones, likeliest first."""
+class NewRow:
+    """A row to add."""
 
-    token: float
-    top: tuple[tuple[int, float], ...]
+    uid: int
+    """Greater than those of all rows before."""
+    sampling: SamplingParams
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,187 +40,277 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """How much of a row's prompt has been computed, in tokens."""
+    """How much of a prompt has been computed, in tokens."""
 
     uid: int
+    """Of the first row that begins with it."""
     done: int
     total: int
+    cached: int
+    """How many of them need not be computed."""
 
 
 @dataclass(slots=True)
 class _Row:
-    uid: int
-    prompt: list[int]
-    sampler: SamplerRow
-    top_logprobs: int | None
-    cache: list[Any] = field(default_factory=list)
-    done: int = 0
-    # Tokens drawn so far, the one in flight included.
-    drawn: int = 0
+    new: NewRow
+    context: list[int]
+    """The tokens that its prefill is about."""
+    before: int
+    """How many of these it drew itself, before it was resumed."""
+    tokens: list[int] = field(default_factory=list)
+    """What it has drawn since, as far as it was read."""
+    sampler: SamplerRow = field(init=False)
+    in_flight: bool = False
+    """Whether a draw of its is under way."""
+
+    def __post_init__(self) -> None:
+        self.sampler = SamplerRow.start(self.new.sampling, self.context[:-1])
+
+    @property
+    def position(self) -> int:
+        """Of the next draw, in the row's output."""
+        return self.before + len(self.tokens) + self.in_flight
+
+    @property
+    def known(self) -> list[int]:
+        """All its tokens, but for one in flight."""
+        return [*self.context, *self.tokens]
+
+
+@dataclass(slots=True, eq=False)
+class _Joining:
+    """Rows that begin with one prompt, which is being prefilled."""
+
+    tokens: list[int]
+    rows: list[_Row]
+    priority: int
+    borders: Sequence[int]
+    state: Any = None
+    cached: int = 0
+
+    @property
+    def uid(self) -> int:
+        return self.rows[0].new.uid
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute. The last one is left to the first step of decoding."""
+        return len(self.tokens) - 1 - int(self.state.length)
 
 
 class TextBatch:
     """The rows of one model.
 
-    `prefill_chunk` is how many prompt tokens are computed between two decode
-    steps, over all rows that are being prefilled. With `ahead` a step is launched
-    before the one before it is read, so that a device of its own never waits for
-    the host; a row that has ended is then computed once more in vain. A CPU is
-    device and host in one: there each token is read as soon as it is drawn.
+    `prefill_chunk` is how many prompt tokens are computed at most between two decode steps, over
+    all prompts. With `ahead` a step is launched before the one before it is read, so that a device
+    of its own never waits for the host; a row that has ended is then computed once more in vain. A
+    CPU is device and host in one: there each token is read as soon as it is drawn.
     """
 
-    def __init__(self, model: Any, *, prefill_chunk: int, ahead: bool) -> None:
-        """Raises UnsupportedModel for a model whose cache mlx-lm cannot batch."""
-        if (kind := unbatchable_cache(model)) is not None:
-            raise UnsupportedModel(f"this model's cache, {kind} of mlx-lm, cannot be batched")
-        self._model = model
-        self._prefill_chunk = prefill_chunk
+    def __init__(self, layout: Layout[Any], *, prefill_chunk: int, ahead: bool) -> None:
+        self._layout = layout
+        self._pace = Pace(prefill_chunk)
         self._ahead = ahead
-        self._waiting: deque[_Row] = deque()
-        self._rows: list[_Row] = []
-        self._cache: list[Any] = []
-        # The tokens drawn last, [rows], and what was asked for beside them.
-        self._next: mx.array | None = None
-        self._aside: dict[int, tuple[mx.array, ...]] = {}
+        self._line: list[_Joining] = []
+        self._rows: dict[int, _Row] = {}
+        self._parked: dict[int, _Row] = {}
+        # The tokens drawn last, [rows], whose rows these are, and what is read beside them.
+        self._next = mx.zeros((0,), mx.uint32)
+        self._order: list[int] = []
+        self._aside: tuple[PendingLogprobs, list[int]] | None = None
 
     def __len__(self) -> int:
-        return len(self._rows) + len(self._waiting)
+        """Rows in line and in the batch, but for those that are parked."""
+        return len(self._rows) + sum(len(joining.rows) for joining in self._line)
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of all KV caches."""
-        caches = self._cache + [c for row in self._waiting for c in row.cache]
-        return sum(int(c.nbytes) for c in caches)
+        """Bytes of all keys and values, of what is remembered too."""
+        states = [joining.state for joining in self._line if joining.state is not None]
+        return self._layout.nbytes + sum(int(state.nbytes) for state in states)
 
     def add(
         self,
-        uid: int,
         prompt: list[int],
-        sampling: SamplingParams,
-        top_logprobs: int | None,
+        rows: Sequence[NewRow],
+        *,
+        resume: Sequence[int] = (),
+        priority: int = 0,
+        borders: Sequence[int] = (),
     ) -> None:
-        """Puts a row in line for its prefill. `prompt` has at least one token."""
+        """Puts rows in line that begin with one prompt of at least one token.
+
+        `resume` is what they have drawn before. Of a higher priority go first. At `borders` other
+        prompts are likely to differ.
+        """
         if not prompt:
             raise ValueError("a row needs at least one token")
-        sampler = SamplerRow.start(sampling, prompt[:-1])
-        cache = make_prompt_cache(self._model)
-        self._waiting.append(_Row(uid, prompt, sampler, top_logprobs, cache))
+        context = [*prompt, *resume]
+        joining = _Joining(
+            context, [_Row(new, context, len(resume)) for new in rows], priority, borders
+        )
+        place = len(self._line)
+        while place and self._line[place - 1].priority < priority:
+            place -= 1
+        self._line.insert(place, joining)
 
-    def remove(self, uids: Iterable[int]) -> None:
-        """Takes rows out, wherever they are. Unknown ones are passed over."""
+    def remove(self, uids: Iterable[int], *, remember: bool = True) -> None:
+        """Takes rows out, wherever they are; what they have computed is remembered."""
         gone = set(uids)
-        self._waiting = deque(row for row in self._waiting if row.uid not in gone)
-        keep = [i for i, row in enumerate(self._rows) if row.uid not in gone]
-        if len(keep) == len(self._rows):
-            return
+        for joining in self._line:
+            left = [row for row in joining.rows if row.new.uid not in gone]
+            if not left and remember and joining.state is not None:
+                self._layout.remember(as_tokens(joining.tokens), joining.state)
+            joining.rows = left
+        self._line = [joining for joining in self._line if joining.rows]
         for uid in gone:
-            self._aside.pop(uid, None)
-        self._rows = [self._rows[i] for i in keep]
-        if not keep:
-            self._cache, self._next = [], None
-            return
-        assert self._next is not None
-        index = mx.array(keep)
-        self._next = self._next[index]
-        for layer in self._cache:
-            layer.filter(index)
+            self._parked.pop(uid, None)
+        self._leave(gone & self._rows.keys(), remember=remember)
+
+    def park(self, uids: Iterable[int]) -> None:
+        """Takes rows out until they are unparked. What they have computed is remembered."""
+        wanted = set(uids)
+        self._parked |= {uid: row for uid, row in self._rows.items() if uid in wanted}
+        self._leave(wanted & self._rows.keys(), remember=True)
+
+    def unpark(self, uids: Iterable[int]) -> None:
+        """Puts parked rows in line again."""
+        for uid in uids:
+            if (row := self._parked.pop(uid, None)) is not None:
+                self._line.append(_again(row))
+
+    def _leave(self, uids: set[int], *, remember: bool) -> None:
+        for uid in uids:
+            row = self._rows.pop(uid)
+            if remember:
+                self._layout.remember_row(as_tokens(row.known), uid)
+        if uids:
+            self._layout.keep(set(self._rows))
 
     def step(self) -> tuple[list[Prefilled], list[Drawn]]:
-        """Runs one chunk of prefill and one decode step of all rows."""
+        """Computes some of the prompts, and the next token of every row that has its own behind."""
         prefilled = self._prefill()
-        return prefilled, self._decode() if self._rows else []
+        if not self._rows:
+            return prefilled, []
+        began = time.perf_counter()
+        drawn = self._decode()
+        self._pace.decoded(time.perf_counter() - began)
+        return prefilled, drawn
+
+    def shed(self) -> list[int]:
+        """After an allocation failed: gives up the newest rows, and begins all others anew.
+
+        Nothing is lost of the others: their tokens are known, and draws depend on nothing else.
+        Gives the rows that were given up, which are those of one `add`.
+        """
+        rows = sorted(self._rows.values(), key=lambda row: row.new.uid)
+        waiting = [_Joining(j.tokens, j.rows, j.priority, j.borders) for j in self._line]
+        line = [*map(_again, rows), *waiting]
+        newest = max(line, key=lambda joining: joining.uid)
+        line.remove(newest)
+        self._rows = {}
+        self._line = line
+        self._order, self._aside = [], None
+        self._next = mx.zeros((0,), mx.uint32)
+        self._layout.reset()
+        self._layout.forget()
+        mx.clear_cache()
+        return [row.new.uid for row in newest.rows]
 
     def _decode(self) -> list[Drawn]:
+        self._arrange()
         # A row's first input is the end of its prompt, not something it drew.
-        before = self._next, self._aside, [row.drawn > 0 for row in self._rows]
+        before = self._next, self._aside, self._drawing()
         self._launch()
-        tokens, aside, drew = before
-        if not self._ahead:
-            tokens, aside, drew = self._next, self._aside, [True] * len(self._rows)
-        assert tokens is not None
+        tokens, aside, drawing = before if self._ahead else (self._next, self._aside, self._order)
         values: list[int] = tokens.tolist()  # type: ignore[assignment]
-        return [
-            Drawn(row.uid, token, _read(aside.get(row.uid)))
-            for row, token, has_drawn in zip(self._rows, values, drew, strict=True)
-            if has_drawn
-        ]
+        found = {} if aside is None else dict(zip(aside[1], aside[0].read(), strict=True))
+        drawn = []
+        for uid, token in zip(self._order, values, strict=True):
+            if uid in drawing:
+                row = self._rows[uid]
+                row.tokens.append(token)
+                row.in_flight = self._ahead
+                drawn.append(Drawn(uid, token, found.get(uid)))
+        return drawn
+
+    def _drawing(self) -> list[int]:
+        return [uid for uid in self._order if self._rows[uid].in_flight]
+
+    def _arrange(self) -> None:
+        """Brings the next inputs into the order of the rows, which may have changed."""
+        order = self._layout.order
+        if order == self._order:
+            return
+        new = [uid for uid in order if uid not in self._order]
+        firsts = mx.array([self._rows[uid].context[-1] for uid in new], mx.uint32)
+        places = {uid: place for place, uid in enumerate([*self._order, *new])}
+        index = mx.array([places[uid] for uid in order])
+        self._next = mx.concatenate([self._next, firsts])[index]
+        self._order = order
 
     def _launch(self) -> None:
         """Has the device compute the next token of every row."""
-        inputs = self._next
-        assert inputs is not None
-        logits = self._model(inputs[:, None], cache=self._cache)[:, -1, :]
-        positions = [row.drawn for row in self._rows]
-        self._next = sample(logits, inputs, [row.sampler for row in self._rows], positions)
-        self._aside = {
-            row.uid: _with_logprobs(logits[i], self._next[i], row.top_logprobs)
-            for i, row in enumerate(self._rows)
-            if row.top_logprobs is not None
-        }
-        for row in self._rows:
-            row.drawn += 1
+        inputs, rows = self._next, [self._rows[uid] for uid in self._order]
+        logits = self._layout.decode(inputs)
+        self._next = sample(
+            logits, inputs, [row.sampler for row in rows], [row.position for row in rows]
+        )
+        self._aside = None
+        asking = [i for i, row in enumerate(rows) if row.new.top_logprobs is not None]
+        if asking:
+            counts = [rows[i].new.top_logprobs or 0 for i in asking]
+            pending = logprobs(logits, self._next, asking, counts)
+            self._aside = pending, [self._order[i] for i in asking]
+        for row in rows:
+            row.in_flight = True
         mx.async_eval(  # type: ignore[no-untyped-call]
-            self._next, *(a for arrays in self._aside.values() for a in arrays)
+            self._next, *(self._aside[0].arrays if self._aside else ())
         )
 
     def _prefill(self) -> list[Prefilled]:
-        budget = self._prefill_chunk
-        progress: list[Prefilled] = []
-        ready: list[_Row] = []
-        while self._waiting and budget > 0:
-            row = self._waiting[0]
-            # The last token is left to the decode step, which draws from it.
-            chunk = row.prompt[row.done : min(row.done + budget, len(row.prompt) - 1)]
-            if chunk:
-                self._model(mx.array(chunk)[None], cache=row.cache)
-                mx.eval([layer.state for layer in row.cache])
-                row.done += len(chunk)
-                budget -= len(chunk)
-            if row.done == len(row.prompt) - 1:
-                self._waiting.popleft()
-                ready.append(row)
-            progress.append(Prefilled(row.uid, row.done, len(row.prompt)))
-        if progress:
-            mx.clear_cache()
+        if not self._line:
+            return []
+        for joining in self._line:
+            if joining.state is None:
+                joining.state = self._layout.begin(as_tokens(joining.tokens), joining.borders)
+                joining.cached = joining.state.length
+        decoding = bool(self._rows)
+        given = shares(
+            [joining.remaining for joining in self._line], self._pace.tokens(decoding=decoding)
+        )
+        chunks = []
+        for joining, wanted in zip(self._line, given, strict=True):
+            if wanted:
+                done = joining.state.length
+                count = self._layout.chunk(joining.state, wanted)
+                chunks.append((joining.state, joining.tokens[done : done + count]))
+        if chunks:
+            began = time.perf_counter()
+            self._layout.prefill(chunks)
+            seconds = time.perf_counter() - began
+            count = sum(len(tokens) for _, tokens in chunks)
+            self._pace.prefilled(count, seconds, decoding=decoding)
+        ready = [joining for joining in self._line if not joining.remaining]
+        moved = {id(state) for state, _ in chunks} | {id(joining.state) for joining in ready}
+        progress = [
+            Prefilled(j.uid, j.state.length, len(j.tokens), j.cached)
+            for j in self._line
+            if id(j.state) in moved
+        ]
         if ready:
             self._join(ready)
         return progress
 
-    def _join(self, rows: list[_Row]) -> None:
-        merged = [
-            type(layers[0]).merge(list(layers))
-            for layers in zip(*(row.cache for row in rows), strict=True)
-        ]
-        first = mx.array([row.prompt[-1] for row in rows], mx.uint32)
-        if self._rows:
-            assert self._next is not None
-            for layer, other in zip(self._cache, merged, strict=True):
-                layer.extend(other)
-            self._next = mx.concatenate([self._next, first])
-        else:
-            self._cache, self._next = merged, first
-        for row in rows:
-            row.cache = []
-        self._rows += rows
+    def _join(self, ready: list[_Joining]) -> None:
+        self._line = [joining for joining in self._line if joining not in ready]
+        for joining in ready:
+            self._layout.remember(as_tokens(joining.tokens), joining.state)
+            self._rows |= {row.new.uid: row for row in joining.rows}
+        self._layout.join([(row.new.uid, j.state) for j in ready for row in j.rows])
 
 
-def _with_logprobs(logits: mx.array, token: mx.array, top: int | None) -> tuple[mx.array, ...]:
-    """The log-probability of `token` under `logits`, [vocabulary], and the `top` likeliest."""
-    logprobs = logits.astype(mx.float32)
-    logprobs = logprobs - mx.logsumexp(logprobs)
-    if not top:
-        return (logprobs[token],)
-    likeliest = mx.argpartition(-logprobs, kth=top - 1)[:top]
-    return logprobs[token], likeliest, logprobs[likeliest]
-
-
-def _read(arrays: tuple[mx.array, ...] | None) -> Logprobs | None:
-    if arrays is None:
-        return None
-    if len(arrays) == 1:
-        return Logprobs(arrays[0].item(), ())  # type: ignore[arg-type]
-    token, ids, values = arrays
-    ids_list: list[int] = ids.tolist()  # type: ignore[assignment]
-    values_list: list[float] = values.tolist()  # type: ignore[assignment]
-    pairs = sorted(zip(ids_list, values_list, strict=True), key=lambda pair: -pair[1])
-    return Logprobs(token.item(), tuple(pairs))  # type: ignore[arg-type]
+def _again(row: _Row) -> _Joining:
+    """Has a row begin anew where it is. Its draws depend on nothing but its tokens."""
+    tokens = row.known
+    return _Joining(tokens, [_Row(row.new, tokens, row.before + len(row.tokens))], 0, ())

@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
-from headrace_runner.engine.text.batch import Logprobs
+from headrace_runner.engine.text.logprobs import Logprobs
+from headrace_runner.engine.text.parts import Markup, ToolCallPart
 from headrace_runner.engine.text.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One completion. `prompt` has at least one token, `max_tokens` is at least 1."""
+    """One completion. `prompt` has a token at least; `max_tokens` and `choices` are 1 or more."""
 
     id: str
     prompt: list[int]
     max_tokens: int
+    """Output tokens of each choice, resumed ones included."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop_strings: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
@@ -29,6 +31,12 @@ class GenerationRequest:
     """How many alternatives to report with each token's log-probability; None for no report."""
     priority: int = 0
     """A higher one goes first where requests wait for a place."""
+    choices: int = 1
+    """Outputs to generate from the one prompt."""
+    resume: tuple[int, ...] = ()
+    """Output tokens that were sent before, by another runner; for one choice only."""
+    markup: Markup = field(default_factory=Markup)
+    """What sets reasoning and tool calls apart in the output."""
 
 
 class Finish(Enum):
@@ -37,6 +45,7 @@ class Finish(Enum):
     END_OF_TEXT = "end_of_text"
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +53,13 @@ class Started:
     """The request has left the queue; its prefill begins."""
 
     at: int
+    cached_tokens: int
+    """Prompt tokens that need not be computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Prompt tokens computed so far."""
+    """Prompt tokens computed so far, cached ones included."""
 
     done: int
     total: int
@@ -56,28 +67,44 @@ class Prefill:
 
 @dataclass(slots=True)
 class Delta:
-    """More output: the tokens drawn, and the text that is certain by now."""
+    """More output of one choice: the text that is certain by now, and the tokens behind it."""
 
+    choice: int = 0
     text: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCallPart] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[Logprobs] = field(default_factory=list)
     output_tokens: int = 0
+    """Tokens of this choice sent so far, these included."""
 
     def append(self, later: Delta) -> None:
-        """Takes in the delta that follows this one."""
+        """Takes in the delta that follows this one, of the same choice."""
         self.text += later.text
+        self.reasoning += later.reasoning
+        self.tool_calls += later.tool_calls
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.output_tokens = later.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """The request has ended as it should."""
+class ChoiceEnd:
+    """How one choice ended."""
 
     reason: Finish
     matched: str | int | None
+    """The stop string, or the stop or end-of-text token."""
     output_tokens: int
+    """Tokens generated in all, resumed ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request has ended as it should."""
+
+    choices: tuple[ChoiceEnd, ...]
+    """By the choices' indices."""
     started_at: int
     first_token_at: int
     at: int

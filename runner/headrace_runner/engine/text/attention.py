@@ -1,0 +1,77 @@
+"""Attention of single rows' new tokens over the keys and values that each row has so far.
+
+Queries are [rows, query heads, tokens, dimensions], keys and values [rows, heads, tokens,
+dimensions]; query heads are a multiple of heads, as many to each in turn. A query is that of the
+last tokens of its row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+
+from headrace_runner.models.vector_math import decay
+
+_BLOCK = 128
+"""Queries that are scored together on a CPU: each block sees no key after its own last."""
+
+
+def attend(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    padding: mx.array | None = None,
+    *,
+    by_products: bool,
+) -> mx.array:
+    """Softmax of the scores, causal, times the values: in the shape of `queries`.
+
+    `padding`, [rows, 1, 1, tokens], is added to the scores: minus infinity where a row has no key.
+    `by_products` computes it from matrix products and `decay`, which is faster on a CPU.
+    """
+    tokens = queries.shape[2]
+    if not by_products:
+        mask: mx.array | str | None = padding if padding is not None or tokens == 1 else "causal"
+        if padding is not None and tokens > 1:
+            mask = padding + mx.pad(_future(tokens), [(0, 0), (keys.shape[2] - tokens, 0)])
+        if isinstance(mask, mx.array):
+            mask = mask.astype(queries.dtype)
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    if tokens <= _BLOCK:
+        return _by_products(queries * scale, keys, values, padding)
+    parts = []
+    before = keys.shape[2] - tokens
+    for start in range(0, tokens, _BLOCK):
+        end = min(start + _BLOCK, tokens)
+        seen = slice(0, before + end)
+        part = None if padding is None else padding[..., seen]
+        block = queries[:, :, start:end] * scale
+        parts.append(_by_products(block, keys[:, :, seen], values[:, :, seen], part))
+    return mx.concatenate(parts, axis=2)
+
+
+def _by_products(
+    queries: mx.array, keys: mx.array, values: mx.array, padding: mx.array | None
+) -> mx.array:
+    rows, query_heads, tokens, size = queries.shape
+    heads, length = keys.shape[1:3]
+    # All queries of a head in one product, which reads its keys once.
+    folded = queries.reshape(rows, heads, -1, size)
+    scores = folded @ keys.swapaxes(-1, -2)
+    if padding is not None:
+        scores = scores + padding
+    if tokens > 1:
+        # Only among the last keys, those of the queries' own tokens, can one be too late.
+        recent = scores.reshape(rows, query_heads, tokens, length)
+        recent[..., length - tokens :] = recent[..., length - tokens :] + _future(tokens)
+        scores = recent.reshape(scores.shape)
+    weights = decay(scores.max(axis=-1, keepdims=True) - scores)
+    found = (weights @ values) / weights.sum(axis=-1, keepdims=True)
+    return found.reshape(rows, query_heads, tokens, values.shape[-1])
+
+
+def _future(tokens: int) -> mx.array:
+    """[tokens, tokens]: minus infinity for the keys that come after a query, 0 for the others."""
+    return mx.triu(mx.full((tokens, tokens), -math.inf), k=1)

@@ -1,0 +1,152 @@
+"""Forward passes over rows of any lengths, without padding.
+
+A pass takes the new tokens of many rows one after another, as so many rows of one token each: what
+works on single tokens (projections, norms, the feed-forward part) is one operation over them all,
+whatever rows they belong to; attention alone takes the rows apart. For models whose layers all
+attend over everything that was before; `works_for` finds out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from headrace_runner.engine.text.attention import attend
+from headrace_runner.engine.text.windows import Prompt, Window
+
+
+class _Part(Protocol):
+    """Some neighbouring tokens of a pass, and where their keys and values go."""
+
+    tokens: int
+
+    def positions(self) -> list[int]: ...
+    def attend(
+        self, layer: int, queries: mx.array, keys: mx.array, values: mx.array, scale: float
+    ) -> mx.array: ...
+
+
+class _PromptPart:
+    """The next tokens of one row in prefill."""
+
+    def __init__(self, prompt: Prompt, tokens: int, by_products: bool) -> None:
+        self.tokens = tokens
+        self._prompt = prompt
+        self._by_products = by_products
+
+    def positions(self) -> list[int]:
+        return list(range(self._prompt.length, self._prompt.length + self.tokens))
+
+    def attend(
+        self, layer: int, queries: mx.array, keys: mx.array, values: mx.array, scale: float
+    ) -> mx.array:
+        # [tokens, heads, 1, dimensions] is one row's [1, heads, tokens, dimensions].
+        queries, keys, values = (a.swapaxes(0, 2) for a in (queries, keys, values))
+        keys, values = self._prompt.extend(layer, keys, values)
+        found = attend(queries, keys, values, scale, by_products=self._by_products)
+        return found.swapaxes(0, 2)
+
+
+class _WindowPart:
+    """The next token of each row of a window, or the next few of its only row."""
+
+    def __init__(self, window: Window, each: int, by_products: bool) -> None:
+        assert each == 1 or len(window) == 1
+        self.tokens = len(window) * each
+        self._window = window
+        self._each = each
+        self._by_products = by_products
+        window.ready(each)
+        self._padding: mx.array | None = None
+        if max(window.starts) > window.begin:
+            places = mx.arange(window.begin, window.end + each)
+            starts = mx.array(window.starts)[:, None]
+            padding = mx.where(places[None] < starts, -math.inf, 0.0)
+            self._padding = padding[:, None, None, :]
+
+    def positions(self) -> list[int]:
+        window = self._window
+        return [
+            window.end - start + number for start in window.starts for number in range(self._each)
+        ]
+
+    def attend(
+        self, layer: int, queries: mx.array, keys: mx.array, values: mx.array, scale: float
+    ) -> mx.array:
+        several = self._each > 1
+        if several:
+            queries, keys, values = (a.swapaxes(0, 2) for a in (queries, keys, values))
+        keys, values = self._window.extend(layer, keys, values)
+        found = attend(queries, keys, values, scale, self._padding, by_products=self._by_products)
+        return found.swapaxes(0, 2) if several else found
+
+
+class _Layer:
+    """What a layer of the model takes for its cache during one pass."""
+
+    def __init__(self, number: int, parts: Sequence[_Part], offset: mx.array) -> None:
+        self._number = number
+        self._parts = parts
+        self.offset = offset
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        return keys, values
+
+    def make_mask(self, tokens: int, window_size: int | None = None, **_: object) -> None:
+        if window_size is not None:
+            raise NotImplementedError("a layer that attends to the last tokens only")
+
+    def attend(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        if sinks is not None:
+            raise NotImplementedError("attention sinks")
+        found, at = [], 0
+        for part in self._parts:
+            mine = slice(at, at + part.tokens)
+            at = mine.stop
+            found.append(part.attend(self._number, queries[mine], keys[mine], values[mine], scale))
+        return found[0] if len(found) == 1 else mx.concatenate(found)
+
+
+class FlatPass:
+    """Runs a model over tokens of many rows at once."""
+
+    def __init__(self, model: Any, layers: int, *, by_products: bool) -> None:
+        self._model = model
+        self._layers = layers
+        self._by_products = by_products
+
+    def prefill(self, chunks: Sequence[tuple[Prompt, Sequence[int]]]) -> None:
+        """Computes the next tokens of some rows in prefill."""
+        parts = [_PromptPart(prompt, len(chunk), self._by_products) for prompt, chunk in chunks]
+        self._run(mx.array([token for _, chunk in chunks for token in chunk], mx.uint32), parts)
+        # Nobody asks for the logits, so they are not computed.
+        mx.eval([prompt.state() for prompt, _ in chunks])
+        for prompt, chunk in chunks:
+            prompt.length += len(chunk)
+
+    def decode(self, windows: Sequence[Window], inputs: mx.array, each: int = 1) -> mx.array:
+        """The logits, [inputs, vocabulary], after the next token of every row. Lazy.
+
+        `each` tokens of a row are taken where there is but one.
+        """
+        parts = [_WindowPart(window, each, self._by_products) for window in windows]
+        logits = self._run(inputs, parts)
+        for window in windows:
+            window.end += each
+        return logits
+
+    def _run(self, tokens: mx.array, parts: Sequence[_Part]) -> mx.array:
+        offset = mx.array([place for part in parts for place in part.positions()], mx.int32)
+        cache = [_Layer(number, parts, offset) for number in range(self._layers)]
+        logits: mx.array = self._model(tokens[:, None], cache=cache)
+        return logits[:, -1, :]

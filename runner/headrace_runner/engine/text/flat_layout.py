@@ -1,0 +1,94 @@
+"""The layout of models whose layers all attend over everything that was before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from headrace_runner.engine.text.flat import FlatPass
+from headrace_runner.engine.text.prefix_cache import PrefixCache, Tokens
+from headrace_runner.engine.text.windows import Prompt, Segment, Window
+
+
+class FlatLayout:
+    """Rows in windows, prompts prefilled together, and what was computed cached by prefix.
+
+    A hit is copied once, into the row's own place, where it has to be for attention anyway.
+    """
+
+    def __init__(self, flat: FlatPass, nothing: Segment, prefix_bytes: int) -> None:
+        """`nothing`: keys and values of no tokens, in the model's shapes."""
+        self._pass = flat
+        self._nothing = nothing
+        self._windows: list[Window] = []
+        self.prefixes: PrefixCache[Segment] = PrefixCache(prefix_bytes, Segment.divide)
+
+    @property
+    def order(self) -> list[int]:
+        return [uid for window in self._windows for uid in window.uids]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(window.nbytes for window in self._windows) + self.prefixes.nbytes
+
+    @property
+    def remembered_bytes(self) -> int:
+        return self.prefixes.nbytes
+
+    def row_bytes(self, tokens: int) -> int:
+        arrays = (*self._nothing.keys, *self._nothing.values)
+        return tokens * sum(a.shape[1] * a.shape[3] * a.dtype.size for a in arrays)
+
+    def begin(self, tokens: Tokens, borders: Sequence[int]) -> Prompt:
+        # The last token is left to the first step of decoding, which needs one.
+        room = len(tokens) - 1
+        prompt = Prompt(room)
+        match = self.prefixes.match(tokens, room)
+        if match.pieces:
+            prompt.fill([(piece.value, piece.taken) for piece in match.pieces])
+        return prompt
+
+    def chunk(self, state: Prompt, wanted: int) -> int:
+        return wanted
+
+    def prefill(self, chunks: Sequence[tuple[Prompt, Sequence[int]]]) -> None:
+        self._pass.prefill(chunks)
+
+    def join(self, rows: Sequence[tuple[int, Prompt]]) -> None:
+        # The longest first, so that the others find its window.
+        for uid, prompt in sorted(rows, key=lambda row: -row[1].length):
+            window = next((w for w in self._windows if w.suits(prompt.length)), None)
+            if window is None:
+                window = Window()
+                self._windows.append(window)
+            window.join(uid, prompt.segment() if prompt.length else self._nothing)
+
+    def keep(self, rows: set[int]) -> None:
+        for window in self._windows:
+            window.keep(rows)
+        self._windows = [window for window in self._windows if window]
+
+    def decode(self, inputs: mx.array) -> mx.array:
+        return self._pass.decode(self._windows, inputs)
+
+    def draft(self, inputs: mx.array) -> mx.array:
+        return self._pass.decode(self._windows, inputs, inputs.shape[0])
+
+    def undo(self, tokens: int) -> None:
+        self._windows[0].end -= tokens
+
+    def remember(self, tokens: Tokens, state: Prompt) -> None:
+        if state.length:
+            self.prefixes.insert(tokens[: state.length], state.segment().part)
+
+    def remember_row(self, tokens: Tokens, row: int) -> None:
+        window = next(window for window in self._windows if row in window.uids)
+        tokens = tokens[: window.length(row)]
+        self.prefixes.insert(tokens, lambda start, end: window.segment(row, start, end))
+
+    def forget(self, to_bytes: int = 0) -> None:
+        self.prefixes.shrink(to_bytes)
+
+    def reset(self) -> None:
+        self._windows = []

@@ -1,0 +1,91 @@
+"""What a batch needs of the caches behind its rows, whatever kind they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from headrace_runner.engine.text.prefix_cache import Tokens
+
+
+class State(Protocol):
+    """A row in prefill."""
+
+    length: int
+    """Tokens that are computed."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class Layout(Protocol[S]):
+    """The caches of all rows of one model, and the passes that fill them.
+
+    Rows are known by number. Those that decode have an order, which changes when one joins or
+    leaves. Everything belongs to one thread.
+    """
+
+    @property
+    def order(self) -> list[int]:
+        """The rows that decode, as `decode` takes and gives them."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that decode, and of what is remembered."""
+
+    @property
+    def remembered_bytes(self) -> int:
+        """Bytes of what is remembered."""
+
+    def row_bytes(self, tokens: int) -> int:
+        """Bytes of the keys and values of a row of so many tokens."""
+
+    def begin(self, tokens: Tokens, borders: Sequence[int]) -> S:
+        """A new row in prefill, with the beginning of `tokens` that is remembered.
+
+        At `borders` (places between two tokens) other prompts are likely to go another way.
+        """
+
+    def chunk(self, state: S, wanted: int) -> int:
+        """How many of the next `wanted` tokens can be computed at once, one at least."""
+
+    def prefill(self, chunks: Sequence[tuple[S, Sequence[int]]]) -> None:
+        """Computes the next tokens of rows in prefill."""
+
+    def join(self, rows: Sequence[tuple[int, S]]) -> None:
+        """Has rows decode whose prefill is done. Several may begin with one state."""
+
+    def keep(self, rows: set[int]) -> None:
+        """Drops all other rows that decode."""
+
+    def decode(self, inputs: mx.array) -> mx.array:
+        """Logits, [rows, vocabulary], after one more token of every row, [rows]. Lazy."""
+
+    def draft(self, inputs: mx.array) -> mx.array:
+        """Logits, [tokens, vocabulary], after each of several more tokens of the only row. Lazy."""
+
+    def undo(self, tokens: int) -> None:
+        """Takes back the last tokens of the only row."""
+
+    def remember(self, tokens: Tokens, state: S) -> None:
+        """Keeps what a row in prefill has computed, the beginning of `tokens`."""
+
+    def remember_row(self, tokens: Tokens, row: int) -> None:
+        """Keeps what a row that decodes has computed, of which `tokens` is a beginning."""
+
+    def forget(self, to_bytes: int = 0) -> None:
+        """Drops what is remembered, least recently used first, down to so many bytes."""
+
+    def reset(self) -> None:
+        """Drops all rows that decode."""
+
+
+def as_tokens(tokens: Sequence[int]) -> Tokens:
+    """Token ids as the prefix cache wants them."""
+    return np.asarray(tokens, np.int32)

@@ -1,0 +1,73 @@
+"""Finds the layout that a model can be computed in."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import mlx.core as mx
+
+from headrace.errors import UnsupportedModel
+from headrace_runner.engine.text.flat import FlatPass
+from headrace_runner.engine.text.flat_layout import FlatLayout
+from headrace_runner.engine.text.layout import Layout
+from headrace_runner.engine.text.stock_layout import StockLayout
+from headrace_runner.engine.text.windows import Prompt, Segment, Window
+from headrace_runner.models.fast_paths import route_attention, vectorise
+from headrace_runner.models.insides import attends_to_everything, new_caches, unbatchable_cache
+
+logger = logging.getLogger(__name__)
+
+_PROBES = ((1, 2, 3), (3, 1))
+"""Prompts whose logits both ways must be the same. Of different lengths."""
+_TOLERANCE = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}
+"""Of the largest logit, by the type of the logits."""
+
+
+def choose_layout(model: Any, *, on_cpu: bool, prefix_bytes: int) -> Layout[Any]:
+    """The fastest layout that computes this model right.
+
+    That of our own is tried beside mlx-lm's, on a few tokens: a model class may do anything with
+    its cache, and only the result tells. `on_cpu` chooses the ways that are fast on a CPU.
+    `prefix_bytes` is the budget for what is remembered. Raises UnsupportedModel for a model that
+    can be in no batch.
+    """
+    if (kind := unbatchable_cache(model)) is not None:
+        raise UnsupportedModel(f"this model's cache, {kind} of mlx-lm, cannot be batched")
+    if attends_to_everything(model):
+        expected = [_alone(model, probe) for probe in _PROBES]
+        route_attention(model)
+        if on_cpu:
+            vectorise(model)
+        flat = FlatPass(model, len(new_caches(model)), by_products=on_cpu)
+        if (nothing := _tried(flat, expected)) is not None:
+            return FlatLayout(flat, nothing, prefix_bytes)
+        logger.warning("the model computes attention in a way of its own; prompts go one by one")
+    return StockLayout(model, prefix_bytes=prefix_bytes)
+
+
+def _alone(model: Any, tokens: tuple[int, ...]) -> mx.array:
+    logits: mx.array = model(mx.array([tokens]), cache=new_caches(model))[0, -1]
+    mx.eval(logits)
+    return logits
+
+
+def _tried(flat: FlatPass, expected: list[mx.array]) -> Segment | None:
+    """Keys and values of no tokens at all, in the model's shapes; None if the results differ."""
+    prompts = [Prompt(len(probe) - 1) for probe in _PROBES]
+    window = Window()
+    try:
+        flat.prefill(list(zip(prompts, [probe[:-1] for probe in _PROBES], strict=True)))
+        for row, prompt in enumerate(prompts):
+            window.join(row, prompt.segment())
+        logits = flat.decode([window], mx.array([probe[-1] for probe in _PROBES]))
+        mx.eval(logits)
+    except Exception:
+        logger.debug("the flat pass failed", exc_info=True)
+        return None
+    wanted = mx.stack(expected)
+    if logits.shape != wanted.shape:
+        return None
+    limit = _TOLERANCE.get(wanted.dtype, 1e-1) * mx.abs(wanted).max()
+    same = bool((mx.abs(logits - wanted).max() <= limit).item())
+    return prompts[0].segment().part(0, 0) if same else None

@@ -1,0 +1,73 @@
+"""The memory that rows may take: planned after the load, reserved at admission. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_KV_SHARE = 0.6
+_PREFIX_SHARE = 0.1
+_LEAST_PREFIX = 256 << 20
+_ALLOCATION_SIGNS = ("bad_alloc", "[malloc", "Unable to allocate", "out of memory")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What the engine may fill beside the weights, in bytes."""
+
+    kv_bytes: int
+    """Keys and values of the rows that are admitted, at their longest."""
+    prefix_bytes: int
+    """What is remembered of earlier rows."""
+
+
+def plan(
+    available: int, weights: int, *, kv_bytes: int | None = None, prefix_bytes: int | None = None
+) -> MemoryPlan:
+    """Divides what is free after the load; what is given is taken as it is.
+
+    The rest, some 30%, is for the computation and for the room that rows share unevenly. What is
+    remembered grows with the model, since a token's keys and values do.
+    """
+    if prefix_bytes is None:
+        prefix_bytes = min(int(available * _PREFIX_SHARE), max(_LEAST_PREFIX, weights // 2))
+    if kv_bytes is None:
+        kv_bytes = int(available * _KV_SHARE)
+    return MemoryPlan(kv_bytes, prefix_bytes)
+
+
+class Reservations:
+    """Who has reserved how much of a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._held: dict[int, int] = {}
+
+    @property
+    def reserved(self) -> int:
+        """Bytes."""
+        return sum(self._held.values())
+
+    def take(self, owner: int, needed: int) -> bool:
+        """Reserves for an owner if there is room. One who is alone is never turned away: nothing
+        that could end would make more room."""
+        if self._held and self.reserved + needed > self.limit:
+            return False
+        self._held[owner] = needed
+        return True
+
+    def free(self, owner: int) -> None:
+        """Gives back what an owner has reserved, if it has."""
+        self._held.pop(owner, None)
+
+
+def is_allocation_failure(error: BaseException) -> bool:
+    """Whether memory has run out; MLX says so by a RuntimeError of its own words."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _ALLOCATION_SIGNS)
+
+
+RowBytes = Callable[[int], int]
+"""Bytes of the keys and values of a row of so many tokens."""

@@ -1,0 +1,70 @@
+"""How much of the waiting prompts to compute between two steps of the rows that decode. Pure.
+
+The rule: prefill takes at most `SHARE` times as long as the steps it comes between, so that streams
+that run slow down to no less than 1 / (1 + SHARE) of their pace, however long the prompts are. What
+was not used is saved up to one burst, so that a few prompts that arrive together start at once; a
+burst is the longest that a running stream ever waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SHARE = 1.5
+_LEAST = 8
+"""Tokens to compute in any case, so that a prompt gets on beside the fastest of steps."""
+_MEMORY = 0.3
+"""Weight of the newest measurement in the averages."""
+
+
+class Pace:
+    """Turns measured times into tokens."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: tokens to compute at once at most; the burst is the time that they take."""
+        self._most = most
+        self._per_token = 0.0
+        self._saved = float("inf")
+
+    def tokens(self, *, decoding: bool) -> int:
+        """How many prompt tokens may be computed now, over all prompts."""
+        if not decoding or not self._per_token:
+            return self._most
+        saved = int(min(self._most, self._saved / self._per_token))
+        return min(self._most, max(_LEAST, saved))
+
+    def prefilled(self, tokens: int, seconds: float, *, decoding: bool) -> None:
+        """So many prompt tokens took so long; `decoding`: while rows waited that decode."""
+        measured = seconds / tokens
+        if self._per_token:
+            measured = _MEMORY * measured + (1 - _MEMORY) * self._per_token
+        self._per_token = measured
+        if decoding:
+            self._saved = min(self._saved, self._burst) - seconds
+
+    def decoded(self, seconds: float) -> None:
+        """A step of the rows that decode took so long."""
+        self._saved = min(self._saved + SHARE * seconds, self._burst)
+
+    @property
+    def _burst(self) -> float:
+        return self._most * self._per_token if self._per_token else float("inf")
+
+
+def shares(remaining: Sequence[int], tokens: int) -> list[int]:
+    """Divides `tokens` among prompts in line that need so many each, first come first.
+
+    The first prompt gets half of it at least, and all that it can use if it is alone; the other
+    half goes to the shortest, so that short prompts need not wait for a long one before them, nor
+    the long one for ever new short ones.
+    """
+    given = [0] * len(remaining)
+    if not remaining or tokens < 1:
+        return given
+    given[0] = min(remaining[0], -(-tokens // 2))
+    left = tokens - given[0]
+    for place in sorted(range(1, len(remaining)), key=remaining.__getitem__):
+        given[place] = min(remaining[place], left)
+        left -= given[place]
+    given[0] += min(left, remaining[0] - given[0])
+    return given

@@ -1,0 +1,328 @@
+"""The engine's work on text, on the thread that owns every MLX object.
+
+Requests are taken, admitted to the batch, stepped and dropped here; what they give goes out through
+one call a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+
+from headrace.errors import HeadraceError, InsufficientMemory, InternalError
+from headrace_runner.engine.text.batch import Drawn, NewRow, Prefilled, TextBatch
+from headrace_runner.engine.text.layouts import choose_layout
+from headrace_runner.engine.text.memory import Reservations, is_allocation_failure, plan
+from headrace_runner.engine.text.output import Output
+from headrace_runner.engine.text.request import (
+    ChoiceEnd,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Prefill,
+    Started,
+)
+from headrace_runner.engine.text.sampling import SamplingParams, choice_seed
+from headrace_runner.models.load import LoadedModel
+from headrace_runner.models.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_MEASURE_EVERY = 0.25
+"""Seconds between two readings of the memory while there is work."""
+
+Deliver = Callable[[list[tuple[int, list[Event]]]], None]
+"""Takes the events of a step, by the requests' numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A reading of the engine, made by its own thread. Sizes in bytes."""
+
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    kv_reserved_bytes: int = 0
+    kv_limit_bytes: int = 0
+    prefix_bytes: int = 0
+    active_bytes: int = 0
+    peak_bytes: int = 0
+    cache_bytes: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that the operator sets."""
+
+    max_rows: int
+    kv_bytes: int | None = None
+    prefix_bytes: int | None = None
+
+
+@dataclass(slots=True)
+class _Task:
+    """A request on the engine's thread."""
+
+    uid: int
+    request: GenerationRequest
+    outputs: list[Output]
+    rows: list[int] = field(default_factory=list)
+    """By choice; empty until it is admitted."""
+    ends: dict[int, ChoiceEnd] = field(default_factory=dict)
+    """By choice."""
+    events: list[Event] = field(default_factory=list)
+    started_at: int = 0
+    first_token_at: int = 0
+    parked: bool = False
+
+
+class TextWorker:
+    """All requests of one model, from their arrival to their end."""
+
+    def __init__(
+        self, loaded: LoadedModel, tokenizer: Tokenizer, limits: Limits, deliver: Deliver
+    ) -> None:
+        """Raises UnsupportedModel for a model that can be in no batch."""
+        self._tokenizer = tokenizer
+        self._max_rows = limits.max_rows
+        self._deliver = deliver
+        memory = plan(
+            loaded.memory_available,
+            loaded.weights_bytes,
+            kv_bytes=limits.kv_bytes,
+            prefix_bytes=limits.prefix_bytes,
+        )
+        self._reservations = Reservations(memory.kv_bytes)
+        self._layout = choose_layout(
+            loaded.model, on_cpu=loaded.on_cpu, prefix_bytes=memory.prefix_bytes
+        )
+        self._batch = TextBatch(
+            self._layout, prefill_chunk=loaded.prefill_chunk, ahead=not loaded.on_cpu
+        )
+        self._tasks: dict[int, _Task] = {}
+        self._line: list[_Task] = []
+        self._faulted: set[int] = set()
+        self._owners: dict[int, tuple[_Task, int]] = {}
+        """The task and the choice behind each row of the batch."""
+        self._next_row = 1
+        self._totals = {"prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 0}
+        self._measured_at = 0.0
+        self.stats = EngineStats(weights_bytes=loaded.weights_bytes)
+        _warm_up(self._batch)
+        self._measure()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to compute. Who waits in line waits for who runs."""
+        return len(self._batch) > 0
+
+    def take(self, uid: int, request: GenerationRequest) -> None:
+        """Puts a request in line."""
+        with self._alone(uid, request):
+            choices = range(request.choices)
+            task = _Task(uid, request, [Output(request, self._tokenizer, c) for c in choices])
+            self._tasks[uid] = task
+            for choice, output in enumerate(task.outputs):
+                if request.resume and (end := output.restore(request.resume)) is not None:
+                    task.ends[choice] = end
+            # Sorting is stable: among equals, first come is first served.
+            self._line.append(task)
+            self._line.sort(key=lambda task: -task.request.priority)
+
+    def drop(self, uids: set[int]) -> None:
+        """Forgets requests, wherever they are."""
+        tasks = [task for uid in uids if (task := self._tasks.pop(uid, None)) is not None]
+        if not tasks:
+            return
+        self._line = [task for task in self._line if task.uid not in uids]
+        self._remove_rows([row for task in tasks for row in task.rows])
+        for task in tasks:
+            self._reservations.free(task.uid)
+        if not self._tasks:
+            mx.clear_cache()
+            self._measure()
+
+    def park(self, uid: int, *, parked: bool) -> None:
+        """Takes a request out of the batch for a while, or back in.
+
+        It keeps its reservation, and its keys and values are remembered as far as there is room.
+        """
+        task = self._tasks.get(uid)
+        if task is None or not task.rows or task.parked is parked:
+            return
+        task.parked = parked
+        if parked:
+            self._batch.park(task.rows)
+        else:
+            self._batch.unpark(task.rows)
+
+    def step(self) -> None:
+        """Admits whom there is room for, and computes the next step of all."""
+        self._admit()
+        if not self.busy:
+            return
+        began = time.perf_counter_ns()
+        try:
+            prefilled, drawn = self._batch.step()
+        except Exception as error:
+            if not is_allocation_failure(error):
+                raise
+            self._shed(error)
+            return
+        now = time.perf_counter_ns()
+        for progress in prefilled:
+            self._note(progress, began)
+        ended: set[int] = set()
+        for draw in drawn:
+            task, choice = self._owners[draw.uid]
+            task.first_token_at = task.first_token_at or now
+            with self._alone(task.uid, task.request):
+                self._push(task, choice, draw)
+                if len(task.ends) == len(task.outputs):
+                    task.events.append(_finished(task, now))
+                    ended.add(task.uid)
+        self._totals["output_tokens"] += len(drawn)
+        self._flush()
+        if time.monotonic() - self._measured_at > _MEASURE_EVERY:
+            self._measure()
+        faulted, self._faulted = self._faulted, set()
+        self.drop(ended | faulted)
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._line:
+            task = self._line[0]
+            request, choices = task.request, len(task.outputs)
+            if len(self._batch) and len(self._batch) + choices > self._max_rows:
+                break
+            longest = len(request.prompt) + request.max_tokens
+            if not self._reservations.take(task.uid, choices * self._layout.row_bytes(longest)):
+                break
+            self._line.pop(0)
+            with self._alone(task.uid, request):
+                self._start(task)
+
+    def _start(self, task: _Task) -> None:
+        request = task.request
+        if task.ends:  # It was resumed behind its end.
+            now = time.perf_counter_ns()
+            task.started_at = task.first_token_at = now
+            task.events += [Started(now, 0), _finished(task, now)]
+            self._flush()
+            self._faulted.add(task.uid)
+            return
+        task.rows = [self._next_row + choice for choice in range(len(task.outputs))]
+        self._next_row += len(task.rows)
+        sampling = request.sampling
+        rows = [
+            NewRow(
+                row,
+                replace(sampling, seed=choice_seed(sampling.seed, choice)),
+                request.top_logprobs,
+            )
+            for choice, row in enumerate(task.rows)
+        ]
+        self._batch.add(
+            request.prompt,
+            rows,
+            resume=request.resume,
+            priority=request.priority,
+            borders=[i + 1 for i, t in enumerate(request.prompt) if t in self._tokenizer.eos_ids],
+        )
+        self._owners |= {row: (task, choice) for choice, row in enumerate(task.rows)}
+
+    def _push(self, task: _Task, choice: int, draw: Drawn) -> None:
+        delta, end = task.outputs[choice].push(draw.token, draw.logprobs)
+        if delta is not None:
+            task.events.append(delta)
+        if end is not None:
+            task.ends[choice] = end
+            if len(task.ends) < len(task.outputs):
+                self._remove_rows([draw.uid])
+
+    def _note(self, progress: Prefilled, began: int) -> None:
+        task, _ = self._owners[progress.uid]
+        if not task.started_at:
+            task.started_at = began
+            cached = min(progress.cached, len(task.request.prompt))
+            task.events.append(Started(began, cached))
+            self._totals["prompt_tokens"] += progress.total
+            self._totals["cached_tokens"] += progress.cached
+        task.events.append(Prefill(progress.done, progress.total))
+
+    def _shed(self, error: Exception) -> None:
+        """Ends the newest request, for which there was no memory, and goes on with the others."""
+        task, _ = self._owners[self._batch.shed()[0]]
+        logger.warning(
+            "out of memory: %s",
+            error,
+            extra={"request_id": task.request.id, "left": len(self._batch)},
+        )
+        failure = InsufficientMemory("the runner ran out of memory; try again with fewer at once")
+        self._end(task.uid, failure)
+        self.drop({task.uid})
+        self._admit()
+
+    def _remove_rows(self, rows: list[int]) -> None:
+        self._batch.remove(rows)
+        for row in rows:
+            self._owners.pop(row, None)
+
+    @contextmanager
+    def _alone(self, uid: int, request: GenerationRequest) -> Iterator[None]:
+        """Whatever goes wrong inside ends this request and no other."""
+        try:
+            yield
+        except Exception:
+            logger.exception("a request failed", extra={"request_id": request.id})
+            self._faulted.add(uid)
+            self._end(uid, InternalError(""))
+
+    def _end(self, uid: int, error: HeadraceError) -> None:
+        self._deliver([(uid, [Failed(error)])])
+
+    def _flush(self) -> None:
+        """Sends what has come together for all requests, in one call."""
+        events = [(task.uid, task.events) for task in self._tasks.values() if task.events]
+        for task in self._tasks.values():
+            task.events = []
+        if events:
+            self._deliver(events)
+
+    def _measure(self) -> None:
+        self._measured_at = time.monotonic()
+        self.stats = EngineStats(
+            weights_bytes=self.stats.weights_bytes,
+            kv_bytes=self._batch.kv_bytes,
+            kv_reserved_bytes=self._reservations.reserved,
+            kv_limit_bytes=self._reservations.limit,
+            prefix_bytes=self._layout.remembered_bytes,
+            active_bytes=mx.get_active_memory(),
+            peak_bytes=mx.get_peak_memory(),
+            cache_bytes=mx.get_cache_memory(),
+            running=len(self._batch),
+            **self._totals,
+        )
+
+
+def _finished(task: _Task, now: int) -> Finished:
+    ends = tuple(task.ends[choice] for choice in range(len(task.outputs)))
+    return Finished(ends, task.started_at, task.first_token_at, now)
+
+
+def _warm_up(batch: TextBatch) -> None:
+    """Generates one token, so that what cannot work fails before the runner says it serves."""
+    batch.add([0, 0], [NewRow(0, SamplingParams(temperature=0.0))])
+    while not batch.step()[1]:
+        pass
+    batch.remove([0], remember=False)
+    mx.clear_cache()

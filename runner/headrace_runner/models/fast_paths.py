@@ -1,0 +1,147 @@
+"""Puts Headrace's own ways of computing into a model of mlx-lm.
+
+mlx-lm's model files import what they share by name, so a model is given another way by putting it
+under that name in the files that its parts come from. Nothing else in the process is changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.positional_encoding import RoPE
+from mlx_lm.models import activations, base
+
+from headrace_runner.models import vector_math
+
+
+def route_attention(model: Any) -> None:
+    """Lets the caches that can attend do so, instead of giving keys and values out.
+
+    A cache with a method `attend(queries, keys, values, scale, sinks)` gets what it would have
+    returned from `update_and_fetch`, and answers in the shape of `queries`.
+    """
+    _put(model, "scaled_dot_product_attention", base.scaled_dot_product_attention, _attention)
+
+
+def vectorise(model: Any) -> None:
+    """For a CPU: computes in float32 what MLX would compute number by number in fewer steps."""
+    _put(model, "swiglu", activations.swiglu, _swiglu)
+    shared: dict[tuple[Any, ...], _Rotation] = {}
+    for module in list(model.modules()):
+        for name, child in module.children().items():
+            if type(child) is RoPE:
+                key = (child.dims, child.traditional, child.base, child.scale)
+                rotation = shared.setdefault(key, _Rotation(child))
+                module[name] = SharedRoPE(child, rotation)
+
+
+def _attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    cache: Any,
+    scale: float,
+    mask: Any,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    attend: Callable[..., mx.array] | None = getattr(cache, "attend", None)
+    if attend is not None:
+        return attend(queries, keys, values, scale, sinks)
+    return base.scaled_dot_product_attention(queries, keys, values, cache, scale, mask, sinks)
+
+
+def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    if gate.dtype == x.dtype == mx.float32:
+        return vector_math.swiglu(gate, x)
+    return activations.swiglu(gate, x)  # type: ignore[no-any-return]
+
+
+def _put(model: Any, name: str, there: object, ours: object) -> None:
+    for module in _files(model):
+        if getattr(module, name, None) is there:
+            setattr(module, name, ours)
+
+
+def _files(model: Any) -> Iterator[ModuleType]:
+    names = {type(part).__module__ for part in model.modules()}
+    yield from (sys.modules[name] for name in names if name.startswith("mlx_lm."))
+
+
+class SharedRoPE(Module):
+    """A rotary embedding whose angles are computed once a step for all layers, not twice in each.
+
+    Of use where the offset is an array of positions, one for each row of a single token.
+    """
+
+    def __init__(self, plain: RoPE, rotation: _Rotation) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # In a tuple and by an underscore, since what they hold is no parameter of the model.
+        self._ways = (plain, rotation)
+
+    def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
+        """Rotates x, [rows, heads, tokens, dimensions], as the module that it stands for."""
+        plain, rotation = self._ways
+        if not isinstance(offset, mx.array) or x.shape[2] != 1 or x.dtype != mx.float32:
+            return plain(x, offset=offset)  # type: ignore[arg-type,no-any-return]
+        return rotation(x, offset)
+
+
+class _Rotation:
+    """x -> x * cos + (x with the halves of each pair swapped, one negated) * sin."""
+
+    def __init__(self, plain: RoPE) -> None:
+        self._plain = plain
+        self._offset: mx.array | None = None
+        self._tables = (mx.array(0), mx.array(0))
+        self._swap: mx.array | None = None
+
+    def __call__(self, x: mx.array, offset: mx.array) -> mx.array:
+        if self._swap is None or self._swap.shape[0] != x.shape[-1]:
+            self._swap = _swap(x.shape[-1], self._plain.dims, self._plain.traditional)
+        if self._offset is not offset:
+            self._offset, self._tables = offset, self._tables_for(offset, x.shape[-1])
+        cos, sin = self._tables
+        return x * cos + (x @ self._swap) * sin
+
+    def _tables_for(self, offset: mx.array, size: int) -> tuple[mx.array, mx.array]:
+        """cos and sin, [rows, 1, 1, size], as the embedding itself has them.
+
+        Rotating a vector whose pairs are all (1, 0) gives (cos, sin) of each pair.
+        """
+        dims, traditional = self._plain.dims, self._plain.traditional
+        first, second = _pairs(dims, traditional)
+        probe = [0.0] * size
+        for place in first:
+            probe[place] = 1.0
+        rows = mx.broadcast_to(mx.array(probe), (offset.shape[0], 1, 1, size))
+        turned = self._plain(rows, offset=offset)  # type: ignore[arg-type]
+        cos_at, sin_at = list(range(size)), list(range(size))
+        for one, other in zip(first, second, strict=True):
+            cos_at[one] = cos_at[other] = one
+            sin_at[one] = sin_at[other] = other
+        cos, sin = turned[..., mx.array(cos_at)], turned[..., mx.array(sin_at)]
+        if size > dims:  # The rest is left as it is.
+            cos = mx.concatenate([cos[..., :dims], mx.ones((*cos.shape[:-1], size - dims))], -1)
+            sin = mx.concatenate([sin[..., :dims], mx.zeros((*sin.shape[:-1], size - dims))], -1)
+        return cos, sin
+
+
+def _pairs(dims: int, traditional: bool) -> tuple[range, range]:
+    """The places of each pair's first and second half."""
+    if traditional:
+        return range(0, dims, 2), range(1, dims, 2)
+    return range(dims // 2), range(dims // 2, dims)
+
+
+def _swap(size: int, dims: int, traditional: bool) -> mx.array:
+    """The matrix that swaps the halves of each pair and negates the second, [size, size]."""
+    matrix = [[0.0] * size for _ in range(size)]
+    for one, other in zip(*_pairs(dims, traditional), strict=True):
+        matrix[other][one] = -1.0
+        matrix[one][other] = 1.0
+    return mx.array(matrix)

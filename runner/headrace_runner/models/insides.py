@@ -1,0 +1,63 @@
+"""What Headrace uses of mlx-lm's insides.
+
+Names in there change between releases, so that nothing else touches them, but for `fast_paths`,
+which puts other functions into its models. mlx-lm is pinned; see constraints.txt. It is imported
+late, since that takes a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def model_classes(config: Mapping[str, Any]) -> object:
+    """The classes behind a config.json, remapped names included. Raises ValueError for none."""
+    from mlx_lm.utils import _get_classes
+
+    return _get_classes(dict(config))
+
+
+def load_lazily(model_dir: Path, *, strict: bool = True) -> tuple[Any, dict[str, Any]]:
+    """A model whose weights are not read yet, and its configuration.
+
+    Raises ValueError, KeyError, TypeError or RuntimeError where the weights do not fit.
+    """
+    from mlx_lm.utils import load_model
+
+    return load_model(model_dir, lazy=True, strict=strict)
+
+
+def dequantized(model: Any) -> Any:
+    """The model with its quantised layers expanded, into the type of their scales. Lazy."""
+    from mlx_lm.utils import dequantize_model
+
+    return dequantize_model(model)
+
+
+def new_caches(model: Any) -> list[Any]:
+    """Empty caches for one row, one a layer."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    return make_prompt_cache(model)
+
+
+def attends_to_everything(model: Any) -> bool:
+    """Whether every layer's cache keeps the keys and values of all tokens, and nothing else."""
+    from mlx_lm.models.cache import KVCache
+
+    return all(type(cache) is KVCache for cache in new_caches(model))
+
+
+def unbatchable_cache(model: Any) -> str | None:
+    """Names the class of cache that keeps this model out of a batch, if there is one."""
+
+    def within(layers: Iterable[Any]) -> Iterator[str]:
+        for layer in layers:
+            # A list of caches merges whatever it holds, or fails when it is asked to.
+            if not hasattr(layer, "merge"):
+                yield type(layer).__name__
+            yield from within(getattr(layer, "caches", ()))
+
+    return next(within(new_caches(model)), None)

@@ -1,0 +1,455 @@
+"""Reasoning and tool calls leave the text wherever it is cut, and nothing is ever lost."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace_runner.engine.text.parts import Markup, Parts, Splitter, ToolCallPart
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string"},
+                    "days": {"type": "integer"},
+                    "units": {"type": "array"},
+                },
+            },
+        },
+    }
+    for name in ("get_weather", "get_time")
+]
+
+Call = tuple[str, dict[str, Any]]
+
+
+@dataclass
+class Sample:
+    """What a model of one family writes, and what it means."""
+
+    text: str
+    calls: list[Call]
+    before: str = ""
+    after: str = ""
+    reasoning: str = ""
+    ids: list[str] = field(default_factory=list)
+
+
+PARIS: Call = ("get_weather", {"city": "Paris", "days": 3})
+ROME: Call = ("get_time", {"city": "Rome"})
+
+SAMPLES: dict[str, list[Sample]] = {
+    "json_tools": [
+        Sample(
+            'One moment.\n<tool_call>\n{"name": "get_weather", "arguments": '
+            '{"city": "Paris", "days": 3}}\n</tool_call>\n<tool_call>\n{"name": "get_time", '
+            '"arguments": {"city": "Rome"}}\n</tool_call>',
+            [PARIS, ROME],
+            before="One moment.\n",
+            after="\n",
+        ),
+        Sample('<tool_call>{"name": "get_time"}</tool_call>', [("get_time", {})]),
+        Sample(
+            '<tool_call>{"name": "get_time", "arguments": "{\\"city\\": \\"Rome\\"}"}</tool_call>',
+            [ROME],
+        ),
+    ],
+    "qwen3_coder": [
+        Sample(
+            "<think>\nWeather first.\n</think>\n\n<tool_call>\n<function=get_weather>\n"
+            "<parameter=city>\nParis\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+            "</function>\n</tool_call> done",
+            [PARIS],
+            before="\n\n",
+            after=" done",
+            reasoning="\nWeather first.\n",
+        )
+    ],
+    "glm47": [
+        Sample(
+            "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
+            "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>",
+            [PARIS],
+        ),
+        Sample("<tool_call>get_time\n</tool_call>", [("get_time", {})]),
+    ],
+    "laguna": [
+        Sample(
+            "<tool_call>get_time<arg_key>city</arg_key><arg_value>Rome</arg_value></tool_call>",
+            [ROME],
+        )
+    ],
+    "longcat": [
+        Sample(
+            "<longcat_tool_call>get_weather\n<longcat_arg_key>city</longcat_arg_key>\n"
+            "<longcat_arg_value>Paris</longcat_arg_value>\n<longcat_arg_key>days"
+            "</longcat_arg_key>\n<longcat_arg_value>3</longcat_arg_value>\n</longcat_tool_call>",
+            [PARIS],
+        )
+    ],
+    "minicpm5": [
+        Sample(
+            '<function name="get_weather"><param name="city">Paris</param>'
+            '<param name="days">3</param></function><function name="get_time">'
+            '<param name="city"><![CDATA[Rome]]></param></function>',
+            [PARIS, ROME],
+        )
+    ],
+    "minimax_m2": [
+        Sample(
+            '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Paris'
+            '</parameter>\n<parameter name="days">3</parameter>\n</invoke>\n<invoke '
+            'name="get_time">\n<parameter name="city">Rome</parameter>\n</invoke>\n'
+            "</minimax:tool_call>",
+            [PARIS, ROME],
+        )
+    ],
+    "mistral": [
+        Sample(
+            'Sure.[TOOL_CALLS]get_weather[ARGS]{"city": "Paris", "days": 3}'
+            '[TOOL_CALLS]get_time[ARGS]{"city": "Rome"}',
+            [PARIS, ROME],
+            before="Sure.",
+        ),
+        Sample(
+            '[TOOL_CALLS] [{"name": "get_time", "arguments": {"city": "Rome"}, "id": "abcdefghi"}]',
+            [ROME],
+            ids=["abcdefghi"],
+        ),
+    ],
+    "muse_spark": [
+        Sample(
+            '<atem:function_calls>\n<atem:invoke name="get_weather">\n<atem:parameter '
+            'name="city">Paris</atem:parameter>\n<atem:parameter name="days">3</atem:parameter>'
+            "\n</atem:invoke>\n</atem:function_calls>",
+            [PARIS],
+        )
+    ],
+    "pythonic": [
+        Sample(
+            "<|tool_call_start|>[get_weather(city=\"Paris\", days=3), get_time(city='Rome')]"
+            "<|tool_call_end|>Wait.",
+            [PARIS, ROME],
+            after="Wait.",
+        )
+    ],
+    "kimi_k2": [
+        Sample(
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0"
+            '<|tool_call_argument_begin|>{"city": "Paris", "days": 3}<|tool_call_end|>'
+            '<|tool_call_begin|>functions.get_time:1<|tool_call_argument_begin|>{"city": "Rome"}'
+            "<|tool_call_end|><|tool_calls_section_end|>",
+            [PARIS, ROME],
+            ids=["functions.get_weather:0", "functions.get_time:1"],
+        )
+    ],
+    "kimi_k3": [
+        Sample(
+            '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+            '<|open|>argument key="city" type="string"<|sep|>Paris<|close|>argument<|sep|>'
+            '<|open|>argument key="days" type="number"<|sep|>3<|close|>argument<|sep|>'
+            '<|close|>call<|sep|><|open|>call tool="get_time" index="2"<|sep|>'
+            '<|open|>json type="object"<|sep|>{"city": "Rome"}<|close|>json<|sep|>'
+            "<|close|>call<|sep|><|close|>tools<|sep|>",
+            [PARIS, ROME],
+        )
+    ],
+    "gemma4": [
+        Sample(
+            'Yes<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}<tool_call|>',
+            [PARIS],
+            before="Yes",
+        ),
+        Sample(
+            '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:3}'
+            'call:get_time{city:<|"|>Rome<|"|>}<tool_call|>',
+            [PARIS, ROME],
+        ),
+    ],
+    "function_gemma": [
+        Sample(
+            "<start_function_call>call:get_weather{city:<escape>Paris<escape>,days:3}"
+            "<end_function_call>",
+            [PARIS],
+        )
+    ],
+}
+
+# A call is a digit: as many calls as it says, and 0 is malformed.
+TOY = Markup(
+    reasoning_start="<r>",
+    reasoning_end="</r>",
+    call_start="<c>",
+    call_end="</c>",
+    parse=lambda text: [{"name": f"f{i}", "arguments": {}} for i in range(int(text))],
+    dropped=("<d>",),
+)
+# Markers that begin like each other and like themselves, a newline for an end, and no end.
+TANGLED = replace(
+    TOY,
+    reasoning_start="aab",
+    reasoning_end="aac",
+    call_start="aa1",
+    call_end="1a",
+    dropped=("ab",),
+)
+TOYS = [
+    TOY,
+    TANGLED,
+    replace(TOY, call_end="\n"),
+    replace(TOY, call_end=""),
+    replace(TOY, in_reasoning=True),
+    replace(TOY, reasoning_start="", reasoning_end=""),
+    replace(TOY, parse=None),
+    Markup(),
+]
+PIECES = ["<r>", "</r>", "<c>", "</c>", "<d>", "<", "/", "c>", "1", "2", "0", " ", "a", "b", "\n"]
+TEXT = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
+CUTS = st.lists(st.integers(0, 10_000), max_size=8)
+
+
+def markup(family: str) -> Markup:
+    """As a model of that family has it, with reasoning."""
+    module: Any = importlib.import_module(f"mlx_lm.tool_parsers.{family}")
+    return Markup(
+        reasoning_start="<think>",
+        reasoning_end="</think>",
+        call_start=module.tool_call_start,
+        call_end=module.tool_call_end,
+        parse=lambda text: module.parse_tool_call(text, TOOLS),
+    )
+
+
+def split(markup: Markup, pieces: Iterable[str], *, cut: bool = False) -> Parts:
+    """All that comes of the pieces."""
+    splitter = Splitter(markup)
+    found = [splitter.push(piece) for piece in pieces]
+    found.append(splitter.finish(cut=cut))
+    assert splitter.held == 0
+    whole = Parts(
+        "".join(part.text for part in found),
+        "".join(part.reasoning for part in found),
+        [call for part in found for call in part.tool_calls],
+    )
+    assert splitter.calls == len(whole.tool_calls)
+    assert [call.index for call in whole.tool_calls] == list(range(splitter.calls))
+    return whole
+
+
+def cut_at(text: str, cuts: Iterable[int]) -> list[str]:
+    borders = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    return [text[a:b] for a, b in pairwise(borders)]
+
+
+class Told:
+    """The rules, told the slow way: over the whole text, always looking for the next marker."""
+
+    def __init__(self, markup: Markup, *, cut: bool) -> None:
+        self.markup, self.cut = markup, cut
+        self.reasoning = markup.in_reasoning
+        self.parts = Parts()
+
+    def read(self, text: str, *, with_calls: bool = True) -> Parts:
+        markup = self.markup
+        around = [markup.reasoning_start, *markup.dropped]
+        markers = [markup.reasoning_end] if self.reasoning else around
+        markers += [markup.call_start] if with_calls and markup.parse else []
+        before, marker, after = next_marker(text, markers)
+        if self.reasoning:
+            self.parts.reasoning += before
+        else:
+            self.parts.text += before
+        if marker is None:
+            return self.parts
+        if marker == markup.call_start and with_calls:
+            body, end, after = next_marker(after, [markup.call_end])
+            if end is None and self.cut:
+                self.read(marker + body, with_calls=False)
+            elif not self.call(body):
+                self.failed(body, end or "")
+        elif marker not in markup.dropped:
+            self.reasoning = not self.reasoning
+        return self.read(after, with_calls=with_calls)
+
+    def failed(self, body: str, end: str) -> None:
+        start = self.markup.call_start
+        first, again, last = body.rpartition(start)
+        if again:
+            self.read(start + first, with_calls=False)
+            body = last
+            if self.call(last):
+                return
+        self.read(start + body + end, with_calls=False)
+
+    def call(self, body: str) -> bool:
+        assert self.markup.parse
+        try:
+            found: Any = self.markup.parse(body.strip())
+        except ValueError:
+            return False
+        for call in found:
+            index = len(self.parts.tool_calls)
+            self.parts.tool_calls.append(ToolCallPart(index, "{}", None, call["name"]))
+            self.reasoning = False
+        return bool(found)
+
+
+def next_marker(text: str, markers: list[str]) -> tuple[str, str | None, str]:
+    for end in range(1, len(text) + 1):
+        if ending := [m for m in markers if m and text[:end].endswith(m)]:
+            marker = max(ending, key=len)
+            return text[: end - len(marker)], marker, text[end:]
+    return text, None, ""
+
+
+@given(TEXT, CUTS, st.sampled_from(TOYS), st.booleans())
+def test_any_cut_gives_what_the_rules_tell(
+    text: str, cuts: list[int], markup: Markup, cut: bool
+) -> None:
+    expected = Told(markup, cut=cut).read(text)
+    assert split(markup, [text], cut=cut) == expected
+    assert split(markup, cut_at(text, cuts), cut=cut) == expected
+    assert split(markup, text, cut=cut) == expected
+
+
+@given(TEXT, CUTS, st.booleans())
+def test_nothing_of_what_is_no_call_is_lost(text: str, cuts: list[int], cut: bool) -> None:
+    def fails(text: str) -> object:
+        raise RecursionError
+
+    markup = Markup(call_start="<c>", call_end="</c>", parse=fails)
+    assert split(markup, cut_at(text, cuts), cut=cut) == Parts(text)
+
+
+@pytest.mark.parametrize(
+    ("family", "sample"),
+    [(family, sample) for family, samples in SAMPLES.items() for sample in samples],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_family_cut_anywhere(family: str, sample: Sample) -> None:
+    text = sample.text
+    whole = split(markup(family), [text])
+    assert [(c.name, json.loads(c.arguments)) for c in whole.tool_calls] == sample.calls
+    assert [c.id for c in whole.tool_calls if c.id] == sample.ids
+    assert whole.text == sample.before + sample.after
+    assert whole.reasoning == sample.reasoning
+    assert split(markup(family), text) == whole
+    for place in range(len(text)):
+        assert split(markup(family), [text[:place], text[place:]]) == whole
+
+
+def test_every_parser_of_mlx_lm_has_a_sample() -> None:
+    import pkgutil
+
+    import mlx_lm.tool_parsers as package
+
+    assert {module.name for module in pkgutil.iter_modules(package.__path__)} == set(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("family", "sample"),
+    [(family, samples[0]) for family, samples in SAMPLES.items()],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_call_that_was_cut_off_is_text(family: str, sample: Sample) -> None:
+    known = replace(markup(family), reasoning_start="", reasoning_end="")
+    start = sample.text.index(known.call_start)
+    end = sample.text.index(known.call_end, start) if known.call_end else len(sample.text)
+    for place in range(start + 1, end):
+        text = sample.text[:place]
+        assert split(known, text, cut=True) == Parts(text)
+
+
+def test_text_is_never_held_back_longer_than_it_could_be_a_marker() -> None:
+    splitter = Splitter(TOY)
+    assert splitter.push("a <").text == "a "
+    assert splitter.held == 1
+    assert splitter.push("b").text == "<b"
+    assert splitter.held == 0
+    assert splitter.push("x<c>1</").text == "x"
+    assert (splitter.held, splitter.in_call) == (len("<c>1</"), True)
+    assert [call.name for call in splitter.push("c>").tool_calls] == ["f0"]
+    assert (splitter.held, splitter.in_call) == (0, False)
+
+
+def test_a_mention_of_a_call_in_the_reasoning_hides_neither_its_end_nor_the_call() -> None:
+    text = '<think>I write <tool_call> now.</think>So:<tool_call>{"name": "f"}</tool_call>!'
+    parts = split(markup("json_tools"), text)
+    assert (parts.reasoning, parts.text) == ("I write <tool_call> now.", "So:!")
+    assert [call.name for call in parts.tool_calls] == ["f"]
+    empty = split(markup("json_tools"), "<think>the <tool_call></tool_call> tags</think>Yes")
+    assert empty == Parts("Yes", "the <tool_call></tool_call> tags")
+
+
+def test_a_call_ends_the_reasoning_that_it_stands_in() -> None:
+    parts = split(TOY, "<r>so <c>1</c> on")
+    assert (parts.text, parts.reasoning, len(parts.tool_calls)) == (" on", "so ", 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "null",
+        "[]",
+        '"f"',
+        '{"arguments": {}}',
+        '{"name": ""}',
+        '{"name": 1}',
+        '{"name": "two words"}',
+        '{"name": "' + "f" * 257 + '"}',
+        '{"name": "\\ud800"}',
+        '{"name": "f", "arguments": [1]}',
+        '{"name": "f", "arguments": "1"}',
+        '{"name": "f", "arguments": "{"}',
+        '{"name": "f", "arguments": {"x": NaN}}',
+        '[{"name": "f"}, {}]',
+        "[" * 100_000,
+    ],
+)
+def test_what_is_malformed_is_text(body: str) -> None:
+    text = f"<tool_call>{body}</tool_call>."
+    assert split(markup("json_tools"), [text]) == Parts(text)
+
+
+def test_a_parser_that_takes_anything_for_a_call_is_not_asked_about_nothing() -> None:
+    text = "The <tool_call> </tool_call> tags"
+    assert split(markup("glm47"), text) == Parts(text)
+
+
+def test_white_space_around_a_call_does_not_matter() -> None:
+    text = "<tool_call>\n\n<function=get_time>\n</function>\n\n\n</tool_call>"
+    assert [call.name for call in split(markup("qwen3_coder"), text).tool_calls] == ["get_time"]
+
+
+def test_arguments_are_json_that_can_be_sent() -> None:
+    body = '{"name": "f", "id": "", "arguments": {"ü": "日", "half": "\\ud800", "n": 1e400}}'
+    assert split(markup("json_tools"), [f"<tool_call>{body}</tool_call>"]).tool_calls == []
+    body = body.replace(', "n": 1e400', "")
+    (call,) = split(markup("json_tools"), [f"<tool_call>{body}</tool_call>"]).tool_calls
+    assert call.id is None
+    assert call.arguments.encode()
+    assert json.loads(call.arguments) == {"ü": "日", "half": "\ud800"}
+    (call,) = split(TOY, ["<c>1</c>"]).tool_calls
+    assert call == ToolCallPart(0, "{}", None, "f0")
+
+
+def test_many_false_beginnings_take_linear_time() -> None:
+    text = "<c>" * 50_000 + "</c>"
+    assert split(TOY, [text]) == Parts(text)
+    assert split(TOY, [text[i : i + 3] for i in range(0, len(text), 3)]) == Parts(text)
+    text = "<c>" + "<d>a<r>b</r>" * 50_000
+    assert split(TOY, [text]) == Parts("<c>" + "a" * 50_000, "b" * 50_000)
