@@ -83,6 +83,7 @@ class Engine:
         self.stats = EngineStats()
         self.last_step = time.monotonic()
         self._resting = False
+        self.running = 0
 
     async def start(self) -> LoadedModel:
         """Loads the model. Raises what the load raises."""
@@ -114,11 +115,6 @@ class Engine:
     def active(self) -> int:
         """Requests that are running or waiting."""
         return len(self._streams)
-
-    @property
-    def running(self) -> int:
-        """Rows in the batch, as of the last reading."""
-        return self.stats.running
 
     @property
     def waiting(self) -> int:
@@ -197,7 +193,10 @@ class Engine:
         self.stats = worker.stats
         self._ready.set_result(loaded)
         while self._take_commands(worker):
+            worker.admit()
+            self.running = worker.rows
             worker.step()
+            self.running = worker.rows
             self.last_step = time.monotonic()
             self.stats = worker.stats
 

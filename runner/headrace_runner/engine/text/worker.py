@@ -56,7 +56,6 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    running: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +124,11 @@ class TextWorker:
         """Whether there is something to compute. Who waits in line waits for who runs."""
         return len(self._batch) > 0
 
+    @property
+    def rows(self) -> int:
+        """Rows that are computed, in prefill or after."""
+        return len(self._batch)
+
     def take(self, uid: int, request: GenerationRequest) -> None:
         """Puts a request in line."""
         with self._alone(uid, request):
@@ -166,8 +170,7 @@ class TextWorker:
             self._batch.unpark(task.rows)
 
     def step(self) -> None:
-        """Admits whom there is room for, and computes the next step of all."""
-        self._admit()
+        """Computes the next step of all who are admitted, and admits others where some end."""
         if not self.busy:
             return
         began = time.perf_counter_ns()
@@ -196,9 +199,10 @@ class TextWorker:
             self._measure()
         faulted, self._faulted = self._faulted, set()
         self.drop(ended | faulted)
-        self._admit()
+        self.admit()
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Admits to the batch, from the line, whom there is room for."""
         while self._line:
             task = self._line[0]
             request, choices = task.request, len(task.outputs)
@@ -270,7 +274,7 @@ class TextWorker:
         failure = InsufficientMemory("the runner ran out of memory; try again with fewer at once")
         self._end(task.uid, failure)
         self.drop({task.uid})
-        self._admit()
+        self.admit()
 
     def _remove_rows(self, rows: list[int]) -> None:
         self._batch.remove(rows)
@@ -309,7 +313,6 @@ class TextWorker:
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
             cache_bytes=mx.get_cache_memory(),
-            running=len(self._batch),
             **self._totals,
         )
 
