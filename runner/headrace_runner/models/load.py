@@ -20,11 +20,8 @@ from headrace_runner.models.files import read_json
 from headrace_runner.models.insides import dequantized, load_lazily
 from headrace_runner.models.safetensors import read_tensors
 
-_GPU_PREFILL_CHUNK = 2048
-_CPU_FLOPS = {"float32": 50e9, "stored": 3e9}
-"""What a CPU's matrix products reach: float32 through a fast BLAS, others through MLX's own."""
-_CPU_CHUNK_SECONDS = 1.0
-_CPU_CHUNKS = (8, 512)
+_PREFILL_CHUNK = {False: 2048, True: 512}
+"""Prompt tokens to compute at once at most, by whether on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class LoadedModel:
     """Type of the weights in memory, such as "float32" or "4-bit"."""
     weights_bytes: int
     prefill_chunk: int
-    """Prompt tokens to compute between two decode steps."""
+    """Prompt tokens to compute at once at most."""
     on_cpu: bool
     """Whether a CPU is device and host in one."""
     memory_available: int
@@ -85,7 +82,7 @@ def load(
         model,
         "float32" if dtype == "float32" else _stored_type(config),
         weights_bytes,
-        cpu_prefill_chunk(weights_bytes, dtype) if on_cpu else _GPU_PREFILL_CHUNK,
+        _PREFILL_CHUNK[on_cpu],
         on_cpu,
         _memory_available(on_cpu),
     )
@@ -102,19 +99,6 @@ def _memory_available(on_cpu: bool) -> int:
     # Freed buffers are kept for reuse up to this, and given back beyond it.
     mx.set_cache_limit(max(left // 10, 1 << 28))
     return max(left, 0)
-
-
-def cpu_prefill_chunk(weights_bytes: int, dtype: Literal["float32", "stored"]) -> int:
-    """Prompt tokens that a CPU computes in about a second.
-
-    The streams that run wait for each chunk, and health calls a runner stalled that ends none.
-    Not measured but computed, so that the same prompt is always cut in the same places.
-    """
-    # Stored weights are taken for 4-bit ones: two to a byte.
-    parameters = max(1, weights_bytes // 4 if dtype == "float32" else weights_bytes * 2)
-    tokens = int(_CPU_FLOPS[dtype] * _CPU_CHUNK_SECONDS / (2 * parameters))
-    least, most = _CPU_CHUNKS
-    return min(max(tokens, least), most)
 
 
 def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:

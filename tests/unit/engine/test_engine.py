@@ -5,26 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import pytest
-from mlx.nn.layers.base import Module
 
 from headrace.errors import Draining, InternalError, ModelCorrupt, Unavailable
 from headrace_runner.engine.engine import Engine
-from headrace_runner.engine.stream import EventStream
 from headrace_runner.engine.text.output import Output
 from headrace_runner.engine.text.request import (
     ChoiceEnd,
     Delta,
-    Event,
     Finish,
     Finished,
-    GenerationRequest,
     Prefill,
     Started,
 )
@@ -32,60 +27,17 @@ from headrace_runner.engine.text.sampling import SamplingParams
 from headrace_runner.engine.text.worker import Limits
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
-from tests.unit.engine.tiny import GREEDY, alone, loader, tiny_model
-
-ENDLESS = 1_000_000
-PROMPT = [1, 2, 3]
-
-
-class Watched(Module):
-    """A model that counts its steps, and can be held or made to fail."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._model = (tiny_model(),)
-        self.layers = self._model[0].layers
-        self.computed: list[tuple[int, ...]] = []
-        """Shape of every input: tokens of all rows, and 1."""
-        self.go_on = threading.Event()
-        self.go_on.set()
-        self.fault: Exception | None = None
-
-    def __call__(self, inputs: Any, cache: Any) -> Any:
-        assert self.go_on.wait(30)
-        if self.fault is not None:
-            raise self.fault
-        self.computed.append(inputs.shape)
-        return self._model[0](inputs, cache=cache)
-
-
-def request(
-    prompt: list[int] | None = None,
-    max_tokens: int = 10,
-    sampling: SamplingParams = GREEDY,
-    priority: int = 0,
-) -> GenerationRequest:
-    return GenerationRequest(
-        id="r",
-        prompt=prompt or PROMPT,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        ignore_eos=True,
-        priority=priority,
-    )
-
-
-@asynccontextmanager
-async def running(
-    tokenizer: Tokenizer, load: Callable[[], LoadedModel], *, max_rows: int = 4
-) -> AsyncIterator[Engine]:
-    engine = Engine(load, tokenizer, Limits(max_rows))
-    async with asyncio.timeout(60):
-        await engine.start()
-        try:
-            yield engine
-        finally:
-            await engine.stop()
+from tests.unit.engine.engines import (
+    ENDLESS,
+    Watched,
+    first_token,
+    read,
+    request,
+    running,
+    tokens_of,
+    until,
+)
+from tests.unit.engine.tiny import GREEDY, alone, loader
 
 
 @pytest.fixture
@@ -97,29 +49,6 @@ async def engine(tokenizer: Tokenizer) -> AsyncIterator[Engine]:
 @pytest.fixture
 def watched() -> Watched:
     return Watched()
-
-
-async def read(stream: EventStream) -> list[Event]:
-    return [event async for event in stream]
-
-
-def tokens_of(events: list[Event]) -> list[int]:
-    return [token for event in events if isinstance(event, Delta) for token in event.token_ids]
-
-
-async def first_token(stream: EventStream) -> None:
-    async for event in stream:
-        if isinstance(event, Delta):
-            return
-
-
-async def until(condition: Callable[[], bool], stream: EventStream) -> int:
-    """Follow a stream until something has come about; gives the events that it took."""
-    events = 0
-    while not condition():
-        await anext(stream)
-        events += 1
-    return events
 
 
 async def test_a_stream_has_its_events_in_order(engine: Engine, model: Any) -> None:
@@ -245,8 +174,8 @@ async def test_a_fault_in_a_step_ends_every_stream(tokenizer: Tokenizer, watched
             await read(engine.submit(request([4])))
 
 
-async def test_a_fault_of_one_request_is_that_requests_alone(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+async def test_b6_a_fault_of_one_request_is_that_requests_alone(
+    tokenizer: Tokenizer, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push = Output.push
 
@@ -256,19 +185,20 @@ async def test_a_fault_of_one_request_is_that_requests_alone(
         return push(self, token, logprobs)
 
     monkeypatch.setattr(Output, "push", failing)
-    async with running(tokenizer, loader()) as engine:
-        good = engine.submit(request(max_tokens=20))
+    others = [request([9, i], 20, GREEDY if i % 2 else SamplingParams(seed=i)) for i in range(7)]
+    async with running(tokenizer, loader(), max_rows=8) as engine:
+        streams = [engine.submit(other) for other in others]
         faults = [
-            replace(request(max_tokens=20), id="bad"),
-            replace(request(), stop_strings=("",)),  # the stop matcher refuses it
+            request(max_tokens=20, id="bad"),
+            request(stop_strings=("",)),  # the stop matcher refuses it
             replace(request(), prompt=[]),  # the batch does
         ]
         for stream in [engine.submit(fault) for fault in faults]:
             with pytest.raises(InternalError):
                 await read(stream)
-        assert tokens_of(await read(good)) == tokens_of(
-            await read(engine.submit(request(max_tokens=20)))
-        )
+        for other, stream in zip(others, streams, strict=True):
+            expected = alone(model, other.prompt, other.sampling, 20)
+            assert tokens_of(await read(stream)) == expected
         assert not engine.failed.done()
 
 

@@ -101,8 +101,8 @@ class _Joining:
 class TextBatch:
     """The rows of one model.
 
-    `prefill_chunk` is how many prompt tokens are computed at most between two decode steps, over
-    all prompts. With `ahead` a step is launched before the one before it is read, so that a device
+    `prefill_chunk` is how many prompt tokens are computed at once at most, over all prompts; what
+    it is between two steps, `Pace` says. With `ahead` a step is launched before the one before it is read, so that a device
     of its own never waits for the host; a row that has ended is then computed once more in vain. A
     CPU is device and host in one: there each token is read as soon as it is drawn.
     """
@@ -189,12 +189,16 @@ class TextBatch:
 
     def step(self) -> tuple[list[Prefilled], list[Drawn]]:
         """Computes some of the prompts, and the next token of every row that has its own behind."""
+        began = time.perf_counter()
+        if self._line and self._order:
+            mx.eval(self._next)  # Or the step under way would count as part of the prefill.
+        waited = time.perf_counter() - began
         prefilled = self._prefill()
         if not self._rows:
             return prefilled, []
         began = time.perf_counter()
         drawn = self._decode()
-        self._pace.decoded(time.perf_counter() - began)
+        self._pace.decoded(waited + time.perf_counter() - began)
         return prefilled, drawn
 
     def shed(self) -> list[int]:

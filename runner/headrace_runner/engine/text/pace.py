@@ -1,9 +1,9 @@
 """How much of the waiting prompts to compute between two steps of the rows that decode. Pure.
 
 The rule: prefill takes at most `SHARE` times as long as the steps it comes between, so that streams
-that run slow down to no less than 1 / (1 + SHARE) of their pace, however long the prompts are. What
-was not used is saved up to one burst, so that a few prompts that arrive together start at once; a
-burst is the longest that a running stream ever waits.
+that run keep at least 1 / (1 + SHARE) of their pace, however long the prompts are. What was not
+used is saved up to `BURST`, so that a few prompts that arrive together start at once: that is also
+the longest that a running stream ever waits, but for what a misjudged chunk takes longer.
 """
 
 from __future__ import annotations
@@ -11,44 +11,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SHARE = 1.5
+BURST = 1.0
+"""Seconds."""
 _LEAST = 8
 """Tokens to compute in any case, so that a prompt gets on beside the fastest of steps."""
 _MEMORY = 0.3
-"""Weight of the newest measurement in the averages."""
+"""Weight of the newest measurement in the average."""
 
 
 class Pace:
     """Turns measured times into tokens."""
 
     def __init__(self, most: int) -> None:
-        """`most`: tokens to compute at once at most; the burst is the time that they take."""
+        """`most`: tokens to compute at once at most, whatever they take."""
         self._most = most
         self._per_token = 0.0
-        self._saved = float("inf")
+        self._saved = BURST
 
     def tokens(self, *, decoding: bool) -> int:
-        """How many prompt tokens may be computed now, over all prompts."""
-        if not decoding or not self._per_token:
-            return self._most
-        saved = int(min(self._most, self._saved / self._per_token))
-        return min(self._most, max(_LEAST, saved))
+        """How many prompt tokens may be computed now, over all prompts.
+
+        `decoding`: whether rows that decode wait for it.
+        """
+        seconds = self._saved if decoding else BURST
+        if self._per_token:
+            return max(min(_LEAST, self._most), min(self._most, int(seconds / self._per_token)))
+        return self._most
 
     def prefilled(self, tokens: int, seconds: float, *, decoding: bool) -> None:
-        """So many prompt tokens took so long; `decoding`: while rows waited that decode."""
+        """So many prompt tokens took so long."""
         measured = seconds / tokens
         if self._per_token:
             measured = _MEMORY * measured + (1 - _MEMORY) * self._per_token
         self._per_token = measured
         if decoding:
-            self._saved = min(self._saved, self._burst) - seconds
+            self._saved -= seconds
 
     def decoded(self, seconds: float) -> None:
         """A step of the rows that decode took so long."""
-        self._saved = min(self._saved + SHARE * seconds, self._burst)
-
-    @property
-    def _burst(self) -> float:
-        return self._most * self._per_token if self._per_token else float("inf")
+        self._saved = min(self._saved + SHARE * seconds, BURST)
 
 
 def shares(remaining: Sequence[int], tokens: int) -> list[int]:

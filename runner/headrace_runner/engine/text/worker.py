@@ -117,6 +117,7 @@ class TextWorker:
         self._measured_at = 0.0
         self.stats = EngineStats(weights_bytes=loaded.weights_bytes)
         _warm_up(self._batch)
+        self._layout.forget()
         self._measure()
 
     @property
@@ -323,8 +324,11 @@ def _finished(task: _Task, now: int) -> Finished:
 
 
 def _warm_up(batch: TextBatch) -> None:
-    """Generates one token, so that what cannot work fails before the runner says it serves."""
-    batch.add([0, 0], [NewRow(0, SamplingParams(temperature=0.0))])
+    """Generates one token, so that what cannot work fails before the runner says it serves.
+
+    From a prompt that also tells how long a token's prefill takes, about.
+    """
+    batch.add([0] * 17, [NewRow(0, SamplingParams(temperature=0.0))])
     while not batch.step()[1]:
         pass
     batch.remove([0], remember=False)
