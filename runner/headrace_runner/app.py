@@ -147,7 +147,9 @@ def _prepare(config: RunnerConfig, machine: host.Machine, report: ReportWriter) 
         engine.check_wanted()
         report.loading(fraction)
 
-    limits = Limits(config.max_concurrency, config.kv_cache, config.prefix_cache)
+    limits = Limits(
+        config.max_concurrency, config.kv_cache, config.prefix_cache, drafts=config.drafts
+    )
     engine = Engine(load_model, tokenizer, limits)
     made_for = facts["context_length"] or _UNKNOWN_CONTEXT
     return RunnerContext(

@@ -38,6 +38,8 @@ class RunnerConfig:
     """Bytes that requests may reserve for keys and values; None: by the memory that is free."""
     prefix_cache: int | None
     """Bytes for what is remembered of earlier prompts; 0: nothing; None: by the memory."""
+    drafts: bool
+    """Whether tokens may be guessed and verified, several in a step."""
     stall_timeout: float
     grace: float
     """How long running requests may go on after SIGTERM."""
@@ -104,6 +106,12 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
         type=_not_negative,
         metavar="BYTES",
         help="to remember prompts in; 0: none (default: half the weights, within 10%% of free)",
+    )
+    add(
+        "--no-drafts",
+        dest="drafts",
+        action="store_false",
+        help="compute every token in a step of its own, also where guessing it would pay",
     )
     add(
         "--stall-timeout",

@@ -46,6 +46,10 @@ class ServerConfig:
     """Requests that one model serves at once."""
     context: int | None = None
     """Tokens of prompt and output together, at most; None: what each model was made for."""
+    prefix_cache: int | None = None
+    """Of each model, to remember earlier prompts in; None: by the model and the memory."""
+    drafts: bool = True
+    """Whether runners may guess tokens and verify several in a step."""
     queue_per_model: int = 64
     """Requests that may wait for one model."""
     queue_total: int = 256
@@ -128,6 +132,19 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         type=_bytes,
         metavar="BYTES",
         help="for all models, such as 12GiB (default: 80%% of what is free at the start)",
+    )
+    add(
+        "--prefix-cache",
+        type=_bytes_or_none,
+        metavar="BYTES",
+        help="of each model, for prompts to begin where earlier ones went; 0: none "
+        "(default: half of the weights, within 10%% of what is free)",
+    )
+    add(
+        "--no-drafts",
+        dest="drafts",
+        action="store_false",
+        help="never guess tokens to verify several in a step",
     )
     add("--blas", default=env.get("HEADRACE_BLAS"), metavar="LIBRARY", help="BLAS for a Linux CPU")
     add("--threads", type=_positive, metavar="N", help="CPU cores of a runner (default: all)")
@@ -244,6 +261,10 @@ def _seconds(text: str) -> float:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text} is no time such as 90, 5m or 1h")
     return float(found[1]) * _TIMES[found[2] or ""]
+
+
+def _bytes_or_none(text: str) -> int:
+    return 0 if text.strip() == "0" else _bytes(text)
 
 
 def _bytes(text: str) -> int:

@@ -23,6 +23,10 @@ class RunnerSpec:
     """Tokens; None means what the model was trained for."""
     max_concurrency: int = 32
     """Streams at once."""
+    prefix_cache: int | None = None
+    """Bytes to remember earlier prompts in; None: the runner's own choice."""
+    drafts: bool = True
+    """Whether tokens may be guessed and verified, several in a step."""
     stall_timeout: float = 30.0
     """Seconds without progress, or without an answer, after which the runner counts as stalled."""
     log_level: str = "info"
@@ -45,4 +49,7 @@ class RunnerSpec:
         }
         if self.context is not None:
             options["--context"] = str(self.context)
-        return [word for option in options.items() for word in option]
+        if self.prefix_cache is not None:
+            options["--prefix-cache"] = str(self.prefix_cache)
+        words = [word for option in options.items() for word in option]
+        return words if self.drafts else [*words, "--no-drafts"]

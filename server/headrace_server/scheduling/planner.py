@@ -143,6 +143,8 @@ class Planner:
             dtype=wanted.dtype,
             context=wanted.context,
             max_concurrency=wanted.concurrency,
+            prefix_cache=self._config.prefix_cache,
+            drafts=self._config.drafts,
             stall_timeout=self._config.stall_timeout,
             log_level=self._config.log_level,
         )

@@ -13,6 +13,7 @@ from mlx.nn.layers.base import Module
 from mlx.nn.layers.positional_encoding import RoPE
 from mlx.utils import tree_flatten
 from mlx_lm.models import activations, base, gemma3_text, llama, rope_utils
+from mlx_lm.models.base import scaled_dot_product_attention
 
 from headrace_runner.models.fast_paths import SharedRoPE, route_attention, vectorise
 from tests.unit.engine.tiny import tiny_model
@@ -190,6 +191,15 @@ def test_attention_is_routed_in_the_models_own_files_alone() -> None:
         ("mlx_lm.models.llama", "scaled_dot_product_attention"),
         ("mlx_lm.models.llama", "swiglu"),
     }
+
+
+def test_files_outside_mlx_lm_stay_as_they_are() -> None:
+    plain = base.scaled_dot_product_attention
+    assert scaled_dot_product_attention is plain
+    model = Ropes(tiny_model())
+    route_attention(model)
+    assert LLAMA.scaled_dot_product_attention is not plain
+    assert scaled_dot_product_attention is plain
 
 
 def test_files_that_have_attention_of_their_own_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:

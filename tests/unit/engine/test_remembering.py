@@ -105,9 +105,10 @@ def test_a_row_that_has_left_is_remembered_to_its_end() -> None:
     # One token more than is computed, as of a row with a draw in flight.
     rows.layout.remember_row(as_tokens([*text, 3]), uid)
     rows.keep({other})
-    again = [*text, *tokens_of(source, 5)]
-    assert rows.layout.begin(as_tokens(again), []).length == len(text)
-    rows.start(again)
+    # A prompt's last token is always computed, and what was in flight was not.
+    for prompt, known in (([*text, 3, 1], len(text)), (text, len(text) - 1), (text[:24], 23)):
+        assert rows.layout.begin(as_tokens(prompt), []).length == known
+        rows.start(prompt)
     rows.step(source)
 
 

@@ -444,8 +444,9 @@ class SamplingOptions(_message.Message):
     """
     seed: _builtins.int
     """Fixes the draws: the same request with the same seed on the same model
-    gives the same tokens. 0 to 2^63 - 1. Absent: one is chosen, and
-    `started` reports it.
+    gives the same tokens. Of several choices the first draws with this seed
+    and each other with one made from it. 0 to 2^63 - 1. Absent: one is
+    chosen, and `started` reports it.
     """
     @_builtins.property
     def xtc(self) -> Global___XtcOptions:
@@ -735,7 +736,10 @@ class StreamCompletionRequest(_message.Message):
     What would pass the context's end is cut there, with finish reason LENGTH.
     """
     n: _builtins.int
-    """How many independent choices to generate. 1 to 16. Absent: 1."""
+    """How many independent choices to generate from one prompt, which is
+    computed once. 1 to 16, and no more than the runner serves requests at
+    once. Absent: 1.
+    """
     json_schema: _builtins.str
     """A JSON Schema, as JSON text."""
     regex: _builtins.str
@@ -787,7 +791,10 @@ class StreamCompletionRequest(_message.Message):
     @_builtins.property
     def resume_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Output tokens that an earlier attempt at this very request has already
-        sent. The runner takes them as given and goes on with the next one. Set by
+        sent. The runner takes them as given and goes on with the next one, as if
+        it had generated them itself: with the seed of the earlier `started` it
+        draws what it would have drawn, and sends nothing again. Counted in
+        `max_tokens` and in all token counts. Goes with one choice only. Set by
         the controller when a runner died; clients leave it empty.
         """
 
@@ -1006,19 +1013,26 @@ class CompletionDelta(_message.Message):
     choice: _builtins.int
     """Which choice, from 0."""
     text: _builtins.str
-    """Text to append. Whole characters only; may be empty."""
+    """Text to append, without what is reasoning or a tool call. Whole characters
+    only; may be empty.
+    """
     reasoning: _builtins.str
-    """Reasoning to append."""
+    """Reasoning to append, without the markers around it."""
     output_tokens: _builtins.int
-    """Output tokens of this choice so far, these included. Never falls."""
+    """Tokens of this choice sent so far, these included, and those of
+    `resume_token_ids`. Never falls.
+    """
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallPart]:
-        """Parts of tool calls."""
+        """Parts of tool calls. A call comes whole, when its end has come."""
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tokens behind this delta, in order. Their text may come in a later
-        delta, when a character or a possible stop string is not complete yet.
+        """The tokens behind this delta, in order. A token comes with the first of
+        its text that leaves. While all its text is held back (half a character, a
+        possible stop or marker, an unfinished tool call) it waits too, but for
+        rare runs that keep looking like a stop. The last delta has what is left,
+        the tokens of the stop and the end-of-text token included.
         """
 
     @_builtins.property

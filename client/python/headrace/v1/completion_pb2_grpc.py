@@ -56,7 +56,8 @@ class CompletionServiceServicer:
         then any number of `progress` and `delta`; then exactly one `completed` as
         its last message. A stream that ends without `completed` ends with a
         status other than OK that says why. The texts of all deltas of a choice,
-        joined, are the whole output.
+        joined, are the whole output, but for reasoning and tool calls, which are
+        set apart.
 
         Cancelling the call stops the generation by the next token.
         """

@@ -43,7 +43,8 @@ class CompletionServiceStub:
     then any number of `progress` and `delta`; then exactly one `completed` as
     its last message. A stream that ends without `completed` ends with a
     status other than OK that says why. The texts of all deltas of a choice,
-    joined, are the whole output.
+    joined, are the whole output, but for reasoning and tool calls, which are
+    set apart.
 
     Cancelling the call stops the generation by the next token.
     """
@@ -63,7 +64,8 @@ class CompletionServiceAsyncStub(CompletionServiceStub):
     then any number of `progress` and `delta`; then exactly one `completed` as
     its last message. A stream that ends without `completed` ends with a
     status other than OK that says why. The texts of all deltas of a choice,
-    joined, are the whole output.
+    joined, are the whole output, but for reasoning and tool calls, which are
+    set apart.
 
     Cancelling the call stops the generation by the next token.
     """
@@ -86,7 +88,8 @@ class CompletionServiceServicer(metaclass=_abc_1.ABCMeta):
         then any number of `progress` and `delta`; then exactly one `completed` as
         its last message. A stream that ends without `completed` ends with a
         status other than OK that says why. The texts of all deltas of a choice,
-        joined, are the whole output.
+        joined, are the whole output, but for reasoning and tool calls, which are
+        set apart.
 
         Cancelling the call stops the generation by the next token.
         """

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from headrace_runner.engine.text.drafts import Cost, Lookup, Worth
 from headrace_runner.engine.text.layout import Layout, as_tokens
 from headrace_runner.engine.text.logprobs import Logprobs, PendingLogprobs, logprobs
 from headrace_runner.engine.text.pace import Pace, shares
@@ -50,6 +51,14 @@ class Prefilled:
     """How many of them need not be computed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """What a row's next tokens are guessed from, and how many of them."""
+
+    lookup: Lookup
+    worth: Worth
+
+
 @dataclass(slots=True)
 class _Row:
     new: NewRow
@@ -62,6 +71,8 @@ class _Row:
     sampler: SamplerRow = field(init=False)
     in_flight: bool = False
     """Whether a draw of its is under way."""
+    drafting: Drafting | None = None
+    """Once it has been alone."""
 
     def __post_init__(self) -> None:
         self.sampler = SamplerRow.start(self.new.sampling, self.context[:-1])
@@ -102,12 +113,16 @@ class TextBatch:
     """The rows of one model.
 
     `prefill_chunk` is how many prompt tokens are computed at once at most, over all prompts; what
-    it is between two steps, `Pace` says. With `ahead` a step is launched before the one before it is read, so that a device
-    of its own never waits for the host; a row that has ended is then computed once more in vain. A
-    CPU is device and host in one: there each token is read as soon as it is drawn.
+    it is between two steps, `Pace` says. With `ahead` a step is launched before the one before it
+    is read, so that a device of its own never waits for the host; a row that has ended is then
+    computed once more in vain. A CPU is device and host in one: there each token is read as soon as
+    it is drawn. With `drafts`, which is not for `ahead`, the tokens of a row that is alone are
+    guessed and verified, several in a step, where it pays.
     """
 
-    def __init__(self, layout: Layout[Any], *, prefill_chunk: int, ahead: bool) -> None:
+    def __init__(
+        self, layout: Layout[Any], *, prefill_chunk: int, ahead: bool, drafts: bool = False
+    ) -> None:
         self._layout = layout
         self._pace = Pace(prefill_chunk)
         self._ahead = ahead
@@ -118,6 +133,8 @@ class TextBatch:
         self._next = mx.zeros((0,), mx.uint32)
         self._order: list[int] = []
         self._aside: tuple[PendingLogprobs, list[int]] | None = None
+        self._drafts = drafts
+        self._cost = Cost()
 
     def __len__(self) -> int:
         """Rows in line and in the batch, but for those that are parked."""
@@ -197,7 +214,8 @@ class TextBatch:
         if not self._rows:
             return prefilled, []
         began = time.perf_counter()
-        drawn = self._decode()
+        alone = self._drafts and len(self._rows) == 1 and not self._line
+        drawn = self._draft() if alone else self._decode()
         self._pace.decoded(waited + time.perf_counter() - began)
         return prefilled, drawn
 
@@ -236,6 +254,52 @@ class TextBatch:
                 row.tokens.append(token)
                 row.in_flight = self._ahead
                 drawn.append(Drawn(uid, token, found.get(uid)))
+        return drawn
+
+    def _draft(self) -> list[Drawn]:
+        """A step of the only row, with some tokens guessed where that pays.
+
+        Each position draws with its own key, as it would alone, and a guess is right if it is what
+        was drawn: so guessing changes no token, whatever the sampling.
+        """
+        (row,) = self._rows.values()
+        if row.drafting is None:
+            row.drafting = Drafting(Lookup(()), Worth(self._cost))
+        if row.sampler.params.penalised or not (count := row.drafting.worth.count()):
+            return self._timed()
+        known = row.known
+        for token in known[len(row.drafting.lookup) :]:
+            row.drafting.lookup.add(token)
+        guess = row.drafting.lookup.guess(count)
+        if not guess:
+            return self._timed()
+        began = time.perf_counter()
+        inputs = mx.array([known[-1], *guess], mx.uint32)
+        logits = self._layout.draft(inputs)
+        places = range(len(guess) + 1)
+        tokens = sample(
+            logits, inputs, [row.sampler for _ in places], [row.position + i for i in places]
+        )
+        pending = None
+        if row.new.top_logprobs is not None:
+            pending = logprobs(logits, tokens, list(places), [row.new.top_logprobs for _ in places])
+        values: list[int] = tokens.tolist()  # type: ignore[assignment]
+        right = next((i for i, token in enumerate(guess) if values[i] != token), len(guess))
+        self._layout.undo(len(guess) - right)
+        found = pending.read() if pending is not None else [None] * len(values)
+        self._next, self._aside, self._order = tokens[right : right + 1], None, [row.new.uid]
+        row.tokens += values[: right + 1]
+        row.drafting.worth.verified(len(guess), right)
+        self._cost.took(len(guess), time.perf_counter() - began)
+        return [
+            Drawn(row.new.uid, token, each)
+            for token, each in zip(values[: right + 1], found, strict=False)
+        ]
+
+    def _timed(self) -> list[Drawn]:
+        began = time.perf_counter()
+        drawn = self._decode()
+        self._cost.took(0, time.perf_counter() - began)
         return drawn
 
     def _drawing(self) -> list[int]:

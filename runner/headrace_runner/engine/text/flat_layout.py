@@ -17,6 +17,8 @@ class FlatLayout:
     A hit is copied once, into the row's own place, where it has to be for attention anyway.
     """
 
+    drafts = True
+
     def __init__(self, flat: FlatPass, nothing: Segment, prefix_bytes: int) -> None:
         """`nothing`: keys and values of no tokens, in the model's shapes."""
         self._pass = flat

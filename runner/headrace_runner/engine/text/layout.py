@@ -31,6 +31,9 @@ class Layout(Protocol[S]):
     leaves. Everything belongs to one thread.
     """
 
+    drafts: bool
+    """Whether `draft` and `undo` are possible."""
+
     @property
     def order(self) -> list[int]:
         """The rows that decode, as `decode` takes and gives them."""

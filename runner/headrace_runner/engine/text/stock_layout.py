@@ -47,6 +47,8 @@ class StockState:
 class StockLayout:
     """Rows in mlx-lm's batch caches. A prompt is prefilled alone."""
 
+    drafts = False
+
     def __init__(self, model: Any, *, prefix_bytes: int) -> None:
         self._model = model
         self._batch: list[Any] = []

@@ -65,6 +65,8 @@ class Limits:
     max_rows: int
     kv_bytes: int | None = None
     prefix_bytes: int | None = None
+    drafts: bool = True
+    """Whether tokens may be guessed and verified, where that pays."""
 
 
 @dataclass(slots=True)
@@ -105,7 +107,10 @@ class TextWorker:
             loaded.model, on_cpu=loaded.on_cpu, prefix_bytes=memory.prefix_bytes
         )
         self._batch = TextBatch(
-            self._layout, prefill_chunk=loaded.prefill_chunk, ahead=not loaded.on_cpu
+            self._layout,
+            prefill_chunk=loaded.prefill_chunk,
+            ahead=not loaded.on_cpu,
+            drafts=limits.drafts and loaded.on_cpu and self._layout.drafts,
         )
         self._tasks: dict[int, _Task] = {}
         self._line: list[_Task] = []
@@ -187,14 +192,16 @@ class TextWorker:
             self._note(progress, began)
         ended: set[int] = set()
         for draw in drawn:
-            task, choice = self._owners[draw.uid]
+            owner = self._owners.get(draw.uid)
+            if owner is None or owner[1] in owner[0].ends:
+                continue  # Drafted tokens behind the end.
+            task, choice = owner
             task.first_token_at = task.first_token_at or now
             with self._alone(task.uid, task.request):
                 self._push(task, choice, draw)
                 if len(task.ends) == len(task.outputs):
                     task.events.append(_finished(task, now))
                     ended.add(task.uid)
-        self._totals["output_tokens"] += len(drawn)
         self._flush()
         if time.monotonic() - self._measured_at > _MEASURE_EVERY:
             self._measure()
@@ -246,6 +253,7 @@ class TextWorker:
         self._owners |= {row: (task, choice) for choice, row in enumerate(task.rows)}
 
     def _push(self, task: _Task, choice: int, draw: Drawn) -> None:
+        self._totals["output_tokens"] += 1
         delta, end = task.outputs[choice].push(draw.token, draw.logprobs)
         if delta is not None:
             task.events.append(delta)
