@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace_runner.engine.text.pace import SHARE, Pace, shares
+from headrace_runner.engine.text.pace import BURST, SHARE, Pace, shares
 
 LEAST = 8
 """Tokens that are computed in any case."""
@@ -21,17 +21,18 @@ class Machine:
     def __init__(
         self, most: int, *, token: float, growth: float, step: float, noise: float, seed: int
     ) -> None:
-        self.most = most
         self._token, self._growth, self._step, self._noise = token, growth, step, noise
         self._random = random.Random(seed)
         self._pace = Pace(most)
+        self._pace.prefilled(1, token, decoding=False)
         self.waits: list[float] = []
         self.steps: list[float] = []
-        self.dearest = 0.0
-        """What a token took at most."""
 
-    def prefill(self, tokens: int) -> None:
-        """A prompt of so many tokens, a step of the other rows after each part of it."""
+    def prefill(self, tokens: int, *, idle: float = 0.0) -> None:
+        """A prompt of so many tokens, a step of the other rows after each part of it.
+
+        After so large a share of the parts it is quiet for so long that all is saved up again.
+        """
         done = 0
         while done < tokens:
             wanted = self._pace.tokens(decoding=True)
@@ -39,15 +40,15 @@ class Machine:
             count = min(wanted, tokens - done)
             # A token attends to all that were before, so it takes longer the later it comes.
             each = self._token * (1 + self._growth * done / tokens) * self._noisy()
-            self.dearest = max(self.dearest, each)
             done += count
             self._pace.prefilled(count, count * each, decoding=True)
             self.waits.append(count * each)
-            self.decode()
+            self._decode(self._step * self._noisy())
+            if self._random.random() < idle:
+                self._pace.decoded(BURST)
+                self.steps[-1] += BURST
 
-    def decode(self) -> None:
-        """A step of the rows that decode."""
-        seconds = self._step * self._noisy()
+    def _decode(self, seconds: float) -> None:
         self._pace.decoded(seconds)
         self.steps.append(seconds)
 
@@ -68,75 +69,96 @@ class Machine:
     least_share=st.floats(0.01, 0.5),
     growth=st.floats(0, 20),
     noise=st.floats(0, 1),
+    idle=st.sampled_from([0, 0.01, 0.2]),
     seed=st.integers(0, 2**32),
 )
 def test_over_any_stretch_streams_keep_their_pace_but_for_a_burst(
-    most: int, least_share: float, growth: float, noise: float, seed: int
+    most: int, least_share: float, growth: float, noise: float, idle: float, seed: int
 ) -> None:
     # The least chunk fits into its share of the shortest step even where tokens are dearest.
-    token, worst = 0.001, 0.001 * (1 + growth) * (1 + noise)
-    step = LEAST * worst / least_share / SHARE * (1 + noise)
+    token = 0.0002
+    step = LEAST * token * (1 + growth) * (1 + noise) ** 2 / least_share / SHARE
     machine = Machine(most, token=token, growth=growth, step=step, noise=noise, seed=seed)
-    machine.prefill(40 * most)
-    burst = most * machine.dearest
-    assert max(machine.waits) <= burst * (1 + 1e-9)
+    machine.prefill(20_000, idle=idle)
     # What was saved up, and one chunk that took longer than those before it let expect.
-    assert machine.overdrawn() <= 2 * burst * (1 + 1e-9)
-    streams_slowed = sum(machine.waits) + sum(machine.steps)
-    assert streams_slowed <= (1 + SHARE) * sum(machine.steps) + 2 * burst
+    bound = BURST + max(machine.waits)
+    assert machine.overdrawn() <= bound + 1e-9
+    assert sum(machine.waits) <= SHARE * sum(machine.steps) + bound
+
+
+@settings(deadline=None)
+@given(
+    token=st.floats(0.0001, 0.01),
+    growth=st.floats(0, 20),
+    step=st.floats(0.001, 0.5),
+    seed=st.integers(0, 2**32),
+)
+def test_nobody_waits_longer_than_a_burst(
+    token: float, growth: float, step: float, seed: int
+) -> None:
+    machine = Machine(100_000, token=token, growth=growth, step=step, noise=0.0, seed=seed)
+    # So long that one chunk's tokens take hardly longer than those of the chunk before.
+    machine.prefill(int(200 / token), idle=0.3)
+    least = LEAST * token * (1 + growth)
+    assert BURST / 2 < max(machine.waits) <= max(1.2 * BURST, least)
 
 
 @pytest.mark.parametrize("growth", [0.0, 10.0])
 def test_a_long_prefill_takes_all_of_its_share(growth: float) -> None:
     machine = Machine(512, token=0.001, growth=growth, step=0.05, noise=0.0, seed=0)
-    machine.prefill(20_000)
-    # Without the end, which there was too little left for.
-    ratio = sum(machine.waits[:-1]) / sum(machine.steps[:-1])
-    assert ratio == pytest.approx(SHARE, rel=0.1)
+    machine.prefill(50_000)
+    # But for the burst at first, and the end, which there was too little left for.
+    assert sum(machine.waits[1:-1]) / sum(machine.steps[1:-1]) == pytest.approx(SHARE, rel=0.1)
 
 
 def test_a_prompt_gets_on_beside_the_fastest_of_steps() -> None:
-    machine = Machine(512, token=0.001, growth=0, step=1e-9, noise=0, seed=0)
-    machine.prefill(512 + 100 * LEAST)
+    machine = Machine(10_000, token=0.001, growth=0, step=1e-9, noise=0, seed=0)
+    machine.prefill(1000 + 100 * LEAST)
     assert len(machine.waits) == 101
 
 
 def test_nobody_waits_for_nobody() -> None:
     pace = Pace(512)
-    for _ in range(3):
+    pace.prefilled(100, 0.1, decoding=False)
+    for _ in range(5):
         assert pace.tokens(decoding=False) == 512
-        pace.prefilled(512, 10.0, decoding=True)
+        pace.prefilled(100, 0.1, decoding=True)
+    # Whoever comes while prompts are computed waits for one burst even so.
+    assert Pace(512).tokens(decoding=False) == 512
+    pace = Pace(5000)
+    pace.prefilled(100, 0.1, decoding=False)
+    assert pace.tokens(decoding=False) == pytest.approx(1000 * BURST, abs=1)
 
 
 def test_what_was_not_used_is_saved_up_to_one_burst() -> None:
-    pace = Pace(512)
-    pace.prefilled(512, 1.0, decoding=False)
+    pace = Pace(5000)
+    pace.prefilled(1000, 1.0, decoding=False)
     for _ in range(1000):
         pace.decoded(0.05)
-    assert pace.tokens(decoding=True) == 512
-    pace.prefilled(512, 1.0, decoding=True)
+    assert pace.tokens(decoding=True) == pytest.approx(1000 * BURST, abs=1)
+    pace.prefilled(1000, BURST, decoding=True)
     assert pace.tokens(decoding=True) == LEAST
     pace.decoded(0.05)
-    assert pace.tokens(decoding=True) == int(512 * SHARE * 0.05)
+    assert pace.tokens(decoding=True) == pytest.approx(1000 * SHARE * 0.05, abs=1)
 
 
 def test_a_part_of_the_burst_leaves_the_rest() -> None:
-    pace = Pace(1000)
+    pace = Pace(5000)
     pace.prefilled(1000, 1.0, decoding=False)
-    pace.decoded(100.0)
     pace.prefilled(300, 0.3, decoding=True)
-    assert pace.tokens(decoding=True) == pytest.approx(700, abs=1)
+    assert pace.tokens(decoding=True) == pytest.approx(1000 * (BURST - 0.3), abs=1)
 
 
 @pytest.mark.parametrize("most", [1, 4, LEAST, 9])
 def test_no_more_is_computed_at_once_than_the_most(most: int) -> None:
-    pace = Pace(most)
     for decoding in (False, True):
-        pace.prefilled(1, 0.01, decoding=decoding)
-        pace.decoded(1e-6)
+        pace = Pace(most)
         assert pace.tokens(decoding=decoding) <= most
+        pace.prefilled(1, 0.01, decoding=decoding)
         pace.decoded(1e6)
         assert pace.tokens(decoding=decoding) == most
+        pace.prefilled(1, 1e6, decoding=True)
+        assert 0 < pace.tokens(decoding=decoding) <= most
 
 
 @given(st.lists(st.integers(0, 5000)), st.integers(0, 4000))
