@@ -8,7 +8,7 @@ PROMPT := What is the capital of France? Explain briefly.
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format types imports proto proto-check bench install clean distclean
+.PHONY: help run test test-slow lint format types imports proto proto-check bench bench-peers install clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -45,6 +45,9 @@ proto-check: $(VENV)/.dev ## are the checked-in stubs up to date?
 
 bench: $(VENV)/.dev ## tokens per second beside the bare MLX loop and mlx_lm.server
 	$(BIN)/python -m tests.bench
+
+bench-peers: $(VENV)/.dev ## build llama.cpp's server, which the bench then measures too: minutes
+	$(BIN)/python -m tests.bench peers
 
 install: $(VENV)/.dev ## all that development needs, into .venv
 

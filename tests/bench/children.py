@@ -23,6 +23,17 @@ class BenchError(Exception):
     """A contender could not be measured."""
 
 
+def explain(error: BaseException) -> str:
+    """What ended a measurement, for people."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TimeoutError):
+        return "its streams took too long"
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+    kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
+    return f"{kind}{error}{notes}"
+
+
 class Child:
     """A running process. Its stdin stays open: some children end with it."""
 

@@ -1,36 +1,29 @@
-"""Who is measured, and how each is started. One runs at a time.
-
-To add a peer, write its start as a function like the others and put it into CONTENDERS; llama.cpp's
-server speaks the HTTP of `_mlx_lm`, for one.
-"""
+"""Who is measured. One runs at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from headrace import AsyncClient
+from tests.bench import servers
 from tests.bench.children import Child, running
-from tests.bench.setting import MODEL, Setting
+from tests.bench.setting import Setting
 from tests.bench.stats import Arrival, Trace
-from tests.bench.streams import grpc_stream, sse_stream
+from tests.bench.streams import Stream
 
 LEVEL_SECONDS = 300.0
 """In which all streams of one measurement must end."""
 
-_STDOUT = "1"
-"""Where children report that they are ready; they log elsewhere."""
+_LLAMA_CONTEXT = 512
+"""Tokens of prompt and output that each of its slots has room for."""
 
 Batch = Callable[[Sequence[str], int], Awaitable[list[Trace]]]
 """Sends prompts at once, for so many tokens each; gives their traces.
@@ -78,79 +71,40 @@ async def _bare_batch(child: Child, prompts: Sequence[str], tokens: int) -> list
 
 
 @asynccontextmanager
-async def _runner(setting: Setting) -> AsyncIterator[Batch]:
-    address = f"unix:{setting.sockets}/runner.sock"
-    command = (sys.executable, "-m", "headrace_runner", "--model", setting.stored, "--name", MODEL)
-    options = ("--listen", address, "--dtype", "float32", "--max-concurrency", "32")
-    life = ("--report-fd", _STDOUT, "--parent", "stdin", "--grace", "1")
-    marker = b'{"event": "ready"}'
-    async with running((*command, *options, *life), setting.tuned, marker) as child:
-        await child.ready()
-        async with AsyncClient(address) as client:
-            yield partial(_all_at_once, partial(grpc_stream, client, MODEL))
+async def _served(server: servers.Server, setting: Setting) -> AsyncIterator[Batch]:
+    async with server(setting) as stream:
+        yield partial(_all_at_once, stream)
 
 
 @asynccontextmanager
-async def controller(setting: Setting) -> AsyncIterator[tuple[Child, str]]:
-    """A controller as users start it, ready, and its address."""
-    address = f"unix:{setting.sockets}/controller.sock"
-    command = (sys.executable, "-m", "headrace_server", "--listen", address, "--grace", "1s")
-    life = ("--home", setting.home, "--ready-fd", _STDOUT, "--parent", "stdin")
-    async with running((*command, *life), os.environ, b'{"event": "listening"') as child:
-        await child.ready()
-        yield child, address
+async def _llama(setting: Setting) -> AsyncIterator[Batch]:
+    async def batch(prompts: Sequence[str], tokens: int) -> list[Trace]:
+        # Its slots are set at its start: one for each stream suits it best.
+        async with servers.llama(setting, len(prompts), _LLAMA_CONTEXT) as stream:
+            return await _all_at_once(stream, prompts, tokens)
+
+    yield batch
 
 
-@asynccontextmanager
-async def _path(setting: Setting) -> AsyncIterator[Batch]:
-    async with controller(setting) as (_, address), AsyncClient(address) as client:
-        yield partial(_all_at_once, partial(grpc_stream, client, MODEL))
-
-
-@asynccontextmanager
-async def _mlx_lm(
-    model: Callable[[Setting], Path],
-    environment: Callable[[Setting], dict[str, str]],
-    setting: Setting,
-) -> AsyncIterator[Batch]:
-    port = _free_port()
-    command = (sys.executable, "-m", "mlx_lm", "server", "--model", model(setting))
-    listen = ("--port", str(port))
-    async with running((*command, *listen), environment(setting), b"Starting httpd") as child:
-        await child.ready()
-        yield partial(_all_at_once, partial(sse_stream, port))
-
-
-async def _all_at_once(
-    stream: Callable[[str, int], Coroutine[Any, Any, Trace]], prompts: Sequence[str], tokens: int
-) -> list[Trace]:
+async def _all_at_once(stream: Stream, prompts: Sequence[str], tokens: int) -> list[Trace]:
     async with asyncio.timeout(LEVEL_SECONDS), asyncio.TaskGroup() as group:
         tasks = [group.create_task(stream(prompt, tokens)) for prompt in prompts]
     return [task.result() for task in tasks]
 
 
-def _free_port() -> int:
-    # mlx_lm.server does not say which port it took, so that it cannot be left to choose one.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 CONTENDERS = (
     Contender("bare", "bare MLX loop", _bare),
-    Contender("runner", "runner alone", _runner),
-    Contender("path", "whole path", _path),
-    Contender(
-        "tuned",
-        "mlx_lm.server, tuned",
-        partial(_mlx_lm, lambda setting: setting.float32, lambda setting: setting.tuned),
-    ),
+    Contender("runner", "runner alone", partial(_served, servers.runner)),
+    Contender("path", servers.OURS, partial(_served, servers.path)),
+    Contender("tuned", "mlx_lm.server, tuned", partial(_served, servers.tuned)),
     Contender(
         "stock",
         "mlx_lm.server, stock",
-        partial(_mlx_lm, lambda setting: setting.quantized, lambda setting: setting.stock),
+        partial(_served, servers.stock),
         rounds=1,
-        max_tokens=MappingProxyType({8: 32, 32: 8}),
-        costly=frozenset({32}),
+        max_tokens=MappingProxyType({16: 8, 32: 8}),
+        costly=frozenset({16, 32}),
     ),
+    # On two cores it takes minutes for 16 and 32 streams.
+    Contender("llama", "llama.cpp's server", _llama, rounds=1),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from headrace import AsyncClient
-from tests.bench.contenders import controller
+from tests.bench.servers import controller
 from tests.bench.setting import Setting
 from tests.bench.stats import spread
 

@@ -1,10 +1,13 @@
-"""The prompts of the bench: as many different texts of about 60 tokens as it takes.
+"""The prompts of the bench: as many different texts of about 60 tokens as it takes, and long ones.
 
 Each begins with another word, so that no server gains by remembering an earlier prompt, and the
 model writes on for long without ending its text. Pure and always the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
 
 _FIRST_WORDS = (
     "Ada Bruno Clara Dmitri Elena Farid Greta Hugo Irina Jonas Kamal Lucia Marek Nadia Oscar Petra "
@@ -47,6 +50,23 @@ def prompts(count: int) -> list[str]:
     if count > MAX_PROMPTS:
         raise ValueError(f"{count} prompts are needed, and there are {MAX_PROMPTS}")
     return [_prompt(index) for index in range(count)]
+
+
+def long_text(index: int, tokens: int, count: Callable[[str], int]) -> str:
+    """A text of `tokens` tokens as `count` counts them, or up to a sentence more.
+
+    Texts of different `index` begin with different words, while there are MAX_PROMPTS of them.
+    """
+    random = Random(index)
+    name = _NAMES[index % len(_NAMES)]
+    parts = [f"{name} told many stories in {random.choice(_PLACES)}."]
+    total = count(parts[0])
+    while total < tokens:
+        person = random.choice(_NAMES)
+        trade, habit = random.choice(_TRADES), random.choice(_HABITS)
+        parts.append(f" When {random.choice(_EVENTS)}, {person}, a {trade}, {habit}.")
+        total += count(parts[-1])
+    return "".join(parts)
 
 
 def _prompt(index: int) -> str:

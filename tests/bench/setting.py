@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from headrace.host.blas import Blas, find_blas
 from headrace.host.compiler import has_cxx
 from headrace.host.environment import runner_environment
 from headrace.host.machine import Machine, describe
 from headrace_server.store import Store
+from tests.bench import llama
 from tests.bench.children import running
+from tests.bench.llama import Llama
 
 MODEL = "smollm2:135m"
 _ROOT = Path(__file__).parents[2]
@@ -44,18 +48,28 @@ class Setting:
     """The environment that Headrace gives a runner."""
     stock: dict[str, str]
     """The same without the BLAS."""
+    llama: Llama | None = None
+    """llama.cpp's server, where it has been built."""
 
     def facts(self) -> dict[str, str]:
         """What a reader of the figures wants to know about the machine."""
-        versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+        versions = [f"{name} {version(name)}" for name in _PACKAGES]
+        if self.llama:
+            versions.append(llama.REQUIREMENT.replace("==", " "))
         return {
             "machine": f"{self.machine.system} {self.machine.arch}, {self.machine.cpus} cores",
             "device": self.machine.device,
             "blas": f"{self.blas.path.name} ({self.blas.origin})" if self.blas else "MLX's own",
             "model": MODEL,
             "python": sys.version.split()[0],
-            "versions": versions,
+            "versions": ", ".join(versions),
         }
+
+
+def token_counter(setting: Setting) -> Callable[[str], int]:
+    """Counts the model's tokens in a text."""
+    tokenizer = Tokenizer.from_file(str(setting.stored / "tokenizer.json"))
+    return lambda text: len(tokenizer.encode(text).ids)
 
 
 def home() -> Path:
@@ -84,6 +98,7 @@ async def prepare(work: Path, sockets: Path) -> Setting:
         blas=blas,
         tuned=runner_environment(os.environ, machine, blas, has_cxx()),
         stock=stock,
+        llama=llama.find(work, MODEL),
     )
 
 

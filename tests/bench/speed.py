@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from tests.bench.children import BenchError
+from tests.bench.children import explain
 from tests.bench.contenders import Batch, Contender
 from tests.bench.prompts import prompts
 from tests.bench.setting import Setting
@@ -94,7 +94,7 @@ async def run(setting: Setting, plan: Plan, note: Callable[[str], None]) -> Resu
                         await _measure(batch, row, workload[row.streams], number, reference)
                         note(f"{where} · {row.streams} streams · {_brief(row.samples[number])}")
             except Exception as error:  # noqa: BLE001 (any contender may fail in any way)
-                message = f"{where}: {_explain(error)}"
+                message = f"{where}: {explain(error)}"
                 results.failures.append(message)
                 note(message)
     return results
@@ -128,13 +128,3 @@ def _workload(streams: Sequence[int]) -> dict[int, list[str]]:
 def _brief(sample: Sample | None) -> str:
     assert sample
     return f"{sample.overall:.1f} tokens/s, first after {sample.ttft_p50:.2f} s"
-
-
-def _explain(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, TimeoutError):
-        return "its streams took too long"
-    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-    kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
-    return f"{kind}{error}{notes}"

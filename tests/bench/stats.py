@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Trace:
     """Not empty."""
     prompt_tokens: int
     text: str
+    cached_tokens: int = 0
+    """Prompt tokens that the server says it had already."""
 
     @property
     def tokens(self) -> int:
@@ -104,6 +107,19 @@ def ratio(values: Sequence[float | None], base: Sequence[float | None]) -> Sprea
         for value, other in zip(values, base, strict=True)
         if value is not None and other
     )
+
+
+def waits_within(times: Sequence[float], begin: float, end: float) -> list[float]:
+    """The times between neighbours of `times`, ascending, that both lie in `begin` to `end`."""
+    return [after - before for before, after in pairwise(times) if begin <= before and after <= end]
+
+
+def waits_over(times: Sequence[float], begin: float, end: float) -> list[float]:
+    """The times between neighbours of `times`, ascending, with any of it in `begin` to `end`.
+
+    The whole of each counts, also what lies outside: that is what a reader waited.
+    """
+    return [after - before for before, after in pairwise(times) if before < end and after > begin]
 
 
 def agreement(texts: Sequence[str], reference: Sequence[str]) -> int:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol
 
-from headrace import AsyncClient, Delta, Started
+from headrace import AsyncClient, Delta
 from tests.bench.children import BenchError
 from tests.bench.stats import Arrival, Trace
 
@@ -19,13 +19,19 @@ _LINE_BYTES = 1 << 20
 
 
 class Recorder:
-    """Notes what arrives on one stream."""
+    """Notes what arrives on one stream, and says so to `on_arrival`."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_arrival: Callable[[], None] = lambda: None) -> None:
+        self._on_arrival = on_arrival
         self._sent = time.perf_counter()
         self._arrivals: list[Arrival] = []
         self._texts: list[str] = []
         self._held = 0
+
+    @property
+    def times(self) -> list[float]:
+        """When output arrived, so far."""
+        return [arrival.time for arrival in self._arrivals]
 
     def note(self, tokens: int, text: str) -> None:
         """Notes output that has just arrived."""
@@ -34,8 +40,9 @@ class Recorder:
             self._texts.append(text)
             self._arrivals.append(Arrival(time.perf_counter(), self._held))
             self._held = 0
+            self._on_arrival()
 
-    def trace(self, prompt_tokens: int, tokens: int) -> Trace:
+    def trace(self, prompt_tokens: int, tokens: int, cached_tokens: int = 0) -> Trace:
         """The stream, complete. `tokens` is their number as the server says it.
 
         A server that does not say how many tokens each piece of text has gets them spread evenly.
@@ -46,29 +53,45 @@ class Recorder:
             raise BenchError("a stream ended without any output")
         share = tokens / noted
         arrivals = tuple(Arrival(one.time, one.tokens * share) for one in self._arrivals)
-        return Trace(self._sent, arrivals, prompt_tokens, "".join(self._texts))
+        return Trace(self._sent, arrivals, prompt_tokens, "".join(self._texts), cached_tokens)
 
 
-async def grpc_stream(client: AsyncClient, model: str, prompt: str, tokens: int) -> Trace:
+class Stream(Protocol):
+    """A greedy completion of `prompt` by some server: so many tokens, noted as they come."""
+
+    def __call__(
+        self, prompt: str, tokens: int, recorder: Recorder | None = None
+    ) -> Coroutine[Any, Any, Trace]: ...
+
+
+async def grpc_stream(
+    client: AsyncClient, model: str, prompt: str, tokens: int, recorder: Recorder | None = None
+) -> Trace:
     """A greedy completion of exactly `tokens` tokens, by Headrace's own client."""
-    recorder = Recorder()
-    prompt_tokens = 0
+    recorder = recorder or Recorder()
     async with client.stream_completion(
         model, prompt, temperature=0.0, max_tokens=tokens, ignore_eos=True
     ) as stream:
         async for event in stream:
             if isinstance(event, Delta):
                 recorder.note(len(event.token_ids), event.text)
-            elif isinstance(event, Started):
-                prompt_tokens = event.prompt_tokens
         usage = (await stream.collect()).usage
-    return recorder.trace(prompt_tokens, usage.output_tokens)
+    return recorder.trace(usage.prompt_tokens, usage.output_tokens, usage.cached_tokens)
 
 
-async def sse_stream(port: int, prompt: str, tokens: int) -> Trace:
-    """A greedy completion of at most `tokens` tokens from an OpenAI-like server on this machine."""
-    recorder = Recorder()
-    usage: dict[str, int] = {}
+async def sse_stream(
+    port: int,
+    more: Mapping[str, object],
+    prompt: str,
+    tokens: int,
+    recorder: Recorder | None = None,
+) -> Trace:
+    """A greedy completion of at most `tokens` tokens from an OpenAI-like server on this machine.
+
+    `more` are fields of the request that this server knows beyond the common ones.
+    """
+    recorder = recorder or Recorder()
+    usage: dict[str, Any] = {}
 
     def take(event: dict[str, Any]) -> None:
         usage.update(event.get("usage") or {})
@@ -81,9 +104,11 @@ async def sse_stream(port: int, prompt: str, tokens: int) -> Trace:
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **more,
     }
     await _post(port, "/v1/completions", body, take)
-    return recorder.trace(usage["prompt_tokens"], usage["completion_tokens"])
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    return recorder.trace(usage["prompt_tokens"], usage["completion_tokens"], cached)
 
 
 async def _post(port: int, path: str, body: object, take: Callable[[dict[str, Any]], None]) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from headrace.host.machine import describe
 from tests.bench import report
+from tests.bench.aims import Aim, reached
 from tests.bench.children import BenchError
 from tests.bench.contenders import Batch, Contender
 from tests.bench.setting import Setting
@@ -54,7 +55,7 @@ async def measured(setting: Setting, *contenders: Contender, rounds: int = 2) ->
 
 
 def figure(results: Results, contender: str, streams: int, name: str) -> object:
-    rows = {(row["contender"], row["streams"]): row for row in report.figures(results)}
+    rows = {(row["contender"], row["streams"]): row for row in report.rows(results)}
     return rows[contender, streams][name]
 
 
@@ -99,8 +100,44 @@ async def test_a_failure_is_reported_and_the_others_go_on(setting: Setting) -> N
     assert results.failures == ["round 1/1 · Broken: the process ended with 1\nno such file"]
     assert figure(results, "bare", 1, "overall") is not None
 
+    outcome = report.speed(results)
     page = io.StringIO()
-    report.show(results, setting.facts(), Console(file=page, width=report.WIDTH))
+    report.show(outcome, setting.facts(), Console(file=page, width=report.WIDTH))
     assert "no such file" in page.getvalue()
-    document = json.loads(report.to_json(results, setting.facts()))
-    assert document["rows"][1]["overall"]["median"] == pytest.approx(10.0)
+    document = json.loads(report.to_json(outcome, setting.facts()))
+    assert document["figures"]["rows"][1]["overall"]["median"] == pytest.approx(10.0)
+    assert document["failures"] == results.failures
+
+
+async def test_aims_are_held_or_missed_by_the_median_of_the_rounds(setting: Setting) -> None:
+    results = await measured(setting, steady("bare", 0.1), steady("path", 0.125))
+    aims = (
+        Aim("path", "bare", "overall", 1, least=0.8),
+        Aim("path", "bare", "overall", 2, least=0.95),
+        Aim("path", "bare", "ttft_p50", 1, most=1.3),
+        Aim("path", "bare", "ttft_p50", 2, most=1.2),
+        Aim("path", "tuned", "overall", 1, least=0.5),  # not measured
+    )
+    found = [
+        (aim, value.median, aim.holds(value.median)) for aim, value in reached(results.rows, aims)
+    ]
+    assert [aim for aim, _, _ in found] == list(aims[:4])
+    assert [value for _, value, _ in found] == pytest.approx([0.8, 0.8, 1.25, 1.25])
+    assert [holds for _, _, holds in found] == [True, False, True, False]
+
+
+async def test_no_aim_compares_different_numbers_of_tokens(setting: Setting) -> None:
+    short = steady("stock", 0.2, max_tokens=MappingProxyType({2: 4}))
+    results = await measured(setting, steady("path", 0.1), short)
+    aims = [Aim("path", "stock", "overall", streams, least=1) for streams in (1, 2)]
+    assert [aim.streams for aim, _ in reached(results.rows, aims)] == [1]
+
+
+async def test_the_table_says_which_aims_hold(setting: Setting) -> None:
+    results = await measured(setting, steady("bare", 0.1), steady("path", 0.2))
+    page = io.StringIO()
+    report.show(report.speed(results), setting.facts(), Console(file=page, width=report.WIDTH))
+    (line,) = [line for line in page.getvalue().splitlines() if "path / bare" in line]
+    assert "0.50" in line
+    assert "≥ 0.95" in line
+    assert "missed" in line

@@ -2,7 +2,18 @@
 
 import pytest
 
-from tests.bench.stats import Arrival, Spread, Trace, agreement, measure, percentile, ratio, spread
+from tests.bench.stats import (
+    Arrival,
+    Spread,
+    Trace,
+    agreement,
+    measure,
+    percentile,
+    ratio,
+    spread,
+    waits_over,
+    waits_within,
+)
 
 
 def trace(sent: float, *arrivals: tuple[float, float]) -> Trace:
@@ -79,3 +90,19 @@ def test_ratio_is_taken_round_by_round() -> None:
 )
 def test_agreement(text: str, reference: str, same: bool) -> None:
     assert agreement([text], [reference]) == same
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "within", "over"),
+    [
+        (1.0, 8.0, [1, 2, 4], [1, 2, 4]),  # all of it
+        (1.5, 7.0, [2], [1, 2, 4]),  # cut at both ends
+        (5.0, 6.0, [], [4]),  # inside one wait
+        (2.0, 4.0, [2], [2]),  # neighbours that only touch do not count
+        (8.0, 9.0, [], []),
+    ],
+)
+def test_waits(begin: float, end: float, within: list[float], over: list[float]) -> None:
+    times = [1.0, 2.0, 4.0, 8.0]
+    assert waits_within(times, begin, end) == within
+    assert waits_over(times, begin, end) == over

@@ -27,3 +27,13 @@ def test_tokens_that_a_server_tells_only_in_all_are_spread() -> None:
 def test_a_stream_without_output_is_no_result() -> None:
     with pytest.raises(BenchError, match="without any output"):
         Recorder().trace(prompt_tokens=1, tokens=0)
+
+
+def test_whoever_waits_for_output_is_told() -> None:
+    seen: list[int] = []
+    recorder = Recorder(lambda: seen.append(len(recorder.times)))
+    recorder.note(1, "")
+    recorder.note(1, "ab")
+    recorder.note(1, "c")
+    assert seen == [1, 2]
+    assert recorder.trace(prompt_tokens=9, tokens=3, cached_tokens=8).cached_tokens == 8
