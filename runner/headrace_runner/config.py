@@ -99,7 +99,7 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
         "--kv-cache",
         type=_positive,
         metavar="BYTES",
-        help="for keys and values of running requests (default: 60%% of what is free)",
+        help="for keys and values of running requests (default: half of what is free)",
     )
     add(
         "--prefix-cache",

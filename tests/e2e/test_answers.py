@@ -6,12 +6,15 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc.aio
 import pytest
 
 from headrace import AsyncClient
 from headrace.client import Client
 from headrace.errors import ContextLengthExceeded, InvalidRequest
 from headrace.types import Completed, Delta, FinishReason, Progress, Started
+from headrace.v1.completion_pb2 import SamplingOptions, StreamCompletionRequest
+from headrace.v1.completion_pb2_grpc import CompletionServiceStub
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import ANSWER, MODEL, QUESTION, Controller, StartController, headrace
 
@@ -88,6 +91,32 @@ async def test_b5_a_seed_draws_the_same_alone_and_in_company(controller: Control
         together = await asyncio.gather(*map(answer, range(3)))
     assert together == alone
     assert len(set(alone)) == 3
+
+
+async def test_several_choices_are_each_a_request_of_its_own(
+    controller: Controller, channel: grpc.aio.Channel
+) -> None:
+    sampling = SamplingOptions(seed=5)
+    request = StreamCompletionRequest(
+        model=MODEL, prompt="My favourite", sampling=sampling, max_tokens=6, n=3
+    )
+    ids: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    completed = None
+    async for response in CompletionServiceStub(channel).StreamCompletion(request, timeout=100):
+        assert completed is None
+        if response.HasField("delta"):
+            ids[response.delta.choice] += response.delta.token_ids
+            assert response.delta.output_tokens == len(ids[response.delta.choice])
+        if response.HasField("completed"):
+            completed = response.completed
+    assert completed is not None
+    assert [choice.index for choice in completed.choices] == [0, 1, 2]
+    assert completed.usage.output_tokens == sum(map(len, ids.values()))
+    assert len(set(map(tuple, ids.values()))) == 3
+    async with AsyncClient(controller.target, timeout=100) as client:
+        alone = await client.complete(MODEL, "My favourite", seed=5, max_tokens=6)
+    assert ids[0] == list(alone.token_ids)
+    assert completed.usage.prompt_tokens == alone.usage.prompt_tokens
 
 
 def test_threads_share_one_blocking_client(client: Client) -> None:

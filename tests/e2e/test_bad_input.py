@@ -133,8 +133,10 @@ CASES = [
     Case("no role", chat(says(0)), "chat.messages[0].role"),
     Case("an unknown role", chat(says(USER), says(99)), "chat.messages[1].role"),
     Case("an empty question", chat(says(USER, "")), "chat.messages[0].content"),
+    Case("17 choices", ask(n=17), "n"),
+    Case("resumption of 2 choices", ask(n=2, resume_token_ids=[1]), "resume_token_ids"),
+    Case("resumption by no token", ask(resume_token_ids=[49152]), "resume_token_ids[0]"),
     # B9: what the model or this runner cannot honour is never ignored.
-    Case("n 2", ask(n=2), "n", reason=UNSUPPORTED),
     Case("an adapter", ask(adapter="mine"), "adapter", reason=UNSUPPORTED),
     Case("a schema", ask(json_schema="{}"), "json_schema", reason=UNSUPPORTED),
     Case("a regex", ask(regex="a+"), "regex", reason=UNSUPPORTED),
@@ -143,7 +145,13 @@ CASES = [
     Case(
         "reasoning",
         ask(reasoning=completion.ReasoningOptions(enabled=True)),
-        "reasoning",
+        "reasoning.enabled",
+        reason=UNSUPPORTED,
+    ),
+    Case(
+        "a bound to reasoning",
+        ask(reasoning=completion.ReasoningOptions(max_tokens=5)),
+        "reasoning.max_tokens",
         reason=UNSUPPORTED,
     ),
     Case(
@@ -152,7 +160,16 @@ CASES = [
         "chat.tools",
         reason=UNSUPPORTED,
     ),
-    Case("resumption", ask(resume_token_ids=[1]), "resume_token_ids", reason=UNSUPPORTED),
+    Case(
+        "a forced tool call",
+        chat(
+            says(USER),
+            tools=[completion.Tool(name="f")],
+            tool_choice=completion.ToolChoice(mode=completion.ToolChoice.MODE_REQUIRED),
+        ),
+        "chat.tool_choice.mode",
+        reason=UNSUPPORTED,
+    ),
     # Other methods.
     Case("tokenize: no model", TokenizeRequest(text="x"), "model", method=TOKENIZE + "Tokenize"),
     Case(

@@ -77,9 +77,10 @@ def is_busy(runner: Runner) -> bool:
 
 
 def is_free(runner: Runner) -> bool:
-    """No row, and nothing of its KV cache."""
-    load = runner.load
-    return load.running == load.waiting == runner.memory.kv_bytes == 0
+    """No row, and nothing of its KV cache but what is remembered for others."""
+    load, memory = runner.load, runner.memory
+    idle = load.running == load.waiting == memory.kv_reserved_bytes == 0
+    return idle and memory.kv_bytes == memory.prefix_cache_bytes
 
 
 async def test_b1_a_client_that_is_gone_frees_its_row(start: StartController) -> None:

@@ -13,8 +13,10 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from headrace import AsyncClient
-from headrace.errors import CircuitOpen, LoadFailed, RunnerCrashed
+from headrace.errors import CircuitOpen, LoadFailed, RunnerCrashed, from_rpc_error
 from headrace.types import Delta, Progress, Started
+from headrace.v1.completion_pb2 import StreamCompletionRequest
+from headrace.v1.completion_pb2_grpc import CompletionServiceStub
 from headrace_server.store import Store
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, aio_channel
@@ -54,6 +56,29 @@ async def test_killed_mid_stream_and_the_next_request_works(start: StartControll
         whole = await client.complete(MODEL, "1, 2, 3,", temperature=0, max_tokens=3)
         assert whole.started.runner == "r2"
         assert whole.text.startswith(" 4")
+    await killed_with_several_choices(controller)
+
+
+async def killed_with_several_choices(controller: Controller) -> None:
+    """The tokens of all choices count as sent."""
+    request = StreamCompletionRequest(model=MODEL, prompt="1, 2, 3,", max_tokens=400, n=3)
+    request.stop.ignore_eos = True
+    got = {0: 0, 1: 0, 2: 0}
+
+    async def read(channel: grpc.aio.Channel) -> None:
+        async for response in CompletionServiceStub(channel).StreamCompletion(request):
+            if response.HasField("delta"):
+                got[response.delta.choice] = response.delta.output_tokens
+                if got == {0: 3, 1: 3, 2: 3}:
+                    controller.runner().kill()
+
+    async with asyncio.timeout(PATIENCE), aio_channel(controller.target) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read(channel)
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, RunnerCrashed)
+    assert error.metadata == {"cause": "SIGNAL", "tokens_sent": str(sum(got.values()))}
+    assert sum(got.values()) >= 9
 
 
 async def test_c2_killed_while_it_loads(start: StartController) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -28,9 +29,13 @@ def route_attention(model: Any) -> None:
     _put(model, "scaled_dot_product_attention", base.scaled_dot_product_attention, _attention)
 
 
-def vectorise(model: Any) -> None:
-    """For a CPU: computes in float32 what MLX would compute number by number in fewer steps."""
+def vectorise(model: Any) -> Callable[[], None]:
+    """For a CPU: computes in float32 what MLX would compute number by number in fewer steps.
+
+    Gives a function that takes it back.
+    """
     _put(model, "swiglu", activations.swiglu, _swiglu)
+    replaced: list[tuple[Any, str, RoPE]] = []
     shared: dict[tuple[Any, ...], _Rotation] = {}
     for module in list(model.modules()):
         for name, child in module.children().items():
@@ -38,6 +43,14 @@ def vectorise(model: Any) -> None:
                 key = (child.dims, child.traditional, child.base, child.scale)
                 rotation = shared.setdefault(key, _Rotation(child))
                 module[name] = SharedRoPE(child, rotation)
+                replaced.append((module, name, child))
+
+    def undo() -> None:
+        _put(model, "swiglu", _swiglu, activations.swiglu)
+        for module, name, child in replaced:
+            module[name] = child
+
+    return undo
 
 
 def _attention(
@@ -51,6 +64,8 @@ def _attention(
 ) -> mx.array:
     attend: Callable[..., mx.array] | None = getattr(cache, "attend", None)
     if attend is not None:
+        if mask is not None:
+            raise NotImplementedError("a mask of the model's own")
         return attend(queries, keys, values, scale, sinks)
     return base.scaled_dot_product_attention(queries, keys, values, cache, scale, mask, sinks)
 
@@ -86,27 +101,34 @@ class SharedRoPE(Module):
     def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
         """Rotates x, [rows, heads, tokens, dimensions], as the module that it stands for."""
         plain, rotation = self._ways
-        if not isinstance(offset, mx.array) or x.shape[2] != 1 or x.dtype != mx.float32:
+        single = x.shape[2] == 1 and x.dtype == mx.float32
+        if not isinstance(offset, mx.array) or offset.ndim != 1 or not single:
             return plain(x, offset=offset)  # type: ignore[arg-type,no-any-return]
         return rotation(x, offset)
 
 
 class _Rotation:
-    """x -> x * cos + (x with the halves of each pair swapped, one negated) * sin."""
+    """x -> x * cos + (x with the halves of each pair swapped, one negated) * sin.
+
+    The angles are those of an array of positions, as long as the very same array is given: which
+    nobody may change in place.
+    """
 
     def __init__(self, plain: RoPE) -> None:
         self._plain = plain
         self._offset: mx.array | None = None
-        self._tables = (mx.array(0), mx.array(0))
-        self._swap: mx.array | None = None
+        self._tables: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
+        """By the size of a head: the matrix that swaps, the cosines, the sines."""
 
     def __call__(self, x: mx.array, offset: mx.array) -> mx.array:
-        if self._swap is None or self._swap.shape[0] != x.shape[-1]:
-            self._swap = _swap(x.shape[-1], self._plain.dims, self._plain.traditional)
         if self._offset is not offset:
-            self._offset, self._tables = offset, self._tables_for(offset, x.shape[-1])
-        cos, sin = self._tables
-        return x * cos + (x @ self._swap) * sin
+            self._offset, self._tables = offset, {}
+        size = x.shape[-1]
+        if size not in self._tables:
+            swap = _swap(size, self._plain.dims, self._plain.traditional)
+            self._tables[size] = swap, *self._tables_for(offset, size)
+        swap, cos, sin = self._tables[size]
+        return x * cos + (x @ swap) * sin
 
     def _tables_for(self, offset: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """cos and sin, [rows, 1, 1, size], as the embedding itself has them.
@@ -138,10 +160,13 @@ def _pairs(dims: int, traditional: bool) -> tuple[range, range]:
     return range(dims // 2), range(dims // 2, dims)
 
 
+@lru_cache
 def _swap(size: int, dims: int, traditional: bool) -> mx.array:
     """The matrix that swaps the halves of each pair and negates the second, [size, size]."""
     matrix = [[0.0] * size for _ in range(size)]
     for one, other in zip(*_pairs(dims, traditional), strict=True):
         matrix[other][one] = -1.0
         matrix[one][other] = 1.0
-    return mx.array(matrix)
+    swap = mx.array(matrix)
+    mx.eval(swap)  # Used again, maybe by another thread.
+    return swap

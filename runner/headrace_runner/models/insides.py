@@ -1,12 +1,13 @@
 """What Headrace uses of mlx-lm's insides.
 
-Names in there change between releases, so that nothing else touches them, but for `fast_paths`,
+Names in there change between releases, so that nothing else imports them, but for `fast_paths`,
 which puts other functions into its models. mlx-lm is pinned; see constraints.txt. It is imported
 late, since that takes a second.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,33 @@ def unbatchable_cache(model: Any) -> str | None:
             yield from within(getattr(layer, "caches", ()))
 
     return next(within(new_caches(model)), None)
+
+
+def inferred_reasoning(tokenizer: Any) -> tuple[str, str, tuple[str, ...]]:
+    """The markers around a model's reasoning, "" for none, and those that mean text and no more.
+
+    `tokenizer` is what mlx-lm asks: it has a chat template and a vocabulary.
+    """
+    from mlx_lm.tokenizer_utils import _infer_structural_markers, _infer_thinking
+
+    start, end, *_ = _infer_thinking(tokenizer)  # type: ignore[no-untyped-call]
+    around: Iterable[str] = _infer_structural_markers(tokenizer)  # type: ignore[no-untyped-call]
+    return start or "", end or "", tuple(around)
+
+
+def inferred_tool_calls(tokenizer: Any, named: object) -> tuple[str, str, Any]:
+    """The markers around a model's tool calls and their parser, None where they are not known.
+
+    `named` is the parser that the model's own configuration names, if it does.
+    """
+    from mlx_lm.tokenizer_utils import _infer_tool_parser
+
+    name = named or _infer_tool_parser(tokenizer)  # type: ignore[no-untyped-call]
+    # The name may come from a model's file: it is to lead nowhere but to a parser.
+    if not isinstance(name, str) or not name.isidentifier():
+        return "", "", None
+    try:
+        module = importlib.import_module(f"mlx_lm.tool_parsers.{name}")
+        return module.tool_call_start, module.tool_call_end, module.parse_tool_call
+    except (ImportError, AttributeError):
+        return "", "", None

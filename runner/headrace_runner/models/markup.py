@@ -7,9 +7,8 @@ nothing is known has no markup.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ from typing import Any, TypeAlias
 from headrace.errors import HeadraceError, UnsupportedParameter
 from headrace_runner.models.chat import ChatTemplate, _find_sources
 from headrace_runner.models.files import read_json
+from headrace_runner.models.insides import inferred_reasoning, inferred_tool_calls
 from headrace_runner.models.tokenizer import Tokenizer
 
 ToolParser: TypeAlias = Callable[[str, Any], object]
@@ -116,12 +116,12 @@ def load_markup(model_dir: Path, template: ChatTemplate, tokenizer: Tokenizer) -
     start = end = ""
     dropped: tuple[str, ...] = ()
     if "think" in said:
-        start, end, dropped = _reasoning(model)
+        start, end, dropped = inferred_reasoning(model)
     call_start = call_end = code = ""
     parser: ToolParser | None = None
     if "tool" in said:
         named = read_json(model_dir, "tokenizer_config.json").get("tool_parser_type")
-        call_start, call_end, parser = _tool_calls(model, named)
+        call_start, call_end, parser = inferred_tool_calls(model, named)
         code = _source(parser)
     written = {
         token: content
@@ -158,28 +158,6 @@ def _reads(template: ChatTemplate, option: str) -> bool:
     except HeadraceError:
         pass
     return True
-
-
-def _reasoning(model: _ForMlxLm) -> tuple[str, str, tuple[str, ...]]:
-    from mlx_lm.tokenizer_utils import _infer_structural_markers, _infer_thinking
-
-    start, end, *_ = _infer_thinking(model)  # type: ignore[no-untyped-call]
-    around: Iterable[str] = _infer_structural_markers(model)  # type: ignore[no-untyped-call]
-    return start or "", end or "", tuple(around)
-
-
-def _tool_calls(model: _ForMlxLm, named: object) -> tuple[str, str, ToolParser | None]:
-    from mlx_lm.tokenizer_utils import _infer_tool_parser
-
-    name = named or _infer_tool_parser(model)  # type: ignore[no-untyped-call]
-    # The name may come from a model's file: it is to lead nowhere but to a parser.
-    if not isinstance(name, str) or not name.isidentifier():
-        return "", "", None
-    try:
-        module = importlib.import_module(f"mlx_lm.tool_parsers.{name}")
-        return module.tool_call_start, module.tool_call_end, module.parse_tool_call
-    except (ImportError, AttributeError):
-        return "", "", None
 
 
 def _with_tools(parser: ToolParser, tools: list[Mapping[str, Any]]) -> Callable[[str], object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -45,13 +46,23 @@ ENDLESS = StopOptions(ignore_eos=True)
 
 
 @dataclass
+class Output:
+    """What one choice has sent."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    borders: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens and characters so far, after each message."""
+
+
+@dataclass
 class Answer:
     """A whole stream, put together."""
 
     started: CompletionStarted = field(default_factory=CompletionStarted)
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    outputs: dict[int, Output] = field(default_factory=lambda: defaultdict(Output))
+    """By choice."""
     completed: CompletionCompleted = field(default_factory=CompletionCompleted)
 
     @property
@@ -59,15 +70,36 @@ class Answer:
         (choice,) = self.completed.choices
         return choice
 
+    @property
+    def output(self) -> Output:
+        """That of the first choice."""
+        return self.outputs[0]
+
+    @property
+    def text(self) -> str:
+        return self.output.text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.output.token_ids
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        return self.output.logprobs
+
 
 class Stream:
     """One call of StreamCompletion. `answer` grows as it is read."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, request: StreamCompletionRequest) -> None:
         self.call = call
         self._events: AsyncIterator[StreamCompletionResponse] = aiter(call)
+        self._resumed = len(request.resume_token_ids)
+        self._choices = request.n or 1
         self._seen: list[str] = []
         self.answer = Answer()
+        self.prefilled = 0
+        """Prompt tokens that are computed, as far as was told."""
 
     async def next(self) -> str | None:
         """Read one event; gives its kind, or None after the last. Raises the typed error."""
@@ -92,16 +124,28 @@ class Stream:
             case "started":
                 assert "started" not in self._seen
                 answer.started = event.started
+            case "progress":
+                self.prefilled = event.progress.prompt_tokens_done
             case "delta":
                 assert "started" in self._seen
-                answer.text += event.delta.text
-                answer.token_ids += event.delta.token_ids
-                answer.logprobs += event.delta.logprobs
-                assert event.delta.output_tokens == len(answer.token_ids)
+                assert event.delta.choice in range(self._choices)
+                output = answer.outputs[event.delta.choice]
+                output.text += event.delta.text
+                output.token_ids += event.delta.token_ids
+                output.logprobs += event.delta.logprobs
+                output.borders.append((len(output.token_ids), len(output.text)))
+                assert event.delta.output_tokens == self._resumed + len(output.token_ids)
             case "completed":
                 answer.completed = event.completed
-                assert event.completed.usage.output_tokens == len(answer.token_ids)
-                assert event.completed.usage.prompt_tokens == answer.started.prompt_tokens
+                assert [c.index for c in event.completed.choices] == list(range(self._choices))
+                counts = [
+                    self._resumed + len(answer.outputs[i].token_ids) for i in range(self._choices)
+                ]
+                assert [c.output_tokens for c in event.completed.choices] == counts
+                usage = event.completed.usage
+                assert usage.output_tokens == sum(counts)
+                assert usage.prompt_tokens == answer.started.prompt_tokens
+                assert usage.cached_tokens == answer.started.cached_tokens
 
     async def until(self, kind: str) -> None:
         """Read up to an event of this kind."""
@@ -126,7 +170,8 @@ class Api:
         self._health: Any = HealthStub(channel)
 
     def stream(self, request: StreamCompletionRequest, **options: Any) -> Stream:
-        return Stream(self.completion.StreamCompletion(request, timeout=TIMEOUT, **options))
+        call = self.completion.StreamCompletion(request, timeout=TIMEOUT, **options)
+        return Stream(call, request)
 
     async def complete(self, request: StreamCompletionRequest) -> Answer:
         return await self.stream(request).rest()
@@ -153,9 +198,10 @@ class Api:
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Api]:
-    """A connection of one's own."""
-    async with grpc.aio.insecure_channel(address, options=channel_options(address)) as channel:
+async def connected(address: str, *options: tuple[str, Any]) -> AsyncIterator[Api]:
+    """A connection of one's own, with further options of gRPC's."""
+    settings = [*channel_options(address), *options]
+    async with grpc.aio.insecure_channel(address, options=settings) as channel:
         yield Api(channel)
 
 

@@ -1,4 +1,7 @@
-"""A real `python -m headrace_runner` as a child, heard on its report pipe."""
+"""A real `python -m headrace_runner` as a child, heard on its report pipe.
+
+`program` is another module to run in its place.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,9 @@ STOP_TIMEOUT = 20.0
 class Child:
     """A runner that has been started. Its socket is in a folder of its own."""
 
-    def __init__(self, home: Path, model_dir: Path, *arguments: str) -> None:
+    def __init__(
+        self, home: Path, model_dir: Path, *arguments: str, program: str = "headrace_runner"
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="hr-"))
         self.socket = self._folder / "r.sock"
         self._log = self._folder / "log"
@@ -40,7 +45,7 @@ class Child:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "headrace_runner"),
+                    *(sys.executable, "-m", program),
                     *("--model", str(model_dir)),
                     *("--listen", f"unix:{self.socket}"),
                     *("--report-fd", str(report_fd)),
@@ -116,9 +121,11 @@ def child_environment(home: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def started(home: Path, model_dir: Path, *arguments: str) -> Iterator[Child]:
+def started(
+    home: Path, model_dir: Path, *arguments: str, program: str = "headrace_runner"
+) -> Iterator[Child]:
     """A runner in whatever state it is just after its start."""
-    child = Child(home, model_dir, *arguments)
+    child = Child(home, model_dir, *arguments, program=program)
     try:
         yield child
     finally:
@@ -126,8 +133,10 @@ def started(home: Path, model_dir: Path, *arguments: str) -> Iterator[Child]:
 
 
 @contextlib.contextmanager
-def serving(home: Path, model_dir: Path, *arguments: str) -> Iterator[Child]:
+def serving(
+    home: Path, model_dir: Path, *arguments: str, program: str = "headrace_runner"
+) -> Iterator[Child]:
     """A runner that serves."""
-    with started(home, model_dir, *arguments) as child:
+    with started(home, model_dir, *arguments, program=program) as child:
         child.hear(Ready)
         yield child

@@ -18,6 +18,9 @@ from tests.unit.convert.tiny import write_gguf
 CONTEXT = 100_000
 """Tokens that the tiny model claims to hold, so that its streams can be long."""
 
+FRESH = 1024
+"""Tokens that the `fresh` runner holds."""
+
 
 @pytest.fixture(scope="session")
 def smollm2_runner(model_home: Path, smollm2_dir: Path) -> Iterator[Child]:
@@ -30,6 +33,26 @@ def smollm2_runner(model_home: Path, smollm2_dir: Path) -> Iterator[Child]:
 async def api(smollm2_runner: Child) -> AsyncIterator[Api]:
     """SmolLM2's runner, which every test leaves alive and with nothing to do."""
     async with connected(smollm2_runner.address) as api:
+        yield api
+        await api.idle()
+
+
+@pytest.fixture(scope="session")
+def fresh_runner(model_home: Path, smollm2_dir: Path) -> Iterator[Child]:
+    arguments = ("--name", MODEL, "--prefix-cache", "0", "--no-drafts", "--context", str(FRESH))
+    program = "tests.integration.runner.faulty"
+    with serving(model_home, smollm2_dir, *arguments, program=program) as child:
+        yield child
+        assert child.process.poll() is None, child.log
+
+
+@pytest.fixture
+async def fresh(fresh_runner: Child) -> AsyncIterator[Api]:
+    """Another process on SmolLM2: to it every prompt is new, and every token gets its own step.
+
+    A request called `FAULTY` fails in it.
+    """
+    async with connected(fresh_runner.address) as api:
         yield api
         await api.idle()
 

@@ -42,7 +42,7 @@ from headrace.v1.tokenize_pb2 import (
     RenderChatRequest,
     TokenizeRequest,
 )
-from tests.integration.runner.api import ENDLESS, MODEL, TIMEOUT, Api, prompt, tokens
+from tests.integration.runner.api import ENDLESS, GREEDY, MODEL, TIMEOUT, Api, prompt, tokens
 
 NAN = math.nan
 
@@ -56,10 +56,16 @@ def stop(**options: Any) -> StreamCompletionRequest:
 
 
 def chat(*messages: ChatMessage, **fields: Any) -> StreamCompletionRequest:
-    return StreamCompletionRequest(model=MODEL, chat=ChatInput(messages=messages, **fields))
+    """A chat; `fields` are those of the chat, or of the request."""
+    own = {name: fields.pop(name) for name in ("tools", "tool_choice") if name in fields}
+    said = ChatInput(messages=messages, **own)
+    return StreamCompletionRequest(model=MODEL, chat=said, **fields)
 
 
 HELLO = ChatMessage(role=ChatRole.CHAT_ROLE_USER, content="Hello")
+LOOK = [Tool(name="look")]
+FORCED = ToolChoice(mode=ToolChoice.MODE_REQUIRED)
+NAMED = ToolChoice(mode=ToolChoice.MODE_ONE, name="look")
 
 BROKEN_RULES = [
     ("sampling.temperature", sampling(temperature=-1)),
@@ -87,6 +93,9 @@ BROKEN_RULES = [
     ("max_tokens", prompt("fox", 0)),
     ("n", prompt("fox", n=0)),
     ("n", prompt("fox", n=17)),
+    ("n", prompt("fox", n=3)),  # More than this runner computes at once.
+    ("resume_token_ids", prompt("fox", n=2, resume_token_ids=[1])),
+    ("resume_token_ids[1]", prompt("fox", resume_token_ids=[1, 99999])),
     ("logprobs.top", prompt("fox", logprobs=LogprobsOptions(enabled=True, top=21))),
     ("logprobs.top", prompt("fox", logprobs=LogprobsOptions(top=3))),
     ("priority", prompt("fox", priority=101)),
@@ -102,19 +111,20 @@ BROKEN_RULES = [
     ("chat.messages[1].role", chat(HELLO, ChatMessage(role=99, content="?"))),  # type: ignore[arg-type]
     ("chat.messages[0].role", chat(ChatMessage(content="?"))),
     ("chat.messages[0].content", chat(ChatMessage(role=ChatRole.CHAT_ROLE_USER))),
+    ("chat.tool_choice.name", chat(HELLO, tools=LOOK, tool_choice=ToolChoice(name="look"))),
 ]
 
 UNSUPPORTED = [
-    ("n", prompt("fox", n=2)),
     ("json_schema", prompt("fox", json_schema="{}")),
     ("regex", prompt("fox", regex="a+")),
     ("lark_grammar", prompt("fox", lark_grammar='start: "a"')),
     ("choices", prompt("fox", choices=Choices(values=["a", "b"]))),
-    ("reasoning", prompt("fox", reasoning=ReasoningOptions(enabled=False))),
+    ("reasoning.enabled", prompt("fox", reasoning=ReasoningOptions(enabled=True))),
+    ("reasoning.max_tokens", prompt("fox", reasoning=ReasoningOptions(max_tokens=5))),
     ("adapter", prompt("fox", adapter="pirate")),
-    ("resume_token_ids", prompt("fox", resume_token_ids=[1])),
-    ("chat.tools", chat(HELLO, tools=[Tool(name="look")])),
-    ("chat.tool_choice", chat(HELLO, tool_choice=ToolChoice(mode=ToolChoice.MODE_NONE))),
+    ("chat.tools", chat(HELLO, tools=LOOK)),
+    ("chat.tool_choice.mode", chat(HELLO, tools=LOOK, tool_choice=FORCED)),
+    ("chat.tool_choice.mode", chat(HELLO, tools=LOOK, tool_choice=NAMED)),
 ]
 
 
@@ -157,8 +167,31 @@ async def test_b9_what_cannot_be_honoured_is_refused(
     await goes_on(tiny)
 
 
+async def test_b9_reasoning_of_a_model_that_has_none_is_refused(api: Api) -> None:
+    request = chat(HELLO, reasoning=ReasoningOptions(enabled=True))
+    error = await refused(api, request)
+    assert isinstance(error, UnsupportedParameter)
+    assert error.metadata["field"] == "reasoning.enabled"
+    # What it does in any case is no wish that is ignored.
+    request.reasoning.enabled = False
+    request.max_tokens = 1
+    await api.complete(request)
+
+
+async def test_b9_tools_that_are_not_to_be_called_need_no_form(api: Api) -> None:
+    never = ToolChoice(mode=ToolChoice.MODE_NONE)
+    plain = chat(HELLO, max_tokens=3, sampling=GREEDY)
+    offered = chat(HELLO, tools=LOOK, tool_choice=never, max_tokens=3, sampling=GREEDY)
+    answers = [await api.complete(request) for request in (plain, offered)]
+    assert answers[0].token_ids == answers[1].token_ids
+    assert answers[0].started.prompt_tokens == answers[1].started.prompt_tokens
+
+
 def test_b9_every_field_of_the_contract_is_honoured_or_refused() -> None:
-    honoured = "request_id model prompt chat token_ids sampling stop max_tokens logprobs priority"
+    honoured = (
+        "request_id model prompt chat token_ids sampling stop max_tokens n logprobs priority"
+        " reasoning resume_token_ids"
+    )
     # Read by the controller; the runner stays loaded anyway.
     not_for_runners = "keep_alive"
     refused_ones = {field for field, _ in UNSUPPORTED if "." not in field}
@@ -168,17 +201,21 @@ def test_b9_every_field_of_the_contract_is_honoured_or_refused() -> None:
 
 def test_b9_so_is_every_field_within() -> None:
     honoured: dict[type[Message], str] = {
-        ChatInput: "messages template_options add_generation_prompt",
+        ChatInput: "messages tool_choice template_options add_generation_prompt",
         LogprobsOptions: "enabled top",
+        ReasoningOptions: "in_text",
         SamplingOptions: "temperature top_p top_k min_p xtc repetition_penalty presence_penalty"
         " frequency_penalty penalty_window seed logit_bias",
         StopOptions: "strings token_ids ignore_eos include_stop",
+        ToolChoice: "name",
         XtcOptions: "probability threshold",
     }
-    refused_ones = {field.removeprefix("chat.") for field, _ in UNSUPPORTED if "." in field}
+    refused_ones = {field.rpartition(".")[2] for field, _ in UNSUPPORTED if "." in field}
     for message, names in honoured.items():
         fields = {field.name for field in message().DESCRIPTOR.fields}
-        assert fields - refused_ones == set(names.split())
+        if message is not LogprobsOptions:  # Its `enabled` is another one.
+            fields -= refused_ones
+        assert fields == set(names.split())
 
 
 @pytest.mark.parametrize(

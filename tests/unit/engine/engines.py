@@ -76,8 +76,10 @@ async def running(
     *,
     max_rows: int = 4,
     kv_bytes: int | None = None,
+    drafts: bool = True,
 ) -> AsyncIterator[Engine]:
-    engine = Engine(load, tokenizer, Limits(max_rows, kv_bytes))
+    """An engine. Without `drafts` no input has more tokens than there are rows in a step."""
+    engine = Engine(load, tokenizer, Limits(max_rows, kv_bytes, drafts=drafts))
     async with asyncio.timeout(60):
         await engine.start()
         try:

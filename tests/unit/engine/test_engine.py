@@ -81,7 +81,8 @@ async def test_many_requests_take_turns_and_draw_what_they_draw_alone(
 
 
 async def test_no_more_rows_than_allowed(tokenizer: Tokenizer, watched: Watched) -> None:
-    async with running(tokenizer, loader(lambda: watched), max_rows=3) as engine:
+    async with running(tokenizer, loader(lambda: watched), max_rows=3, drafts=False) as engine:
+        watched.computed.clear()
         await asyncio.gather(*(read(engine.submit(request([5, i]))) for i in range(8)))
     assert max(rows for rows, _ in watched.computed) == 3
 

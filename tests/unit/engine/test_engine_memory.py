@@ -236,9 +236,10 @@ async def test_no_more_are_admitted_than_there_is_room_for(
     tokenizer: Tokenizer, model: Any, watched: Watched, load: Load, together: int
 ) -> None:
     each = TOKEN * (1 + 30)
-    async with running(tokenizer, load, kv_bytes=each * (together + 1) - 1) as engine:
+    limit = each * (together + 1) - 1
+    async with running(tokenizer, load, kv_bytes=limit, drafts=False) as engine:
         watched.computed.clear()
-        assert engine.stats.kv_limit_bytes == each * (together + 1) - 1
+        assert engine.stats.kv_limit_bytes == limit
         reserved = Reserved(engine)
         streams = [engine.submit(request([i], 30)) for i in range(5)]
         results = await asyncio.gather(*map(reserved.read, streams))
@@ -254,7 +255,7 @@ async def test_each_choice_needs_room(
     tokenizer: Tokenizer, model: Any, watched: Watched, load: Load
 ) -> None:
     each = TOKEN * (1 + 30)
-    async with running(tokenizer, load, kv_bytes=3 * each, max_rows=8) as engine:
+    async with running(tokenizer, load, kv_bytes=3 * each, drafts=False) as engine:
         watched.computed.clear()
         reserved = Reserved(engine)
         streams = [engine.submit(request([i], 30, choices=2)) for i in range(2)]

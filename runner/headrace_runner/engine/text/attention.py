@@ -30,7 +30,8 @@ def attend(
     *,
     by_products: bool,
 ) -> mx.array:
-    """Softmax of the scores, causal, times the values: in the shape of `queries`.
+    """Softmax of the scores, causal, times the values: the shape of `queries`, but for the last
+    dimension, which is that of the values.
 
     `padding`, [rows, 1, 1, tokens], is added to the scores: minus infinity where a row has no key.
     `by_products` computes it from matrix products and `decay`, which is faster on a CPU.
@@ -65,7 +66,8 @@ def _by_products(
     heads, length = keys.shape[1:3]
     # All queries of a head in one product, which reads its keys once.
     folded = queries.reshape(rows, heads, -1, size)
-    scores = folded @ keys.swapaxes(-1, -2)
+    # Sums of exponentials need more than the bits of a half-precision type.
+    scores = (folded @ keys.swapaxes(-1, -2)).astype(mx.float32)
     if padding is not None:
         scores = scores + padding
     if tokens > 1:
@@ -74,8 +76,8 @@ def _by_products(
         recent[..., length - tokens :] = recent[..., length - tokens :] + _future(tokens)
         scores = recent.reshape(scores.shape)
     weights = decay(scores.max(axis=-1, keepdims=True) - scores)
-    found = (weights @ values) / weights.sum(axis=-1, keepdims=True)
-    return found.reshape(rows, query_heads, tokens, values.shape[-1])
+    found = (weights.astype(values.dtype) @ values) / weights.sum(axis=-1, keepdims=True)
+    return found.astype(values.dtype).reshape(rows, query_heads, tokens, values.shape[-1])
 
 
 def _future(tokens: int) -> mx.array:

@@ -7,15 +7,17 @@ between steps. Everything in this module belongs to one thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
-from headrace_runner.engine.text.drafts import Cost, Lookup, Worth
+from headrace_runner.engine.text.drafts import Cost, Drafting, Lookup, Worth
 from headrace_runner.engine.text.layout import Layout, as_tokens
 from headrace_runner.engine.text.logprobs import Logprobs, PendingLogprobs, logprobs
+from headrace_runner.engine.text.memory import is_allocation_failure
 from headrace_runner.engine.text.pace import Pace, shares
 from headrace_runner.engine.text.sampling import SamplerRow, SamplingParams, sample
 
@@ -49,14 +51,6 @@ class Prefilled:
     total: int
     cached: int
     """How many of them need not be computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drafting:
-    """What a row's next tokens are guessed from, and how many of them."""
-
-    lookup: Lookup
-    worth: Worth
 
 
 @dataclass(slots=True)
@@ -174,12 +168,7 @@ class TextBatch:
     def remove(self, uids: Iterable[int], *, remember: bool = True) -> None:
         """Takes rows out, wherever they are; what they have computed is remembered."""
         gone = set(uids)
-        for joining in self._line:
-            left = [row for row in joining.rows if row.new.uid not in gone]
-            if not left and remember and joining.state is not None:
-                self._layout.remember(as_tokens(joining.tokens), joining.state)
-            joining.rows = left
-        self._line = [joining for joining in self._line if joining.rows]
+        self._leave_line(gone, remember=remember)
         for uid in gone:
             self._parked.pop(uid, None)
         self._leave(gone & self._rows.keys(), remember=remember)
@@ -187,6 +176,7 @@ class TextBatch:
     def park(self, uids: Iterable[int]) -> None:
         """Takes rows out until they are unparked. What they have computed is remembered."""
         wanted = set(uids)
+        self._parked |= {row.new.uid: row for row in self._leave_line(wanted, remember=True)}
         self._parked |= {uid: row for uid, row in self._rows.items() if uid in wanted}
         self._leave(wanted & self._rows.keys(), remember=True)
 
@@ -196,13 +186,36 @@ class TextBatch:
             if (row := self._parked.pop(uid, None)) is not None:
                 self._line.append(_again(row))
 
+    @contextmanager
+    def _spare_memory(self) -> Iterator[None]:
+        """For what is good to have but not needed: where memory is short, all such is dropped."""
+        try:
+            yield
+        except Exception as error:
+            if not is_allocation_failure(error):
+                raise
+            self._layout.forget()
+
+    def _leave_line(self, uids: set[int], *, remember: bool) -> list[_Row]:
+        left = []
+        for joining in self._line:
+            left += [row for row in joining.rows if row.new.uid in uids]
+            joining.rows = [row for row in joining.rows if row.new.uid not in uids]
+            if not joining.rows and remember and joining.state is not None:
+                with self._spare_memory():
+                    self._layout.remember(as_tokens(joining.tokens), joining.state)
+        self._line = [joining for joining in self._line if joining.rows]
+        return left
+
     def _leave(self, uids: set[int], *, remember: bool) -> None:
         for uid in uids:
             row = self._rows.pop(uid)
             if remember:
-                self._layout.remember_row(as_tokens(row.known), uid)
+                with self._spare_memory():
+                    self._layout.remember_row(as_tokens(row.known), uid)
         if uids:
             self._layout.keep(set(self._rows))
+            self._arrange()  # Now: one of them may come back before the next step.
 
     def step(self) -> tuple[list[Prefilled], list[Drawn]]:
         """Computes some of the prompts, and the next token of every row that has its own behind."""
@@ -313,7 +326,7 @@ class TextBatch:
         new = [uid for uid in order if uid not in self._order]
         firsts = mx.array([self._rows[uid].context[-1] for uid in new], mx.uint32)
         places = {uid: place for place, uid in enumerate([*self._order, *new])}
-        index = mx.array([places[uid] for uid in order])
+        index = mx.array([places[uid] for uid in order], mx.int32)
         self._next = mx.concatenate([self._next, firsts])[index]
         self._order = order
 
@@ -373,7 +386,8 @@ class TextBatch:
     def _join(self, ready: list[_Joining]) -> None:
         self._line = [joining for joining in self._line if joining not in ready]
         for joining in ready:
-            self._layout.remember(as_tokens(joining.tokens), joining.state)
+            with self._spare_memory():
+                self._layout.remember(as_tokens(joining.tokens), joining.state)
             self._rows |= {row.new.uid: row for row in joining.rows}
         self._layout.join([(row.new.uid, j.state) for j in ready for row in j.rows])
 

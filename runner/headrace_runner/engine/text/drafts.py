@@ -10,6 +10,7 @@ speculative decoding" (2023), section 3.5.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 _RUN = 3
 """Tokens that must agree for a guess."""
@@ -108,3 +109,11 @@ class Cost:
         elif self._plain:
             more = max(0.0, seconds / self._plain - 1) / count
             self._more += _MEMORY * (more - self._more)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """What a row's next tokens are guessed from, and how many of them."""
+
+    lookup: Lookup
+    worth: Worth

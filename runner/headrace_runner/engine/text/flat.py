@@ -3,7 +3,7 @@
 A pass takes the new tokens of many rows one after another, as so many rows of one token each: what
 works on single tokens (projections, norms, the feed-forward part) is one operation over them all,
 whatever rows they belong to; attention alone takes the rows apart. For models whose layers all
-attend over everything that was before; `works_for` finds out.
+attend over everything that was before; `choose_layout` finds out.
 """
 
 from __future__ import annotations

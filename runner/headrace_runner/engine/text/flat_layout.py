@@ -58,13 +58,18 @@ class FlatLayout:
         self._pass.prefill(chunks)
 
     def join(self, rows: Sequence[tuple[int, Prompt]]) -> None:
-        # The longest first, so that the others find its window.
-        for uid, prompt in sorted(rows, key=lambda row: -row[1].length):
-            window = next((w for w in self._windows if w.suits(prompt.length)), None)
+        left = sorted(rows, key=lambda row: -row[1].length)
+        while left:
+            longest = left[0][1].length
+            window = next((w for w in self._windows if w.suits(longest)), None)
             if window is None:
                 window = Window()
                 self._windows.append(window)
-            window.join(uid, prompt.segment() if prompt.length else self._nothing)
+            mine = [row for row in left if window.suits(longest, row[1].length)]
+            for more, (uid, prompt) in zip(reversed(range(len(mine))), mine, strict=True):
+                segment = prompt.segment() if prompt.length else self._nothing
+                window.join(uid, segment, more)
+            left = [row for row in left if row not in mine]
 
     def keep(self, rows: set[int]) -> None:
         for window in self._windows:
@@ -82,7 +87,9 @@ class FlatLayout:
 
     def remember(self, tokens: Tokens, state: Prompt) -> None:
         if state.length:
-            self.prefixes.insert(tokens[: state.length], state.segment().part)
+            self.prefixes.insert(
+                tokens[: state.length], lambda start, end: state.segment().part(start, end)
+            )
 
     def remember_row(self, tokens: Tokens, row: int) -> None:
         window = next(window for window in self._windows if row in window.uids)

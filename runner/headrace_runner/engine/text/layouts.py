@@ -37,10 +37,13 @@ def choose_layout(model: Any, *, on_cpu: bool, prefix_bytes: int) -> Layout[Any]
     if attends_to_everything(model):
         expected = [_alone(model, probe) for probe in _PROBES]
         route_attention(model)
-        if on_cpu:
-            vectorise(model)
         flat = FlatPass(model, len(new_caches(model)), by_products=on_cpu)
-        if (nothing := _tried(flat, expected)) is not None:
+        undo = vectorise(model) if on_cpu else None
+        nothing = _tried(flat, expected)
+        if nothing is None and undo is not None:
+            undo()
+            nothing = _tried(flat, expected)
+        if nothing is not None:
             return FlatLayout(flat, nothing, prefix_bytes)
         logger.warning("the model computes attention in a way of its own; prompts go one by one")
     return StockLayout(model, prefix_bytes=prefix_bytes)

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_KV_SHARE = 0.6
+_KV_SHARE = 0.5
 _PREFIX_SHARE = 0.1
 _LEAST_PREFIX = 256 << 20
-_ALLOCATION_SIGNS = ("bad_alloc", "[malloc", "Unable to allocate", "out of memory")
+_ALLOCATION_SIGNS = (
+    "bad_alloc",
+    "[malloc",
+    "malloc]",
+    "Unable to allocate",
+    "out of memory",
+    "OutOfMemory",
+    "Insufficient Memory",
+)
+"""What MLX's back ends say; in the build for a Linux CPU it does not notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +35,9 @@ def plan(
 ) -> MemoryPlan:
     """Divides what is free after the load; what is given is taken as it is.
 
-    The rest, some 30%, is for the computation and for the room that rows share unevenly. What is
-    remembered grows with the model, since a token's keys and values do.
+    The rest, some 40%, is for the computation and for the room that rows have to spare: of another
+    row in eight, of the window's longest, of the steps to come. What is remembered grows with the
+    model, since a token's keys and values do.
     """
     if prefix_bytes is None:
         prefix_bytes = min(int(available * _PREFIX_SHARE), max(_LEAST_PREFIX, weights // 2))
@@ -51,6 +61,7 @@ class Reservations:
     def take(self, owner: int, needed: int) -> bool:
         """Reserves for an owner if there is room. One who is alone is never turned away: nothing
         that could end would make more room."""
+        self._held.pop(owner, None)
         if self._held and self.reserved + needed > self.limit:
             return False
         self._held[owner] = needed

@@ -180,6 +180,8 @@ class PrefixCache(Generic[V]):
             self._use(path, count)
             return True
 
+        if not self.budget:
+            return False
         value = make(length if length < count else last.start, count)
         cuts = last.end > length
         upper, lower = self._halves(last, length) if cuts else (last.value, None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 _STEP = 256
-"""Tokens by which a window grows at least."""
+"""Tokens by which a window grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +114,24 @@ class Window:
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (*self._keys, *self._values))
 
-    def suits(self, length: int) -> bool:
-        """Whether a row of this length would waste no more than about half of its place."""
-        lengths = [length, *(self.end - start for start in self.starts)]
-        return max(lengths) <= 2 * min(lengths) + _STEP
+    def suits(self, *lengths: int) -> bool:
+        """Whether no row, with some of these lengths, would waste more than a part of its place.
+
+        Beside what a window may have to spare anyway: `_STEP`.
+        """
+        all_ = [*lengths, *(self.end - start for start in self.starts)]
+        return max(all_) <= 1.25 * min(all_) + _STEP
 
     def length(self, uid: int) -> int:
         """Tokens of a row."""
         return self.end - self.starts[self.uids.index(uid)]
 
-    def join(self, uid: int, segment: Segment) -> None:
-        """Adds a row, after those that are there."""
+    def join(self, uid: int, segment: Segment, more: int = 0) -> None:
+        """Adds a row, after those that are there; so many `more` will join after it."""
         if not self._keys:
             self._keys = [mx.zeros((0, *k.shape[1:]), k.dtype) for k in segment.keys]
             self._values = [mx.zeros((0, *v.shape[1:]), v.dtype) for v in segment.values]
-        self._make_room(len(self) + 1, len(segment))
+        self._make_room(len(self) + 1, len(segment), more)
         row, start = slice(len(self), len(self) + 1), self.end - len(segment)
         for layer in range(len(self._keys)):
             # The front of the row too: what an earlier row left there must not be seen.
@@ -139,6 +142,10 @@ class Window:
 
     def keep(self, uids: set[int]) -> None:
         """Drops all other rows; the last ones take their places."""
+        if not uids.intersection(self.uids):
+            self.uids, self.starts, self.end = [], [], 0
+            self._keys, self._values = [], []
+            return
         origin = list(range(len(self)))
         for row in reversed(range(len(self))):
             if self.uids[row] not in uids:
@@ -159,7 +166,7 @@ class Window:
         self.uids = [self.uids[source] for source in origin]
         self.starts = [self.starts[source] for source in origin]
         if len(self) <= self._keys[0].shape[0] // 4:
-            self._rebuild(len(self), self.end - self.begin)
+            self._rebuild(len(self), self._width)
 
     def segment(self, uid: int, start: int, end: int) -> Segment:
         """A copy of a row's tokens from `start` to `end`, counted from its first."""
@@ -175,7 +182,7 @@ class Window:
     def ready(self, tokens: int) -> None:
         """Makes room for so many new tokens of each row."""
         if self.end + tokens > self._keys[0].shape[2]:
-            self._rebuild(len(self), self.end - self.begin)
+            self._rebuild(len(self), self._width, tokens)
 
     def extend(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Writes as many new tokens to each row; gives all from the longest row's first."""
@@ -191,15 +198,19 @@ class Window:
         yield self._keys[layer], keys
         yield self._values[layer], values
 
-    def _make_room(self, rows: int, longest: int) -> None:
+    def _make_room(self, rows: int, longest: int, more: int) -> None:
         have, tokens = self._keys[0].shape[0], self._keys[0].shape[2]
         if rows > have or longest > self.end or self.end >= tokens:
-            self._rebuild(rows, max(longest, self.end - self.begin))
+            # One row in eight to spare, which leaves room in what rows have reserved.
+            self._rebuild(max(have, rows + rows // 8, rows + more), max(longest, self._width))
 
-    def _rebuild(self, rows: int, width: int) -> None:
-        """Moves what lives to new arrays, with room for `rows` rows of `width` tokens and more."""
-        rows = 1 << (rows - 1).bit_length()
-        tokens = -(-(width + max(_STEP, width // 4)) // _STEP) * _STEP
+    @property
+    def _width(self) -> int:
+        return self.end - self.begin
+
+    def _rebuild(self, rows: int, width: int, new: int = 1) -> None:
+        """Moves what lives to new arrays, for `rows` rows of `width` tokens and some new ones."""
+        tokens = -(-(width + new) // _STEP) * _STEP
         live, shift = slice(self.begin, self.end), width - self.end
         for arrays in (self._keys, self._values):
             for layer, old in enumerate(arrays):

@@ -205,8 +205,8 @@ class TextWorker:
         self._flush()
         if time.monotonic() - self._measured_at > _MEASURE_EVERY:
             self._measure()
-        faulted, self._faulted = self._faulted, set()
-        self.drop(ended | faulted)
+        self.drop(ended)
+        self._drop_faulted()
         self.admit()
 
     def admit(self) -> None:
@@ -222,6 +222,7 @@ class TextWorker:
             self._line.pop(0)
             with self._alone(task.uid, request):
                 self._start(task)
+        self._drop_faulted()
 
     def _start(self, task: _Task) -> None:
         request = task.request
@@ -230,7 +231,7 @@ class TextWorker:
             task.started_at = task.first_token_at = now
             task.events += [Started(now, 0), _finished(task, now)]
             self._flush()
-            self._faulted.add(task.uid)
+            self.drop({task.uid})
             return
         task.rows = [self._next_row + choice for choice in range(len(task.outputs))]
         self._next_row += len(task.rows)
@@ -270,7 +271,9 @@ class TextWorker:
             task.events.append(Started(began, cached))
             self._totals["prompt_tokens"] += progress.total
             self._totals["cached_tokens"] += progress.cached
-        task.events.append(Prefill(progress.done, progress.total))
+        if not task.first_token_at:  # Else it only began anew.
+            total = len(task.request.prompt)
+            task.events.append(Prefill(min(progress.done, total), total))
 
     def _shed(self, error: Exception) -> None:
         """Ends the newest request, for which there was no memory, and goes on with the others."""
@@ -299,6 +302,10 @@ class TextWorker:
             logger.exception("a request failed", extra={"request_id": request.id})
             self._faulted.add(uid)
             self._end(uid, InternalError(""))
+
+    def _drop_faulted(self) -> None:
+        faulted, self._faulted = self._faulted, set()
+        self.drop(faulted)
 
     def _end(self, uid: int, error: HeadraceError) -> None:
         self._deliver([(uid, [Failed(error)])])
