@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headrace_runner.engine.text.pace import BURST, SHARE, Pace, shares
 
-LEAST = 8
+LEAST = 1
 """Tokens that are computed in any case."""
 
 

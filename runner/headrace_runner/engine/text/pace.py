@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SHARE = 1.5
+SHARE = 1.3
 BURST = 1.0
 """Seconds."""
-_LEAST = 8
-"""Tokens to compute in any case, so that a prompt gets on beside the fastest of steps."""
 _MEMORY = 0.3
 """Weight of the newest measurement in the average."""
 
@@ -29,13 +27,15 @@ class Pace:
         self._saved = BURST
 
     def tokens(self, *, decoding: bool) -> int:
-        """How many prompt tokens may be computed now, over all prompts.
+        """How many prompt tokens may be computed now, over all prompts; 1 at least.
 
-        `decoding`: whether rows that decode wait for it.
+        `decoding`: whether rows that decode wait for it. As many times the tokens of the last chunk
+        as there is now more time than it took: which finds the right number also where a chunk of
+        few tokens takes hardly less than one of some more.
         """
         seconds = self._saved if decoding else BURST
         if self._per_token:
-            return max(min(_LEAST, self._most), min(self._most, int(seconds / self._per_token)))
+            return max(1, min(self._most, int(seconds / self._per_token)))
         return self._most
 
     def prefilled(self, tokens: int, seconds: float, *, decoding: bool) -> None:
