@@ -80,8 +80,9 @@ def test_over_any_stretch_streams_keep_their_pace_but_for_a_burst(
     step = LEAST * token * (1 + growth) * (1 + noise) ** 2 / least_share / SHARE
     machine = Machine(most, token=token, growth=growth, step=step, noise=noise, seed=seed)
     machine.prefill(20_000, idle=idle)
-    # What was saved up, and one chunk that took longer than those before it let expect.
-    bound = BURST + max(machine.waits)
+    # What was saved up, and one chunk that took longer than those before it let expect; a step's
+    # own time is known from the average of those before it.
+    bound = 1.1 * (BURST + max(machine.waits))
     assert machine.overdrawn() <= bound + 1e-9
     assert sum(machine.waits) <= SHARE * sum(machine.steps) + bound
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 
@@ -20,6 +20,13 @@ from headrace_runner.engine.text.logprobs import Logprobs, PendingLogprobs, logp
 from headrace_runner.engine.text.memory import is_allocation_failure
 from headrace_runner.engine.text.pace import Pace, shares
 from headrace_runner.engine.text.sampling import SamplerRow, SamplingParams, sample
+
+_Chunks: TypeAlias = Sequence[tuple[Any, Sequence[int]]]
+"""Tokens to compute of prompts, each with its state in the layout."""
+
+_TOGETHER = 64
+"""Prompt tokens that are computed in one pass with the rows that decode, at most: the weights are
+read once, but logits are computed for these tokens too, which nobody needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +229,20 @@ class TextBatch:
         began = time.perf_counter()
         if self._line and self._order:
             mx.eval(self._next)  # Or the step under way would count as part of the prefill.
+        budget = self._pace.tokens(decoding=bool(self._rows))
+        if self._rows and self._line and self._layout.together and budget <= _TOGETHER:
+            chunks = self._chunks(budget)
+            drawn = self._decode(chunks)
+            self._pace.together(_count(chunks), time.perf_counter() - began)
+            return self._progress(chunks), drawn
         waited = time.perf_counter() - began
-        prefilled = self._prefill()
+        prefilled = self._prefill(budget)
         if not self._rows:
             return prefilled, []
         began = time.perf_counter()
         alone = self._drafts and len(self._rows) == 1 and not self._line
         drawn = self._draft() if alone else self._decode()
-        self._pace.decoded(waited + time.perf_counter() - began)
+        self._pace.decoded(waited + time.perf_counter() - began, beside=bool(prefilled))
         return prefilled, drawn
 
     def shed(self) -> list[int]:
@@ -252,11 +265,11 @@ class TextBatch:
         mx.clear_cache()
         return [row.new.uid for row in newest.rows]
 
-    def _decode(self) -> list[Drawn]:
+    def _decode(self, chunks: _Chunks = ()) -> list[Drawn]:
         self._arrange()
         # A row's first input is the end of its prompt, not something it drew.
         before = self._next, self._aside, self._drawing()
-        self._launch()
+        self._launch(chunks)
         tokens, aside, drawing = before if self._ahead else (self._next, self._aside, self._order)
         values: list[int] = tokens.tolist()  # type: ignore[assignment]
         found = {} if aside is None else dict(zip(aside[1], aside[0].read(), strict=True))
@@ -330,10 +343,10 @@ class TextBatch:
         self._next = mx.concatenate([self._next, firsts])[index]
         self._order = order
 
-    def _launch(self) -> None:
-        """Has the device compute the next token of every row."""
+    def _launch(self, chunks: _Chunks) -> None:
+        """Has the device compute the next token of every row, and those of the chunks."""
         inputs, rows = self._next, [self._rows[uid] for uid in self._order]
-        logits = self._layout.decode(inputs)
+        logits, states = self._layout.decode(inputs, chunks)
         self._next = sample(
             logits, inputs, [row.sampler for row in rows], [row.position for row in rows]
         )
@@ -346,32 +359,35 @@ class TextBatch:
         for row in rows:
             row.in_flight = True
         mx.async_eval(  # type: ignore[no-untyped-call]
-            self._next, *(self._aside[0].arrays if self._aside else ())
+            self._next, *(self._aside[0].arrays if self._aside else ()), *states
         )
 
-    def _prefill(self) -> list[Prefilled]:
-        if not self._line:
-            return []
+    def _prefill(self, budget: int) -> list[Prefilled]:
+        decoding, chunks = bool(self._rows), self._chunks(budget)
+        if chunks:
+            began = time.perf_counter()
+            self._layout.prefill(chunks)
+            seconds = time.perf_counter() - began
+            self._pace.prefilled(_count(chunks), seconds, decoding=decoding)
+        return self._progress(chunks)
+
+    def _chunks(self, budget: int) -> list[tuple[Any, list[int]]]:
+        """The next tokens of the prompts in line, with their states: so many tokens in all."""
         for joining in self._line:
             if joining.state is None:
                 joining.state = self._layout.begin(as_tokens(joining.tokens), joining.borders)
                 joining.cached = joining.state.length
-        decoding = bool(self._rows)
-        given = shares(
-            [joining.remaining for joining in self._line], self._pace.tokens(decoding=decoding)
-        )
         chunks = []
+        given = shares([joining.remaining for joining in self._line], budget)
         for joining, wanted in zip(self._line, given, strict=True):
             if wanted:
                 done = joining.state.length
                 count = self._layout.chunk(joining.state, wanted)
                 chunks.append((joining.state, joining.tokens[done : done + count]))
-        if chunks:
-            began = time.perf_counter()
-            self._layout.prefill(chunks)
-            seconds = time.perf_counter() - began
-            count = sum(len(tokens) for _, tokens in chunks)
-            self._pace.prefilled(count, seconds, decoding=decoding)
+        return chunks
+
+    def _progress(self, chunks: _Chunks) -> list[Prefilled]:
+        """What has been computed; has those decode that are ready."""
         ready = [joining for joining in self._line if not joining.remaining]
         moved = {id(state) for state, _ in chunks} | {id(joining.state) for joining in ready}
         progress = [
@@ -390,6 +406,10 @@ class TextBatch:
                 self._layout.remember(as_tokens(joining.tokens), joining.state)
             self._rows |= {row.new.uid: row for row in joining.rows}
         self._layout.join([(row.new.uid, j.state) for j in ready for row in j.rows])
+
+
+def _count(chunks: _Chunks) -> int:
+    return sum(len(tokens) for _, tokens in chunks)
 
 
 def _again(row: _Row) -> _Joining:

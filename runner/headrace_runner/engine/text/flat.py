@@ -127,26 +127,40 @@ class FlatPass:
 
     def prefill(self, chunks: Sequence[tuple[Prompt, Sequence[int]]]) -> None:
         """Computes the next tokens of some rows in prefill."""
-        parts = [_PromptPart(prompt, len(chunk), self._by_products) for prompt, chunk in chunks]
-        self._run(mx.array([token for _, chunk in chunks for token in chunk], mx.uint32), parts)
         # Nobody asks for the logits, so they are not computed.
+        self._run([], chunks, mx.zeros((0,), mx.uint32), 1)
         mx.eval([prompt.state() for prompt, _ in chunks])
-        for prompt, chunk in chunks:
-            prompt.length += len(chunk)
 
-    def decode(self, windows: Sequence[Window], inputs: mx.array, each: int = 1) -> mx.array:
+    def decode(
+        self,
+        windows: Sequence[Window],
+        inputs: mx.array,
+        each: int = 1,
+        chunks: Sequence[tuple[Prompt, Sequence[int]]] = (),
+    ) -> mx.array:
         """The logits, [inputs, vocabulary], after the next token of every row. Lazy.
 
-        `each` tokens of a row are taken where there is but one.
+        `each` tokens of a row are taken where there is but one. In the same pass the next tokens of
+        rows in prefill: the weights are read once for all.
         """
-        parts = [_WindowPart(window, each, self._by_products) for window in windows]
-        logits = self._run(inputs, parts)
-        for window in windows:
-            window.end += each
-        return logits
+        return self._run(windows, chunks, inputs, each)[: inputs.shape[0]]
 
-    def _run(self, tokens: mx.array, parts: Sequence[_Part]) -> mx.array:
+    def _run(
+        self,
+        windows: Sequence[Window],
+        chunks: Sequence[tuple[Prompt, Sequence[int]]],
+        inputs: mx.array,
+        each: int,
+    ) -> mx.array:
+        parts: list[_Part] = [_WindowPart(window, each, self._by_products) for window in windows]
+        parts += [_PromptPart(prompt, len(chunk), self._by_products) for prompt, chunk in chunks]
+        new = mx.array([token for _, chunk in chunks for token in chunk], mx.uint32)
+        tokens = mx.concatenate([inputs, new]) if chunks else inputs
         offset = mx.array([place for part in parts for place in part.positions()], mx.int32)
         cache = [_Layer(number, parts, offset) for number in range(self._layers)]
         logits: mx.array = self._model(tokens[:, None], cache=cache)
+        for window in windows:
+            window.end += each
+        for prompt, chunk in chunks:
+            prompt.length += len(chunk)
         return logits[:, -1, :]

@@ -18,6 +18,7 @@ class FlatLayout:
     """
 
     drafts = True
+    together = True
 
     def __init__(self, flat: FlatPass, nothing: Segment, prefix_bytes: int) -> None:
         """`nothing`: keys and values of no tokens, in the model's shapes."""
@@ -76,8 +77,11 @@ class FlatLayout:
             window.keep(rows)
         self._windows = [window for window in self._windows if window]
 
-    def decode(self, inputs: mx.array) -> mx.array:
-        return self._pass.decode(self._windows, inputs)
+    def decode(
+        self, inputs: mx.array, chunks: Sequence[tuple[Prompt, Sequence[int]]] = ()
+    ) -> tuple[mx.array, list[mx.array]]:
+        logits = self._pass.decode(self._windows, inputs, chunks=chunks)
+        return logits, [array for prompt, _ in chunks for array in prompt.state()]
 
     def draft(self, inputs: mx.array) -> mx.array:
         return self._pass.decode(self._windows, inputs, inputs.shape[0])

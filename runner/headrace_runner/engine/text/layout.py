@@ -31,6 +31,9 @@ class Layout(Protocol[S]):
     leaves. Everything belongs to one thread.
     """
 
+    together: bool
+    """Whether prompts can be computed in the same pass as the rows that decode."""
+
     drafts: bool
     """Whether `draft` and `undo` are possible."""
 
@@ -67,8 +70,14 @@ class Layout(Protocol[S]):
     def keep(self, rows: set[int]) -> None:
         """Drops all other rows that decode."""
 
-    def decode(self, inputs: mx.array) -> mx.array:
-        """Logits, [rows, vocabulary], after one more token of every row, [rows]. Lazy."""
+    def decode(
+        self, inputs: mx.array, chunks: Sequence[tuple[S, Sequence[int]]] = ()
+    ) -> tuple[mx.array, list[mx.array]]:
+        """Logits, [rows, vocabulary], after one more token of every row, [rows]. Lazy.
+
+        With the next tokens of rows in prefill, where `together`; then what has to be evaluated for
+        them, too.
+        """
 
     def draft(self, inputs: mx.array) -> mx.array:
         """Logits, [tokens, vocabulary], after each of several more tokens of the only row. Lazy."""

@@ -1,9 +1,9 @@
-"""How much of the waiting prompts to compute between two steps of the rows that decode. Pure.
+"""How much of the waiting prompts to compute beside the rows that decode. Pure.
 
-The rule: prefill takes at most `SHARE` times as long as the steps it comes between, so that streams
-that run keep at least 1 / (1 + SHARE) of their pace, however long the prompts are. What was not
-used is saved up to `BURST`, so that a few prompts that arrive together start at once: that is also
-the longest that a running stream ever waits, but for what a misjudged chunk takes longer.
+The rule: a step takes at most 1 + `SHARE` times as long as one without prompts, so that streams
+that run keep that much of their pace, however long the prompts are. What was not used is saved up
+to `BURST`, so that a few prompts that arrive together start at once: that is also the longest that
+a running stream ever waits, but for what a misjudged chunk takes longer.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class Pace:
         self._most = most
         self._per_token = 0.0
         self._saved = BURST
+        self._alone = 0.0
+        """Seconds of a step without prompts."""
 
     def tokens(self, *, decoding: bool) -> int:
         """How many prompt tokens may be computed now, over all prompts; 1 at least.
@@ -47,9 +49,19 @@ class Pace:
         if decoding:
             self._saved -= seconds
 
-    def decoded(self, seconds: float) -> None:
-        """A step of the rows that decode took so long."""
-        self._saved = min(self._saved + SHARE * seconds, BURST)
+    def decoded(self, seconds: float, *, beside: bool = False) -> None:
+        """A step of the rows that decode took so long; `beside`: after a chunk of prefill."""
+        if not beside or not self._alone:
+            self._alone += (_MEMORY if self._alone else 1.0) * (seconds - self._alone)
+        # What the step itself takes longer than alone is no more to be had for prompts.
+        slower = max(0.0, seconds - self._alone)
+        self._saved = min(self._saved + SHARE * self._alone - slower, BURST)
+
+    def together(self, tokens: int, seconds: float) -> None:
+        """A step with so many prompt tokens in it took so long."""
+        if tokens:
+            self.prefilled(tokens, max(seconds - self._alone, 0.1 * seconds), decoding=True)
+        self._saved = min(self._saved + SHARE * self._alone, BURST)
 
 
 def shares(remaining: Sequence[int], tokens: int) -> list[int]:

@@ -48,6 +48,7 @@ class StockLayout:
     """Rows in mlx-lm's batch caches. A prompt is prefilled alone."""
 
     drafts = False
+    together = False
 
     def __init__(self, model: Any, *, prefix_bytes: int) -> None:
         self._model = model
@@ -111,9 +112,13 @@ class StockLayout:
         for cache in self._batch:
             cache.filter(mx.array(kept))
 
-    def decode(self, inputs: mx.array) -> mx.array:
+    def decode(
+        self, inputs: mx.array, chunks: Sequence[tuple[StockState, Sequence[int]]] = ()
+    ) -> tuple[mx.array, list[mx.array]]:
+        if chunks:
+            raise NotImplementedError("prompts in the same pass")
         logits: mx.array = self._model(inputs[:, None], cache=self._batch)
-        return logits[:, -1, :]
+        return logits[:, -1, :], []
 
     def draft(self, inputs: mx.array) -> mx.array:
         raise NotImplementedError("states that cannot be taken back")
