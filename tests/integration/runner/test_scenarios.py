@@ -117,10 +117,10 @@ async def test_b7_a_conversation_that_is_repeated_exactly(api: Api, fresh: Api) 
     ids = list((await api.tokenize.RenderChat(render)).token_ids)
     first = await api.complete(tokens(ids, 12, stop=ENDLESS))
     whole = ids + first.token_ids
+    cold = await fresh.complete(tokens(whole, 8, stop=ENDLESS))
     for _ in range(2):
         again = await api.complete(tokens(whole, 8, stop=ENDLESS))
         assert again.started.cached_tokens == len(whole) - 1
-        cold = await fresh.complete(tokens(whole, 8, stop=ENDLESS))
         assert (again.text, again.token_ids) == (cold.text, cold.token_ids)
     # What is known beyond a prompt's end is not used for it.
     start = await api.complete(tokens(whole[:-5], 13, stop=ENDLESS))

@@ -80,7 +80,7 @@ class Rows:
         order = self.layout.order
         assert sorted(order) == sorted(self.tokens)
         inputs = [self._firsts.pop(uid, source.randrange(VOCABULARY)) for uid in order]
-        logits = self.layout.decode(mx.array(inputs, mx.uint32))
+        logits, _ = self.layout.decode(mx.array(inputs, mx.uint32))
         assert logits.shape == (len(order), VOCABULARY)
         for uid, token, row in zip(order, inputs, logits, strict=True):
             self.tokens[uid].append(token)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from headrace.errors import Draining
-from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.stream import BEHIND, EventStream
 from headrace_runner.engine.text.request import (
     ChoiceEnd,
     Delta,
@@ -117,3 +118,63 @@ async def test_a_cancelled_reader_loses_nothing(stream: EventStream) -> None:
     await asyncio.wait({reader})
     stream.push(FINISHED)
     assert await everything(stream) == [FINISHED]
+
+
+async def test_each_choice_is_merged_with_itself(stream: EventStream) -> None:
+    for count in (1, 2):
+        for choice, text in enumerate("ab"):
+            stream.push(replace(letter(text, count), choice=choice))
+    stream.push(FINISHED)
+    assert await everything(stream) == [
+        Delta(choice=0, text="aa", token_ids=[97, 97], output_tokens=2),
+        Delta(choice=1, text="bb", token_ids=[98, 98], output_tokens=2),
+        FINISHED,
+    ]
+
+
+class Told:
+    """Notes when a reader is said to be behind, and when to have caught up."""
+
+    def __init__(self) -> None:
+        self.news: list[bool] = []
+        self.stream = EventStream(lambda: None, self.news.append)
+
+    def push(self, tokens: int, choice: int = 0) -> None:
+        self.stream.push(Delta(choice=choice, token_ids=[1] * tokens, output_tokens=tokens))
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+async def test_who_is_behind_is_told_of_once_and_so_is_the_return(told: Told) -> None:
+    told.push(BEHIND)
+    assert told.news == []
+    told.push(1)
+    told.push(1)
+    assert told.news == [True]
+    async with asyncio.timeout(5):
+        await anext(told.stream)
+    assert told.news == [True, False]
+    told.push(BEHIND + 1)
+    assert told.news == [True, False, True]
+
+
+async def test_who_is_behind_has_to_catch_up_half_of_it(told: Told) -> None:
+    half = BEHIND // 2
+    for choice in range(3):
+        told.push(half, choice)
+    assert told.news == [True]
+    async with asyncio.timeout(5):
+        await anext(told.stream)
+        assert told.news == [True]
+        await anext(told.stream)
+        assert told.news == [True, False]
+
+
+async def test_nobody_is_told_of_a_stream_that_has_ended(told: Told) -> None:
+    told.push(BEHIND + 1)
+    told.stream.push(FINISHED)
+    assert len(await everything(told.stream)) == 2
+    assert told.news == [True]

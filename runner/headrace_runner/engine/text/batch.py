@@ -67,6 +67,7 @@ class _Row:
     """The tokens that its prefill is about."""
     before: int
     """How many of these it drew itself, before it was resumed."""
+    priority: int
     tokens: list[int] = field(default_factory=list)
     """What it has drawn since, as far as it was read."""
     sampler: SamplerRow = field(init=False)
@@ -165,12 +166,9 @@ class TextBatch:
             raise ValueError("a row needs at least one token")
         context = [*prompt, *resume]
         joining = _Joining(
-            context, [_Row(new, context, len(resume)) for new in rows], priority, borders
+            context, [_Row(new, context, len(resume), priority) for new in rows], priority, borders
         )
-        place = len(self._line)
-        while place and self._line[place - 1].priority < priority:
-            place -= 1
-        self._line.insert(place, joining)
+        self._insert(joining)
 
     def remove(self, uids: Iterable[int], *, remember: bool = True) -> None:
         """Takes rows out, wherever they are; what they have computed is remembered."""
@@ -191,7 +189,13 @@ class TextBatch:
         """Puts parked rows in line again."""
         for uid in uids:
             if (row := self._parked.pop(uid, None)) is not None:
-                self._line.append(_again(row))
+                self._insert(_again(row))
+
+    def _insert(self, joining: _Joining) -> None:
+        place = len(self._line)
+        while place and self._line[place - 1].priority < joining.priority:
+            place -= 1
+        self._line.insert(place, joining)
 
     @contextmanager
     def _spare_memory(self) -> Iterator[None]:
@@ -221,8 +225,13 @@ class TextBatch:
                 with self._spare_memory():
                     self._layout.remember_row(as_tokens(row.known), uid)
         if uids:
-            self._layout.keep(set(self._rows))
-            self._arrange()  # Now: one of them may come back before the next step.
+            try:
+                self._layout.keep(set(self._rows))
+                self._arrange()  # Now: one of them may come back before the next step.
+            except Exception as error:
+                if not is_allocation_failure(error):
+                    raise
+                self._restart()
 
     def step(self) -> tuple[list[Prefilled], list[Drawn]]:
         """Computes some of the prompts, and the next token of every row that has its own behind."""
@@ -232,8 +241,8 @@ class TextBatch:
         budget = self._pace.tokens(decoding=bool(self._rows))
         if self._rows and self._line and self._layout.together and budget <= _TOGETHER:
             chunks = self._chunks(budget)
-            drawn = self._decode(chunks)
-            self._pace.together(_count(chunks), time.perf_counter() - began)
+            rows, drawn = len(self._rows), self._decode(chunks)
+            self._pace.together(_count(chunks), time.perf_counter() - began, rows=rows)
             return self._progress(chunks), drawn
         waited = time.perf_counter() - began
         prefilled = self._prefill(budget)
@@ -242,28 +251,33 @@ class TextBatch:
         began = time.perf_counter()
         alone = self._drafts and len(self._rows) == 1 and not self._line
         drawn = self._draft() if alone else self._decode()
-        self._pace.decoded(waited + time.perf_counter() - began, beside=bool(prefilled))
+        seconds = waited + time.perf_counter() - began
+        self._pace.decoded(seconds, rows=len(self._rows), beside=bool(prefilled))
         return prefilled, drawn
 
     def shed(self) -> list[int]:
-        """After an allocation failed: gives up the newest rows, and begins all others anew.
+        """After an allocation failed: gives up the newest row, and begins all others anew.
 
-        Nothing is lost of the others: their tokens are known, and draws depend on nothing else.
-        Gives the rows that were given up, which are those of one `add`.
+        Gives the row that was given up, or all that begin with its prompt and have not begun yet.
+        """
+        self._restart()
+        newest = max(self._line, key=lambda joining: joining.uid)
+        self._line.remove(newest)
+        return [row.new.uid for row in newest.rows]
+
+    def _restart(self) -> None:
+        """Has all rows begin anew, with nothing in memory.
+
+        Nothing is lost: their tokens are known, and draws depend on nothing else.
         """
         rows = sorted(self._rows.values(), key=lambda row: row.new.uid)
         waiting = [_Joining(j.tokens, j.rows, j.priority, j.borders) for j in self._line]
-        line = [*map(_again, rows), *waiting]
-        newest = max(line, key=lambda joining: joining.uid)
-        line.remove(newest)
-        self._rows = {}
-        self._line = line
+        self._rows, self._line = {}, [*map(_again, rows), *waiting]
         self._order, self._aside = [], None
         self._next = mx.zeros((0,), mx.uint32)
         self._layout.reset()
         self._layout.forget()
         mx.clear_cache()
-        return [row.new.uid for row in newest.rows]
 
     def _decode(self, chunks: _Chunks = ()) -> list[Drawn]:
         self._arrange()
@@ -293,14 +307,15 @@ class TextBatch:
             row.drafting = Drafting(Lookup(()), Worth(self._cost))
         if row.sampler.params.penalised or not (count := row.drafting.worth.count()):
             return self._timed()
-        known = row.known
-        for token in known[len(row.drafting.lookup) :]:
+        seen = len(row.drafting.lookup) - len(row.context)
+        for token in row.known if seen < 0 else row.tokens[seen:]:
             row.drafting.lookup.add(token)
         guess = row.drafting.lookup.guess(count)
         if not guess:
             return self._timed()
         began = time.perf_counter()
-        inputs = mx.array([known[-1], *guess], mx.uint32)
+        last = row.tokens[-1] if row.tokens else row.context[-1]
+        inputs = mx.array([last, *guess], mx.uint32)
         logits = self._layout.draft(inputs)
         places = range(len(guess) + 1)
         tokens = sample(
@@ -415,4 +430,5 @@ def _count(chunks: _Chunks) -> int:
 def _again(row: _Row) -> _Joining:
     """Has a row begin anew where it is. Its draws depend on nothing but its tokens."""
     tokens = row.known
-    return _Joining(tokens, [_Row(row.new, tokens, row.before + len(row.tokens))], 0, ())
+    again = _Row(row.new, tokens, row.before + len(row.tokens), row.priority)
+    return _Joining(tokens, [again], row.priority, ())

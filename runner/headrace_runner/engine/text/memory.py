@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 _KV_SHARE = 0.5
@@ -78,7 +77,3 @@ def is_allocation_failure(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and any(sign in text for sign in _ALLOCATION_SIGNS)
-
-
-RowBytes = Callable[[int], int]
-"""Bytes of the keys and values of a row of so many tokens."""

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 SHARE = 1.3
 BURST = 1.0
 """Seconds."""
+_PER_ROW = 0.04
+"""What a row adds to a step, as part of it, as long as nothing better is known."""
 _MEMORY = 0.3
 """Weight of the newest measurement in the average."""
 
@@ -25,8 +27,8 @@ class Pace:
         self._most = most
         self._per_token = 0.0
         self._saved = BURST
-        self._alone = 0.0
-        """Seconds of a step without prompts."""
+        self._alone: dict[int, float] = {}
+        """Seconds of a step without prompts, by the rows that decode."""
 
     def tokens(self, *, decoding: bool) -> int:
         """How many prompt tokens may be computed now, over all prompts; 1 at least.
@@ -47,21 +49,28 @@ class Pace:
             measured = _MEMORY * measured + (1 - _MEMORY) * self._per_token
         self._per_token = measured
         if decoding:
-            self._saved -= seconds
+            self._saved = max(self._saved - seconds, -BURST)
 
-    def decoded(self, seconds: float, *, beside: bool = False) -> None:
-        """A step of the rows that decode took so long; `beside`: after a chunk of prefill."""
+    def decoded(self, seconds: float, *, rows: int = 1, beside: bool = False) -> None:
+        """A step of so many rows took so long; `beside`: after a chunk of prefill."""
         if not beside or not self._alone:
-            self._alone += (_MEMORY if self._alone else 1.0) * (seconds - self._alone)
-        # What the step itself takes longer than alone is no more to be had for prompts.
-        slower = max(0.0, seconds - self._alone)
-        self._saved = min(self._saved + SHARE * self._alone - slower, BURST)
+            known = self._alone.get(rows, seconds)
+            self._alone[rows] = known + _MEMORY * (seconds - known)
+        self._saved = min(self._saved + SHARE * self._step(rows), BURST)
 
-    def together(self, tokens: int, seconds: float) -> None:
-        """A step with so many prompt tokens in it took so long."""
+    def together(self, tokens: int, seconds: float, *, rows: int = 1) -> None:
+        """A step of so many rows, with so many prompt tokens in it, took so long."""
+        step = self._step(rows)
         if tokens:
-            self.prefilled(tokens, max(seconds - self._alone, 0.1 * seconds), decoding=True)
-        self._saved = min(self._saved + SHARE * self._alone, BURST)
+            self.prefilled(tokens, max(seconds - step, 0.1 * seconds), decoding=True)
+        self._saved = min(self._saved + SHARE * step, BURST)
+
+    def _step(self, rows: int) -> float:
+        """What a step of so many rows takes alone: as measured, or by the nearest number."""
+        if not self._alone:
+            return 0.0
+        nearest = min(self._alone, key=lambda count: abs(count - rows))
+        return self._alone[nearest] * (1 + _PER_ROW * max(0, rows - nearest))
 
 
 def shares(remaining: Sequence[int], tokens: int) -> list[int]:

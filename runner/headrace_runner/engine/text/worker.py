@@ -144,9 +144,12 @@ class TextWorker:
             for choice, output in enumerate(task.outputs):
                 if request.resume and (end := output.restore(request.resume)) is not None:
                     task.ends[choice] = end
-            # Sorting is stable: among equals, first come is first served.
-            self._line.append(task)
-            self._line.sort(key=lambda task: -task.request.priority)
+            self._join_line(task)
+
+    def _join_line(self, task: _Task) -> None:
+        # Sorting is stable: among equals, first come is first served.
+        self._line.append(task)
+        self._line.sort(key=lambda task: -task.request.priority)
 
     def drop(self, uids: set[int]) -> None:
         """Forgets requests, wherever they are."""
@@ -164,7 +167,8 @@ class TextWorker:
     def park(self, uid: int, *, parked: bool) -> None:
         """Takes a request out of the batch for a while, or back in.
 
-        It keeps its reservation, and its keys and values are remembered as far as there is room.
+        Its place and its reservation are free for others meanwhile, and its keys and values are
+        remembered as far as there is room. It comes back through the line.
         """
         task = self._tasks.get(uid)
         if task is None or not task.rows or task.parked is parked:
@@ -172,8 +176,11 @@ class TextWorker:
         task.parked = parked
         if parked:
             self._batch.park(task.rows)
+            self._reservations.free(uid)
+            self._line = [other for other in self._line if other is not task]
+            self._measure()
         else:
-            self._batch.unpark(task.rows)
+            self._join_line(task)
 
     def step(self) -> None:
         """Computes the next step of all who are admitted, and admits others where some end."""
@@ -213,7 +220,7 @@ class TextWorker:
         """Admits to the batch, from the line, whom there is room for."""
         while self._line:
             task = self._line[0]
-            request, choices = task.request, len(task.outputs)
+            request, choices = task.request, max(1, len(task.outputs) - len(task.ends))
             if len(self._batch) and len(self._batch) + choices > self._max_rows:
                 break
             longest = len(request.prompt) + request.max_tokens
@@ -221,7 +228,10 @@ class TextWorker:
                 break
             self._line.pop(0)
             with self._alone(task.uid, request):
-                self._start(task)
+                if task.rows:
+                    self._batch.unpark(task.rows)
+                else:
+                    self._start(task)
         self._drop_faulted()
 
     def _start(self, task: _Task) -> None:
