@@ -255,7 +255,7 @@ async def _watch_progress(runner: RunnerContext, health: HealthServicer) -> None
         if stalled != runner.stalled:
             runner.stalled = stalled
             _set_health(health, NOT_SERVING if stalled else SERVING)
-            logger.warning("no progress for %.0f s" if stalled else "progress again", limit)
+            logger.warning(f"no progress for {limit:.0f} s" if stalled else "progress again")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit / 4):
                 await runner.draining.wait()

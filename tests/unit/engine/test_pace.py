@@ -45,8 +45,10 @@ class Machine:
             self.waits.append(count * each)
             self._decode(self._step * self._noisy())
             if self._random.random() < idle:
-                self._pace.decoded(BURST)
-                self.steps[-1] += BURST
+                steps = int(BURST / self._step) + 1
+                for _ in range(steps):
+                    self._pace.decoded(self._step)
+                self.steps[-1] += steps * self._step
 
     def _decode(self, seconds: float) -> None:
         self._pace.decoded(seconds)
@@ -63,7 +65,7 @@ class Machine:
         return max(value - low for value, low in zip(sums, lowest, strict=True))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     most=st.integers(LEAST, 2048),
     least_share=st.floats(0.01, 0.5),

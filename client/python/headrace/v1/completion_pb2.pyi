@@ -794,8 +794,8 @@ class StreamCompletionRequest(_message.Message):
         sent. The runner takes them as given and goes on with the next one, as if
         it had generated them itself: with the seed of the earlier `started` it
         draws what it would have drawn, and sends nothing again. Counted in
-        `max_tokens` and in all token counts. Goes with one choice only. Set by
-        the controller when a runner died; clients leave it empty.
+        `max_tokens` and in all token counts. Goes with one choice only. For an
+        output whose runner died; otherwise empty.
         """
 
     def __init__(
