@@ -217,7 +217,10 @@ async def test_c6_while_a_model_is_loading(start: StartController) -> None:
     async with AsyncClient(controller.target) as client:
         waiter = client.stream_completion(MODEL, "x", max_tokens=1)
         await is_loading(waiter)
-        runners = controller.runners()
+        async with asyncio.timeout(PATIENCE):
+            # It is said that a load begins before there is a process for it.
+            while not (runners := controller.runners()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         controller.send(signal.SIGTERM)
         await ends_with_draining(waiter)
         assert await asyncio.to_thread(controller.wait) == 0
