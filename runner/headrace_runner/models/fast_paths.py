@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,42 @@ def route_attention(model: Any) -> None:
     returned from `update_and_fetch`, and answers in the shape of `queries`.
     """
     _put(model, "scaled_dot_product_attention", base.scaled_dot_product_attention, _attention)
+
+
+class Head:
+    """Where a model computes its logits: for all of its inputs, if it is not told otherwise."""
+
+    def __init__(self) -> None:
+        self._rows: int | None = None
+
+    @contextmanager
+    def first(self, rows: int) -> Iterator[None]:
+        """Meanwhile the model computes logits for its first inputs alone, of [tokens, 1, size]."""
+        self._rows = rows
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    def inputs(self, x: mx.array) -> mx.array:
+        """What of the inputs the logits are wanted for."""
+        return x if self._rows is None else x[: self._rows]
+
+
+def trim_head(model: Any) -> Head:
+    """Gives hold of a model's head, in place of whoever had it before.
+
+    Found are heads under mlx-lm's name for them, and embeddings that are used as one. A model whose
+    head is another computes all logits: who asks has to cut off what is too much.
+    """
+    head = Head()
+    for module in list(model.modules()):
+        for name, child in module.children().items():
+            if name == "lm_head":
+                module[name] = _Trimmed(getattr(child, "inner", child), head)
+            elif hasattr(child, "as_linear"):
+                child.as_linear = _after(head, partial(type(child).as_linear, child))
+    return head
 
 
 def vectorise(model: Any) -> Callable[[], None]:
@@ -85,6 +122,22 @@ def _put(model: Any, name: str, there: object, ours: object) -> None:
 def _files(model: Any) -> Iterator[ModuleType]:
     names = {type(part).__module__ for part in model.modules()}
     yield from (sys.modules[name] for name in names if name.startswith("mlx_lm."))
+
+
+class _Trimmed(Module):
+    """A head behind what chooses its inputs."""
+
+    def __init__(self, inner: Module, head: Head) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.inner = inner
+        self._head = head
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.inner(self._head.inputs(x))  # type: ignore[no-any-return]
+
+
+def _after(head: Head, inner: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
+    return lambda x: inner(head.inputs(x))
 
 
 class SharedRoPE(Module):

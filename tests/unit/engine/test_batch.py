@@ -11,8 +11,9 @@ import pytest
 from mlx_lm.models.cache import ChunkedKVCache
 
 from headrace.errors import UnsupportedModel
-from headrace_runner.engine.text.batch import Drawn, NewRow
+from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.layouts import choose_layout
+from headrace_runner.engine.text.rows import Drawn, NewRow
 from headrace_runner.engine.text.sampling import SamplingParams
 from tests.unit.engine.reference import expected
 from tests.unit.engine.tiny import GREEDY, VOCABULARY, alone, new_batch, tiny_model
@@ -241,3 +242,42 @@ def test_logprobs_cost_nobody_who_did_not_ask(model: Any, ahead: bool) -> None:
     assert own.top == ()
     assert with_top is not None
     assert len(with_top.top) == 2
+
+
+def prompts_and_draws(batch: TextBatch, steps: int) -> list[tuple[set[int], set[int]]]:
+    """By step: the rows whose prompt went on, and those that drew."""
+    found = []
+    for _ in range(steps):
+        prefilled, drawn = batch.step()
+        found.append(({each.uid for each in prefilled}, {each.uid for each in drawn}))
+    return found
+
+
+def test_rows_that_come_together_begin_together(model: Any) -> None:
+    batch = new_batch(model, chunk=8)
+    for uid in range(4):
+        batch.add([uid] * 9, [NewRow(uid, GREEDY)])
+    first = next(drawn for _, drawn in prompts_and_draws(batch, 6) if drawn)
+    assert first == {0, 1, 2, 3}
+
+
+def test_a_row_does_not_wait_for_a_prompt_that_takes_long(model: Any) -> None:
+    batch = new_batch(model, chunk=8)
+    batch.add([1] * 3000, [NewRow(0, GREEDY)])
+    batch.add([2] * 3, [NewRow(1, GREEDY)])
+    batch._pace.prefilled(10**6, 10**4, decoding=False)  # As on a slow machine.
+    steps = prompts_and_draws(batch, 5)
+    assert next(drawn for _, drawn in steps if drawn) == {1}
+    assert any(0 in prefilled for prefilled, _ in steps)
+
+
+def test_who_has_begun_goes_on_while_others_are_prefilled(model: Any) -> None:
+    batch = new_batch(model, chunk=8)
+    batch.add([1] * 4, [NewRow(0, GREEDY)])
+    while not batch.step()[1]:
+        pass
+    for uid in (1, 2, 3):
+        batch.add([uid] * 20, [NewRow(uid, GREEDY)])
+    steps = prompts_and_draws(batch, 6)
+    assert all(0 in drawn for _, drawn in steps)
+    assert any(prefilled for prefilled, _ in steps)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from headrace_runner.engine.text.batch import Drawn, NewRow, TextBatch
+from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.drafts import Cost, Lookup, Worth
 from headrace_runner.engine.text.layouts import choose_layout
+from headrace_runner.engine.text.rows import Drawn, NewRow
 from headrace_runner.engine.text.sampling import SamplingParams
 from tests.unit.engine.tiny import GREEDY, alone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from headrace.errors import InsufficientMemory, InternalError
 from headrace_runner.engine.engine import Engine
 from headrace_runner.engine.stream import EventStream
-from headrace_runner.engine.text import worker
+from headrace_runner.engine.text import pace, worker
 from headrace_runner.engine.text.flat_layout import FlatLayout
 from headrace_runner.engine.text.prefix_cache import Tokens
 from headrace_runner.engine.text.request import Event, Finished, GenerationRequest
@@ -133,8 +134,13 @@ async def test_the_newest_ends_where_a_step_finds_no_memory(
 
 
 async def test_the_newest_ends_though_an_older_one_asks_for_memory(
-    tokenizer: Tokenizer, model: Any, watched: Watched, load: Load
+    tokenizer: Tokenizer,
+    model: Any,
+    watched: Watched,
+    load: Load,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(pace, "START", -math.inf)  # The newer one begins at once.
     async with running(tokenizer, load) as engine:
         older, newer = request([5] * 300), request([6], LONG)
         # The older prompt is still being computed, and the newer row decodes beside it.

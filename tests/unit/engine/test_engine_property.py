@@ -209,7 +209,7 @@ class Play:
             prompt = earlier.request.prompt + earlier.tokens[0] + prompt[: source.choice((0, 3))]
         sampling = self._sampling()
         request = GenerationRequest(
-            id=FAULTY if source.random() < 0.1 else "r",
+            id=FAULTY if source.random() < 0.2 else "r",
             prompt=prompt[-100:],
             max_tokens=source.randint(1, LONGEST),
             sampling=sampling,

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import activations, base, gemma3_text, llama, rope_utils
 from mlx_lm.models.base import scaled_dot_product_attention
 
-from headrace_runner.models.fast_paths import SharedRoPE, route_attention, vectorise
+from headrace_runner.models.fast_paths import SharedRoPE, route_attention, trim_head, vectorise
 from tests.unit.engine.tiny import tiny_model
 
 LLAMA: Any = llama
@@ -244,3 +244,21 @@ def test_a_model_whose_attention_is_routed_computes_the_same() -> None:
     before = np.array(model(tokens))
     route_attention(model)
     assert np.array_equal(np.array(model(tokens)), before)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_for_the_first_inputs_alone(tied: bool) -> None:
+    model = tiny_model(tie_word_embeddings=tied)
+    tokens = mx.array([[5], [9], [200], [31]])
+    whole = model(tokens)
+    mx.eval(whole)
+    older, head = trim_head(model), trim_head(model)
+    with head.first(2):
+        trimmed = model(tokens)
+    assert trimmed.shape == (2, *whole.shape[1:])
+    assert mx.allclose(trimmed, whole[:2], rtol=1e-5, atol=1e-5)
+    with older.first(1):  # It has been replaced.
+        assert mx.allclose(model(tokens), whole, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ZeroDivisionError), head.first(1):
+        raise ZeroDivisionError
+    assert mx.allclose(model(tokens), whole, rtol=1e-5, atol=1e-5)

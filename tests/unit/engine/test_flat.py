@@ -15,7 +15,7 @@ import pytest
 
 from headrace_runner.engine.text.flat import FlatPass
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
-from headrace_runner.models.fast_paths import route_attention
+from headrace_runner.models.fast_paths import route_attention, trim_head
 from tests.unit.engine.tiny import VOCABULARY, tiny_model
 
 Floats = npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ def routed() -> Any:
 
 @pytest.fixture(params=[False, True], ids=["fast", "by products"])
 def flat(routed: Any, request: pytest.FixtureRequest) -> FlatPass:
-    return FlatPass(routed, LAYERS, by_products=request.param)
+    return FlatPass(routed, LAYERS, trim_head(routed), by_products=request.param)
 
 
 def tokens_of(source: random.Random, count: int) -> list[int]:
@@ -173,4 +173,6 @@ def test_a_row_has_the_same_logits_whoever_is_beside_it(flat: FlatPass) -> None:
 def test_a_model_that_attends_to_the_last_tokens_only_is_refused() -> None:
     model = tiny_model("gemma3_text")
     with pytest.raises(NotImplementedError, match="last tokens"):
-        FlatPass(model, LAYERS, by_products=False).prefill([(Prompt(3), [1, 2, 3])])
+        FlatPass(model, LAYERS, trim_head(model), by_products=False).prefill(
+            [(Prompt(3), [1, 2, 3])]
+        )

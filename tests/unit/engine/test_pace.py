@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace_runner.engine.text.pace import BURST, SHARE, Pace, shares
+from headrace_runner.engine.text.pace import BURST, SHARE, START, Pace, shares
 
 LEAST = 1
 """Tokens that are computed in any case."""
@@ -218,3 +218,23 @@ def test_nobody_starves(first: list[int], tokens: int, source: random.Random) ->
         line = [(who, left) for who, left in line if left]
     for who, before in enumerate(accumulate(first)):
         assert done_at[who] <= 2 * before / tokens + who + 1
+
+
+def test_first_tokens_wait_for_prompts_that_are_soon_done() -> None:
+    pace = Pace(512)
+    assert not pace.gathers(1, 0.0)  # Nothing is known yet.
+    pace.prefilled(100, 1.0, decoding=False)
+    soon = int(START / 0.01)
+    assert pace.gathers(soon, 0.0)
+    assert not pace.gathers(soon + 1, 0.0)
+    assert pace.gathers(soon // 2, START / 2)
+    assert not pace.gathers(1, START)
+
+
+def test_the_time_of_many_tokens_tells_more_than_that_of_few() -> None:
+    many, few = Pace(10_000), Pace(10_000)
+    for pace, tokens in ((many, 1000), (few, 2)):
+        pace.prefilled(16, 16 * 0.005, decoding=False)
+        pace.prefilled(tokens, tokens * 0.001, decoding=False)
+    assert few.tokens(decoding=False) < BURST / 0.004
+    assert many.tokens(decoding=False) > BURST / 0.002

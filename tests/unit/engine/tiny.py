@@ -10,8 +10,9 @@ import mlx.core as mx
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
-from headrace_runner.engine.text.batch import NewRow, TextBatch
+from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.layouts import choose_layout
+from headrace_runner.engine.text.rows import NewRow
 from headrace_runner.engine.text.sampling import SamplingParams
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
@@ -52,10 +53,10 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(architecture: str = "llama") -> Any:
+def tiny_model(architecture: str = "llama", **options: Any) -> Any:
     """A model of two layers with the same random weights every time."""
     module: Any = importlib.import_module(f"mlx_lm.models.{architecture}")
-    config = {"model_type": architecture} | _SHAPE | _OWN[architecture]
+    config = {"model_type": architecture} | _SHAPE | _OWN[architecture] | options
     model = module.Model(module.ModelArgs.from_dict(config))
     keys = iter(mx.random.split(mx.random.key(7), 200))
 

@@ -9,106 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import mlx.core as mx
 
 from headrace_runner.engine.text.drafts import Cost, Drafting, Lookup, Worth
 from headrace_runner.engine.text.layout import Layout, as_tokens
-from headrace_runner.engine.text.logprobs import Logprobs, PendingLogprobs, logprobs
+from headrace_runner.engine.text.logprobs import PendingLogprobs, logprobs
 from headrace_runner.engine.text.memory import is_allocation_failure
 from headrace_runner.engine.text.pace import Pace, shares
-from headrace_runner.engine.text.sampling import SamplerRow, SamplingParams, sample
+from headrace_runner.engine.text.rows import Drawn, Joining, NewRow, Prefilled, Row, again
+from headrace_runner.engine.text.sampling import sample
 
 _Chunks: TypeAlias = Sequence[tuple[Any, Sequence[int]]]
 """Tokens to compute of prompts, each with its state in the layout."""
-
-_TOGETHER = 64
-"""Prompt tokens that are computed in one pass with the rows that decode, at most: the weights are
-read once, but logits are computed for these tokens too, which nobody needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewRow:
-    """A row to add."""
-
-    uid: int
-    """Greater than those of all rows before."""
-    sampling: SamplingParams
-    top_logprobs: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A token that a row has drawn."""
-
-    uid: int
-    token: int
-    logprobs: Logprobs | None
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """How much of a prompt has been computed, in tokens."""
-
-    uid: int
-    """Of the first row that begins with it."""
-    done: int
-    total: int
-    cached: int
-    """How many of them need not be computed."""
-
-
-@dataclass(slots=True)
-class _Row:
-    new: NewRow
-    context: list[int]
-    """The tokens that its prefill is about."""
-    before: int
-    """How many of these it drew itself, before it was resumed."""
-    priority: int
-    tokens: list[int] = field(default_factory=list)
-    """What it has drawn since, as far as it was read."""
-    sampler: SamplerRow = field(init=False)
-    in_flight: bool = False
-    """Whether a draw of its is under way."""
-    drafting: Drafting | None = None
-    """Once it has been alone."""
-
-    def __post_init__(self) -> None:
-        self.sampler = SamplerRow.start(self.new.sampling, self.context[:-1])
-
-    @property
-    def position(self) -> int:
-        """Of the next draw, in the row's output."""
-        return self.before + len(self.tokens) + self.in_flight
-
-    @property
-    def known(self) -> list[int]:
-        """All its tokens, but for one in flight."""
-        return [*self.context, *self.tokens]
-
-
-@dataclass(slots=True, eq=False)
-class _Joining:
-    """Rows that begin with one prompt, which is being prefilled."""
-
-    tokens: list[int]
-    rows: list[_Row]
-    priority: int
-    borders: Sequence[int]
-    state: Any = None
-    cached: int = 0
-
-    @property
-    def uid(self) -> int:
-        return self.rows[0].new.uid
-
-    @property
-    def remaining(self) -> int:
-        """Tokens to compute. The last one is left to the first step of decoding."""
-        return len(self.tokens) - 1 - int(self.state.length)
 
 
 class TextBatch:
@@ -128,9 +42,10 @@ class TextBatch:
         self._layout = layout
         self._pace = Pace(prefill_chunk)
         self._ahead = ahead
-        self._line: list[_Joining] = []
-        self._rows: dict[int, _Row] = {}
-        self._parked: dict[int, _Row] = {}
+        self._line: list[Joining] = []
+        self._rows: dict[int, Row] = {}
+        self._parked: dict[int, Row] = {}
+        self._begun_at = 0.0
         # The tokens drawn last, [rows], whose rows these are, and what is read beside them.
         self._next = mx.zeros((0,), mx.uint32)
         self._order: list[int] = []
@@ -165,8 +80,8 @@ class TextBatch:
         if not prompt:
             raise ValueError("a row needs at least one token")
         context = [*prompt, *resume]
-        joining = _Joining(
-            context, [_Row(new, context, len(resume), priority) for new in rows], priority, borders
+        joining = Joining(
+            context, [Row(new, context, len(resume), priority) for new in rows], priority, borders
         )
         self._insert(joining)
 
@@ -189,9 +104,9 @@ class TextBatch:
         """Puts parked rows in line again."""
         for uid in uids:
             if (row := self._parked.pop(uid, None)) is not None:
-                self._insert(_again(row))
+                self._insert(again(row))
 
-    def _insert(self, joining: _Joining) -> None:
+    def _insert(self, joining: Joining) -> None:
         place = len(self._line)
         while place and self._line[place - 1].priority < joining.priority:
             place -= 1
@@ -207,7 +122,7 @@ class TextBatch:
                 raise
             self._layout.forget()
 
-    def _leave_line(self, uids: set[int], *, remember: bool) -> list[_Row]:
+    def _leave_line(self, uids: set[int], *, remember: bool) -> list[Row]:
         left = []
         for joining in self._line:
             left += [row for row in joining.rows if row.new.uid in uids]
@@ -238,15 +153,16 @@ class TextBatch:
         began = time.perf_counter()
         if self._line and self._order:
             mx.eval(self._next)  # Or the step under way would count as part of the prefill.
-        budget = self._pace.tokens(decoding=bool(self._rows))
-        if self._rows and self._line and self._layout.together and budget <= _TOGETHER:
+        decoding = bool(self._rows) and not self._gathering()
+        budget = self._pace.tokens(decoding=decoding)
+        if decoding and self._line and self._layout.together:
             chunks = self._chunks(budget)
             rows, drawn = len(self._rows), self._decode(chunks)
             self._pace.together(_count(chunks), time.perf_counter() - began, rows=rows)
             return self._progress(chunks), drawn
         waited = time.perf_counter() - began
-        prefilled = self._prefill(budget)
-        if not self._rows:
+        prefilled = self._prefill(budget, decoding=decoding)
+        if not self._rows or self._gathering():
             return prefilled, []
         began = time.perf_counter()
         alone = self._drafts and len(self._rows) == 1 and not self._line
@@ -254,6 +170,13 @@ class TextBatch:
         seconds = waited + time.perf_counter() - began
         self._pace.decoded(seconds, rows=len(self._rows), beside=bool(prefilled))
         return prefilled, drawn
+
+    def _gathering(self) -> bool:
+        """Whether nobody draws yet, so that all who are in line can begin together."""
+        if not self._line or any(row.position for row in self._rows.values()):
+            return False
+        left = sum(joining.remaining for joining in self._line)
+        return self._pace.gathers(left, time.perf_counter() - self._begun_at)
 
     def shed(self) -> list[int]:
         """After an allocation failed: gives up the newest row, and begins all others anew.
@@ -271,8 +194,8 @@ class TextBatch:
         Nothing is lost: their tokens are known, and draws depend on nothing else.
         """
         rows = sorted(self._rows.values(), key=lambda row: row.new.uid)
-        waiting = [_Joining(j.tokens, j.rows, j.priority, j.borders) for j in self._line]
-        self._rows, self._line = {}, [*map(_again, rows), *waiting]
+        waiting = [Joining(j.tokens, j.rows, j.priority, j.borders) for j in self._line]
+        self._rows, self._line = {}, [*map(again, rows), *waiting]
         self._order, self._aside = [], None
         self._next = mx.zeros((0,), mx.uint32)
         self._layout.reset()
@@ -377,8 +300,8 @@ class TextBatch:
             self._next, *(self._aside[0].arrays if self._aside else ()), *states
         )
 
-    def _prefill(self, budget: int) -> list[Prefilled]:
-        decoding, chunks = bool(self._rows), self._chunks(budget)
+    def _prefill(self, budget: int, *, decoding: bool) -> list[Prefilled]:
+        chunks = self._chunks(budget)
         if chunks:
             began = time.perf_counter()
             self._layout.prefill(chunks)
@@ -414,21 +337,17 @@ class TextBatch:
             self._join(ready)
         return progress
 
-    def _join(self, ready: list[_Joining]) -> None:
+    def _join(self, ready: list[Joining]) -> None:
         self._line = [joining for joining in self._line if joining not in ready]
+        if not self._rows:
+            self._begun_at = time.perf_counter()
         for joining in ready:
             with self._spare_memory():
                 self._layout.remember(as_tokens(joining.tokens), joining.state)
             self._rows |= {row.new.uid: row for row in joining.rows}
-        self._layout.join([(row.new.uid, j.state) for j in ready for row in j.rows])
+        soon = [len(joining.tokens) - 1 for joining in self._line for _ in joining.rows]
+        self._layout.join([(row.new.uid, j.state) for j in ready for row in j.rows], soon)
 
 
 def _count(chunks: _Chunks) -> int:
     return sum(len(tokens) for _, tokens in chunks)
-
-
-def _again(row: _Row) -> _Joining:
-    """Has a row begin anew where it is. Its draws depend on nothing but its tokens."""
-    tokens = row.known
-    again = _Row(row.new, tokens, row.before + len(row.tokens), row.priority)
-    return _Joining(tokens, [again], row.priority, ())

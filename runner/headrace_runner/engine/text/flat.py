@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from headrace_runner.engine.text.attention import attend
 from headrace_runner.engine.text.windows import Prompt, Window
+from headrace_runner.models.fast_paths import Head
 
 
 class _Part(Protocol):
@@ -120,14 +121,15 @@ class _Layer:
 class FlatPass:
     """Runs a model over tokens of many rows at once."""
 
-    def __init__(self, model: Any, layers: int, *, by_products: bool) -> None:
+    def __init__(self, model: Any, layers: int, head: Head, *, by_products: bool) -> None:
         self._model = model
         self._layers = layers
+        self._head = head
         self._by_products = by_products
 
     def prefill(self, chunks: Sequence[tuple[Prompt, Sequence[int]]]) -> None:
         """Computes the next tokens of some rows in prefill."""
-        # Nobody asks for the logits, so they are not computed.
+        # Nothing that is evaluated depends on the logits, so they are not computed.
         self._run([], chunks, mx.zeros((0,), mx.uint32), 1)
         mx.eval([prompt.state() for prompt, _ in chunks])
 
@@ -141,7 +143,7 @@ class FlatPass:
         """The logits, [inputs, vocabulary], after the next token of every row. Lazy.
 
         `each` tokens of a row are taken where there is but one. In the same pass the next tokens of
-        rows in prefill: the weights are read once for all.
+        rows in prefill, for which no logits are computed: the weights are read once for all.
         """
         return self._run(windows, chunks, inputs, each)[: inputs.shape[0]]
 
@@ -158,7 +160,8 @@ class FlatPass:
         tokens = mx.concatenate([inputs, new]) if chunks else inputs
         offset = mx.array([place for part in parts for place in part.positions()], mx.int32)
         cache = [_Layer(number, parts, offset) for number in range(self._layers)]
-        logits: mx.array = self._model(tokens[:, None], cache=cache)
+        with self._head.first(inputs.shape[0]):
+            logits: mx.array = self._model(tokens[:, None], cache=cache)
         for window in windows:
             window.end += each
         for prompt, chunk in chunks:

@@ -58,7 +58,7 @@ class FlatLayout:
     def prefill(self, chunks: Sequence[tuple[Prompt, Sequence[int]]]) -> None:
         self._pass.prefill(chunks)
 
-    def join(self, rows: Sequence[tuple[int, Prompt]]) -> None:
+    def join(self, rows: Sequence[tuple[int, Prompt]], soon: Sequence[int] = ()) -> None:
         left = sorted(rows, key=lambda row: -row[1].length)
         while left:
             longest = left[0][1].length
@@ -67,8 +67,11 @@ class FlatLayout:
                 window = Window()
                 self._windows.append(window)
             mine = [row for row in left if window.suits(longest, row[1].length)]
-            for more, (uid, prompt) in zip(reversed(range(len(mine))), mine, strict=True):
+            more = [length for length in soon if window.suits(longest, length)]
+            more += [prompt.length for _, prompt in reversed(mine)]
+            for uid, prompt in mine:
                 segment = prompt.segment() if prompt.length else self._nothing
+                more.pop()
                 window.join(uid, segment, more)
             left = [row for row in left if row not in mine]
 

@@ -64,8 +64,12 @@ class Layout(Protocol[S]):
     def prefill(self, chunks: Sequence[tuple[S, Sequence[int]]]) -> None:
         """Computes the next tokens of rows in prefill."""
 
-    def join(self, rows: Sequence[tuple[int, S]]) -> None:
-        """Has rows decode whose prefill is done. Several may begin with one state."""
+    def join(self, rows: Sequence[tuple[int, S]], soon: Sequence[int] = ()) -> None:
+        """Has rows decode whose prefill is done. Several may begin with one state.
+
+        `soon`: the lengths, in tokens, of rows that will join before long, for which room may be
+        made at once. Their memory has been reserved.
+        """
 
     def keep(self, rows: set[int]) -> None:
         """Drops all other rows that decode."""

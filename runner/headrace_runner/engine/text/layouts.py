@@ -13,7 +13,7 @@ from headrace_runner.engine.text.flat_layout import FlatLayout
 from headrace_runner.engine.text.layout import Layout
 from headrace_runner.engine.text.stock_layout import StockLayout
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
-from headrace_runner.models.fast_paths import route_attention, vectorise
+from headrace_runner.models.fast_paths import route_attention, trim_head, vectorise
 from headrace_runner.models.insides import attends_to_everything, new_caches, unbatchable_cache
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def choose_layout(model: Any, *, on_cpu: bool, prefix_bytes: int) -> Layout[Any]
     if attends_to_everything(model):
         expected = [_alone(model, probe) for probe in _PROBES]
         route_attention(model)
-        flat = FlatPass(model, len(new_caches(model)), by_products=on_cpu)
+        flat = FlatPass(model, len(new_caches(model)), trim_head(model), by_products=on_cpu)
         undo = vectorise(model) if on_cpu else None
         nothing = _tried(flat, expected)
         if nothing is None and undo is not None:
@@ -58,17 +58,21 @@ def _alone(model: Any, tokens: tuple[int, ...]) -> mx.array:
 def _tried(flat: FlatPass, expected: list[mx.array]) -> Segment | None:
     """Keys and values of no tokens at all, in the model's shapes; None if the results differ."""
     prompts = [Prompt(len(probe) - 1) for probe in _PROBES]
-    window = Window()
+    (first, second), (one, other) = prompts, _PROBES
+    alone, both = Window(), Window()
     try:
-        flat.prefill(list(zip(prompts, [probe[:-1] for probe in _PROBES], strict=True)))
+        flat.prefill([(first, one[:-1])])
+        alone.join(0, first.segment())
+        # The second prompt in the pass of a row that decodes, then two such rows.
+        beside = flat.decode([alone], mx.array(one[-1:]), chunks=[(second, other[:-1])])
         for row, prompt in enumerate(prompts):
-            window.join(row, prompt.segment())
-        logits = flat.decode([window], mx.array([probe[-1] for probe in _PROBES]))
+            both.join(row, prompt.segment())
+        logits = mx.concatenate([flat.decode([both], mx.array([one[-1], other[-1]])), beside])
         mx.eval(logits)
     except Exception:
         logger.debug("the flat pass failed", exc_info=True)
         return None
-    wanted = mx.stack(expected)
+    wanted = mx.stack([*expected, expected[0]])
     if logits.shape != wanted.shape:
         return None
     limit = _TOLERANCE.get(wanted.dtype, 1e-1) * mx.abs(wanted).max()

@@ -4,6 +4,10 @@ The rule: a step takes at most 1 + `SHARE` times as long as one without prompts,
 that run keep that much of their pace, however long the prompts are. What was not used is saved up
 to `BURST`, so that a few prompts that arrive together start at once: that is also the longest that
 a running stream ever waits, but for what a misjudged chunk takes longer.
+
+Streams that have not begun lose nothing of their pace. Their first tokens wait for the prompts that
+came with them where that is over within `START`: one after another would have each step of the
+first ones lengthen the wait of all others, and begin with batches that are hardly filled.
 """
 
 from __future__ import annotations
@@ -13,10 +17,14 @@ from collections.abc import Sequence
 SHARE = 1.3
 BURST = 1.0
 """Seconds."""
+START = 4.0
+"""Seconds."""
 _PER_ROW = 0.04
 """What a row adds to a step, as part of it, as long as nothing better is known."""
 _MEMORY = 0.3
-"""Weight of the newest measurement in the average."""
+"""Weight of the newest measurement of a step in the average."""
+_FEW = 128
+"""Prompt tokens whose measurement has half of the weight: of fewer, the time tells less of each."""
 
 
 class Pace:
@@ -42,11 +50,16 @@ class Pace:
             return max(1, min(self._most, int(seconds / self._per_token)))
         return self._most
 
+    def gathers(self, tokens: int, waited: float) -> bool:
+        """Whether first tokens that have waited so long do so until so many are computed."""
+        return bool(self._per_token) and waited + tokens * self._per_token <= START
+
     def prefilled(self, tokens: int, seconds: float, *, decoding: bool) -> None:
         """So many prompt tokens took so long."""
         measured = seconds / tokens
         if self._per_token:
-            measured = _MEMORY * measured + (1 - _MEMORY) * self._per_token
+            weight = tokens / (tokens + _FEW)
+            measured = weight * measured + (1 - weight) * self._per_token
         self._per_token = measured
         if decoding:
             self._saved = max(self._saved - seconds, -BURST)

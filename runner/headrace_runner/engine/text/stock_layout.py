@@ -92,7 +92,7 @@ class StockLayout:
                 state.stops.pop(0)
                 self.remember(state.tokens, state)
 
-    def join(self, rows: Sequence[tuple[int, StockState]]) -> None:
+    def join(self, rows: Sequence[tuple[int, StockState]], soon: Sequence[int] = ()) -> None:
         layers = zip(*(state.caches for _, state in rows), strict=True)
         merged = [type(row_caches[0]).merge(list(row_caches)) for row_caches in layers]
         if self.order:

@@ -126,12 +126,15 @@ class Window:
         """Tokens of a row."""
         return self.end - self.starts[self.uids.index(uid)]
 
-    def join(self, uid: int, segment: Segment, more: int = 0) -> None:
-        """Adds a row, after those that are there; so many `more` will join after it."""
+    def join(self, uid: int, segment: Segment, more: Sequence[int] = ()) -> None:
+        """Adds a row, after those that are there; `more` rows of such lengths will join after it.
+
+        Room that has to be made for this one is made for them too.
+        """
         if not self._keys:
             self._keys = [mx.zeros((0, *k.shape[1:]), k.dtype) for k in segment.keys]
             self._values = [mx.zeros((0, *v.shape[1:]), v.dtype) for v in segment.values]
-        self._make_room(len(self) + 1, len(segment), more)
+        self._make_room(len(segment), more)
         row, start = slice(len(self), len(self) + 1), self.end - len(segment)
         for layer in range(len(self._keys)):
             # The front of the row too: what an earlier row left there must not be seen.
@@ -198,11 +201,12 @@ class Window:
         yield self._keys[layer], keys
         yield self._values[layer], values
 
-    def _make_room(self, rows: int, longest: int, more: int) -> None:
-        have, tokens = self._keys[0].shape[0], self._keys[0].shape[2]
-        if rows > have or longest > self.end or self.end >= tokens:
+    def _make_room(self, length: int, more: Sequence[int]) -> None:
+        rows, (have, _, tokens, _) = len(self) + 1, self._keys[0].shape
+        if rows > have or length > self.end or self.end >= tokens:
             # One row in eight to spare, which leaves room in what rows have reserved.
-            self._rebuild(max(have, rows + rows // 8, rows + more), max(longest, self._width))
+            rows = max(have, rows + rows // 8, rows + len(more))
+            self._rebuild(rows, max(length, self._width, *more))
 
     @property
     def _width(self) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 
 from headrace.errors import HeadraceError, InsufficientMemory, InternalError
-from headrace_runner.engine.text.batch import Drawn, NewRow, Prefilled, TextBatch
+from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.layouts import choose_layout
 from headrace_runner.engine.text.memory import Reservations, is_allocation_failure, plan
 from headrace_runner.engine.text.output import Output
@@ -28,6 +28,7 @@ from headrace_runner.engine.text.request import (
     Prefill,
     Started,
 )
+from headrace_runner.engine.text.rows import Drawn, NewRow, Prefilled
 from headrace_runner.engine.text.sampling import SamplingParams, choice_seed
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
