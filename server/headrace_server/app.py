@@ -52,6 +52,10 @@ _NOT_YET = {"headrace.v1.ImageService", "headrace.v1.EmbeddingService"}
 
 _MEMORY_SHARE = 0.8
 """Of the memory that is available at the start, where the settings name no budget."""
+_MEMORY_FLOOR = 512 << 20
+_MEMORY_FLOOR_SHARE = 0.03
+"""What has to stay available on the machine: so many bytes, or less where it is small. Below it
+idle models go, since the kernel's own remedy is to kill whoever it likes."""
 _LAST_WORDS = 1.0
 """Seconds for calls that are being ended to say so."""
 
@@ -124,10 +128,8 @@ class App:
         memory = config.memory or int(self._machine.memory_available * _MEMORY_SHARE)
         limits = Limits(
             memory,
-            concurrency=config.max_concurrency,
             queue_per_model=config.queue_per_model,
             queue_total=config.queue_total,
-            keep_alive=config.keep_alive,
         )
         self._listening = asyncio.Event()
         self._hosting = asyncio.create_task(self._prepare(), name="hosting")
@@ -136,7 +138,9 @@ class App:
             config, self._store, self._hosting, memory, lambda _: self._scheduler.runner_changed()
         )
         self._planner = planner
-        self._scheduler = Scheduler(limits, planner, self._publish_health)
+        self._scheduler = Scheduler(
+            limits, planner, self._publish_health, shortage=self._memory_shortage
+        )
         self._relay = Relay(self._scheduler, max_time=config.max_stream_time)
         self._health = HealthServicer()
         self._names: dict[str, str] = {}
@@ -236,6 +240,11 @@ class App:
         self._socket = path
         return listen
 
+    def _memory_shortage(self) -> int:
+        """Bytes that the machine lacks to what has to stay free on it."""
+        floor = min(_MEMORY_FLOOR, int(self._machine.memory_total * _MEMORY_FLOOR_SHARE))
+        return max(0, floor - host.memory_available())
+
     async def _reread_names(self) -> None:
         """See which names the store has now, publish a health of each, and unload what has none."""
         async with self._rereading:  # So that the last to look is the last to tell.
@@ -252,8 +261,8 @@ class App:
         """A model is SERVING while its runner is."""
         loaded = self._scheduler.loaded()
         for name, digest in self._names.items():
-            runner = loaded[digest][1].runner if digest in loaded else None
-            serving = runner is not None and runner.state is State.SERVING
+            runners = [life.runner for _, life in loaded.get(digest, ())]
+            serving = any(runner and runner.state is State.SERVING for runner in runners)
             status = SERVING if serving else NOT_SERVING
             if self._model_health.get(name) != status:
                 self._model_health[name] = status

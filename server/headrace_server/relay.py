@@ -36,6 +36,7 @@ from headrace.v1.completion_pb2 import (
     StreamCompletionResponse,
 )
 from headrace_server.scheduling.shell import Scheduler
+from headrace_server.scheduling.state import Prefixes
 from headrace_server.scheduling.ticket import Ticket, Wait, Wanted
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,10 @@ class Terms:
     priority: int = 0
     time_remaining: float | None = None
     """Seconds to the client's deadline; None if it set none."""
+    prefixes: Prefixes = ()
+    """Of the prompt, where the model may have several runners to choose from."""
+    prompt_bytes: int = 0
+    """About how long the prompt is; 0 for a call that computes none."""
 
 
 @dataclass
@@ -144,6 +149,7 @@ class Relay:
                     event = data[:1]
                     if event == _DELTA:
                         record.last_delta = data
+                        ticket.advanced()
                         if choices > 1:
                             record.count(data)
                     elif event == _STARTED:
@@ -229,7 +235,12 @@ class Relay:
     ) -> bool:
         """Try once. False: the runner died before its first token, and another may be tried."""
         ticket = self._scheduler.ask(
-            terms.wanted, keep_alive=terms.keep_alive, priority=terms.priority, deadline=deadline
+            terms.wanted,
+            keep_alive=terms.keep_alive,
+            priority=terms.priority,
+            deadline=deadline,
+            prefixes=terms.prefixes,
+            prompt_bytes=terms.prompt_bytes,
         )
         with ticket:
             async with aclosing(ticket.waiting(self._heartbeat)) as waits:

@@ -191,8 +191,9 @@ class DeadlineUnreachable(HeadraceError):
     reason = "DEADLINE_UNREACHABLE"
 
     def __init__(self, estimate: float) -> None:
+        when = f"its first token takes {estimate:.1f} s more" if estimate else "it may yet wait"
         super().__init__(
-            f"the request could start in {estimate:.1f} s, after its deadline; give it more time",
+            f"the deadline comes before the request could start: {when}; give it more time",
             metadata={"estimate": f"{estimate:.3f}"},
         )
 

@@ -24,6 +24,7 @@ from headrace_server.runners.spec import RunnerSpec
 from headrace_server.runners.supervisor import RunningRunner, Supervisor
 from headrace_server.scheduling import estimates
 from headrace_server.scheduling.estimates import Dtype
+from headrace_server.scheduling.state import Policy
 from headrace_server.scheduling.ticket import Runner, Wanted
 from headrace_server.store import Manifest, Store
 
@@ -40,7 +41,7 @@ class Model:
     """With its tag, whatever name or alias it was asked for by."""
     manifest: Manifest
     dtype: Dtype
-    concurrency: int
+    policy: Policy
     context: int | None
     needs: int
     """Bytes of memory, as estimated."""
@@ -110,12 +111,13 @@ class Planner:
             self._memory,
             hosting.has_blas,
         )
-        concurrency, context = self._config.max_concurrency, self._config.context
+        policy = Policy(self._config.max_concurrency, self._config.keep_alive)
+        context = self._config.context
         needs = estimates.before_load(
-            manifest, dtype=dtype, concurrency=concurrency, context=context
+            manifest, dtype=dtype, concurrency=policy.concurrency, context=context
         )
         origin = propagation.extract(propagation.headers().items())
-        return Model(manifest.full_name, manifest, dtype, concurrency, context, needs, origin)
+        return Model(manifest.full_name, manifest, dtype, policy, context, needs, origin)
 
     async def launch(self, runner_id: str, wanted: Wanted) -> Runner:
         """Start a runner.
@@ -142,7 +144,7 @@ class Planner:
             kind=wanted.manifest.kind,
             dtype=wanted.dtype,
             context=wanted.context,
-            max_concurrency=wanted.concurrency,
+            max_concurrency=wanted.policy.concurrency,
             prefix_cache=self._config.prefix_cache,
             drafts=self._config.drafts,
             stall_timeout=self._config.stall_timeout,
@@ -159,7 +161,11 @@ class Planner:
         return self._supervisor.start(spec, environment)
 
     async def measure(self, runner: Runner, wanted: Wanted) -> int | None:
-        """The bytes that a loaded runner holds, with the weights by its own report."""
+        """The bytes to account for a loaded runner, by its own report.
+
+        Its weights with what requests may come to, as estimated; or what it holds, where that is
+        more already.
+        """
         assert isinstance(wanted, Model)
         stub = RunnerServiceStub(runner.channel)
         try:
@@ -168,18 +174,19 @@ class Planner:
                 timeout=_REPORT_TIMEOUT,
                 metadata=tuple(propagation.headers(wanted.origin).items()),
             )
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
             return None
-        weights = response.runner.memory.weights_bytes
-        if not weights:
+        memory = response.runner.memory
+        if not memory.weights_bytes:
             return None
-        return estimates.after_load(
-            weights,
+        expected = estimates.after_load(
+            memory.weights_bytes,
             wanted.manifest,
             dtype=wanted.dtype,
-            concurrency=wanted.concurrency,
+            concurrency=wanted.policy.concurrency,
             context=wanted.context,
         )
+        return max(expected, memory.active_bytes + memory.cache_bytes)
 
 
 def connect(address: str) -> grpc.aio.Channel:

@@ -15,31 +15,40 @@ from typing import Any, Protocol
 
 from headrace.errors import HeadraceError, LoadFailed, ModelCorrupt, UnsupportedModel
 from headrace_server.runners.diagnosis import Death
+from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.core import decide
-from headrace_server.scheduling.state import (
+from headrace_server.scheduling.events import (
     Action,
-    Asked,
+    Advanced,
     Drain,
     Event,
     Exited,
     Grant,
     Left,
-    Limits,
     Loaded,
+    Measured,
+    Pressure,
+    Recovered,
     Refuse,
-    Slot,
+    Stalled,
     Start,
-    State,
     Stop,
     Tick,
     Unload,
 )
+from headrace_server.scheduling.state import Asked, Limits, Phase, Prefixes, Slot, State
 from headrace_server.scheduling.ticket import Life, Runner, Ticket, Wait, Wanted
+from headrace_server.scheduling.timing import Timings
 
 logger = logging.getLogger(__name__)
 
 STOP_GRACE = 2.0
 """Seconds for a runner without requests to exit before it is killed."""
+
+
+MEMORY_INTERVAL = 5.0
+"""Seconds between two looks at a busy runner's memory, and at the machine's. Caches grow with the
+tokens of requests: in that time by little beside the margin of an estimate, and asking is cheap."""
 
 
 class Launcher(Protocol):
@@ -56,9 +65,16 @@ class Scheduler:
     """Gives requests their runners. See `core` for the rules."""
 
     def __init__(
-        self, limits: Limits, launcher: Launcher, on_change: Callable[[], None] = lambda: None
+        self,
+        limits: Limits,
+        launcher: Launcher,
+        on_change: Callable[[], None] = lambda: None,
+        *,
+        shortage: Callable[[], int] = lambda: 0,
+        memory_interval: float = MEMORY_INTERVAL,
     ) -> None:
-        """`on_change` is called after every change of who is loaded."""
+        """`on_change` is called after every change of who is loaded. `shortage` gives the bytes
+        that the machine itself is short of, 0 if it is not."""
         self._loop = asyncio.get_running_loop()
         self._launcher = launcher
         self._on_change = on_change
@@ -69,6 +85,10 @@ class Scheduler:
         self._lives: dict[str, Life] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timings = Timings()
+        self._shortage = shortage
+        self._memory_interval = memory_interval
+        self._watching: asyncio.Task[None] | None = None
         self.changed: asyncio.Future[None] = self._loop.create_future()
 
     def now(self) -> float:
@@ -82,44 +102,59 @@ class Scheduler:
         keep_alive: float | None = None,
         priority: int = 0,
         deadline: float = math.inf,
+        prefixes: Prefixes = (),
+        prompt_bytes: int = 0,
     ) -> Ticket:
-        """A claim to a runner of `wanted`. It counts once it is entered."""
+        """A claim to a runner of `wanted`. It counts once it is entered.
+
+        `prefixes` lead it to a runner that knows the prompt's beginning, where there are several.
+        """
         self._requests += 1
         self._wanted[wanted.key] = wanted
-        asked = Asked(self._requests, wanted.key, wanted.needs, keep_alive, priority, deadline)
-        return Ticket(self, asked)
+        asked = Asked(
+            self._requests,
+            wanted.key,
+            wanted.needs,
+            wanted.policy,
+            keep_alive,
+            priority,
+            deadline,
+            prefixes,
+            self._timings.pace(wanted.key, wanted.needs, prompt_bytes),
+        )
+        return Ticket(self, asked, prompt_bytes)
 
-    def slot_of(self, key: str) -> tuple[Slot, Life] | None:
-        """The runner of a model, for a look; None where it is not loaded."""
-        slot = self._state.slot_of(key)
-        return None if slot is None else (slot, self._lives[slot.runner])
+    def runners_of(self, key: str) -> list[tuple[Slot, Life]]:
+        """The runners of a model, for a look; none where it is not loaded."""
+        return [(slot, self._lives[slot.runner]) for slot in self._state.slots_of(key)]
 
-    def loaded(self) -> dict[str, tuple[Slot, Life]]:
+    def loaded(self) -> dict[str, list[tuple[Slot, Life]]]:
         """Every runner, by key."""
-        return {s.key: (s, self._lives[s.runner]) for s in self._state.slots.values()}
+        keys = dict.fromkeys(slot.key for slot in self._state.slots.values())
+        return {key: self.runners_of(key) for key in keys}
 
     def in_use(self, key: str) -> bool:
         """Whether requests use the model or wait for it."""
-        slot = self._state.slot_of(key)
         waiting = any(asked.key == key for asked in self._state.waiting)
-        return waiting or (slot is not None and bool(slot.leases))
+        return waiting or any(slot.leases for slot in self._state.slots_of(key))
 
-    async def unload(self, key: str) -> bool:
-        """Stop the model's runner once its requests have ended, and wait for that.
+    async def unload(self, key: str) -> int:
+        """Stop the model's runners once their requests have ended, and wait for that.
 
-        Returns whether there was one.
+        Returns how many there were.
         """
-        slot = self._state.slot_of(key)
-        if slot is None:
-            return False
+        slots = self._state.slots_of(key)
+        if not slots:
+            return 0
         self._feed(Unload(key))
-        task = self._tasks.get(slot.runner)
-        if task is not None:
-            await asyncio.wait({task})
-        return True
+        tasks = [self._tasks[slot.runner] for slot in slots if slot.runner in self._tasks]
+        if tasks:
+            await asyncio.wait(tasks)
+        return len(slots)
 
     def keep_only(self, keys: Collection[str]) -> None:
         """Unload every other model once its requests have ended, without waiting for that."""
+        self._timings.keep_only(keys)
         for key in self.loaded().keys() - keys:
             self._feed(Unload(key))
 
@@ -140,12 +175,15 @@ class Scheduler:
         for life in self._lives.values():
             life.stop.set()
         await self.drained()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
 
     def runner_changed(self) -> None:
-        """Tell those who wait that some runner's load has gone on."""
-        changed, self.changed = self.changed, self._loop.create_future()
-        changed.set_result(None)
-        self._on_change()
+        """Hear that some runner's load has gone on, or its health has changed."""
+        for life in tuple(self._lives.values()):
+            self._look_at(life)
+        self._announce()
 
     # For tickets.
 
@@ -153,16 +191,23 @@ class Scheduler:
         self._tickets[asked.request] = ticket
         self._feed(asked)
 
-    def leave(self, request: int) -> None:
-        self._tickets.pop(request, None)
-        self._feed(Left(request))
+    def leave(self, ticket: Ticket, asked: Asked) -> None:
+        del self._tickets[asked.request]
+        if ticket.served:
+            self._timings.served(asked.key, self.now() - ticket.granted_at)
+        self._feed(Left(asked.request))
+
+    def advanced(self, ticket: Ticket, asked: Asked) -> None:
+        seconds, life = self.now() - ticket.granted_at, ticket.life
+        self._timings.advanced(asked.key, ticket.prompt_bytes, seconds)
+        if not life.advanced:
+            life.advanced = True
+            self._feed(Advanced(life.id))
 
     def outlook(self, asked: Asked) -> Wait:
-        slot = self._state.slot_of(asked.key)
-        life = self._lives.get(slot.runner) if slot is not None else None
-        loading = life is not None and life.loaded_at is None
-        fraction = life.runner.fraction if loading and life and life.runner else None
-        return Wait(self._state.position(asked.request), fraction)
+        lives = (life for _, life in self.runners_of(asked.key) if life.loaded_at is None)
+        fractions = [life.runner.fraction for life in lives if life.runner is not None]
+        return Wait(self._state.position(asked.request), max(fractions, default=None))
 
     # Events in, actions out.
 
@@ -177,7 +222,23 @@ class Scheduler:
         if wake != math.inf:
             # In a context of its own: what time brings is not part of anybody's trace.
             self._timer = self._loop.call_at(wake, self._feed, Tick(), context=Context())
-        self.runner_changed()
+        self._announce()
+
+    def _announce(self) -> None:
+        changed, self.changed = self.changed, self._loop.create_future()
+        changed.set_result(None)
+        self._on_change()
+
+    def _look_at(self, life: Life) -> None:
+        """See whether a runner that serves has stalled, or one that had has recovered."""
+        slot = self._state.slots.get(life.id)
+        if slot is None or life.runner is None:
+            return
+        match slot.phase, life.runner.state:
+            case Phase.SERVING, RunnerState.STALLED:
+                self._feed(Stalled(life.id))
+            case Phase.STALLED, RunnerState.SERVING:
+                self._feed(Recovered(life.id))
 
     def _carry_out(self, action: Action) -> None:
         match action:
@@ -185,13 +246,18 @@ class Scheduler:
                 life = Life(runner, self._wanted[key], self.now())
                 self._lives[runner] = life
                 self._tasks[runner] = self._loop.create_task(self._live(life), name=runner)
+                if self._watching is None or self._watching.done():
+                    watch, context = self._watch_machine(), Context()
+                    self._watching = self._loop.create_task(watch, name="memory", context=context)
             case Stop(runner, why):
                 life = self._lives[runner]
                 extra = {"runner_id": runner, "model": life.wanted.name, "why": why}
                 logger.info("unloading", extra=extra)
                 life.stop.set()
             case Grant(request, runner):
-                self._tickets[request].grant(self._lives[runner], self.now())
+                life = self._lives[runner]
+                life.used.set()
+                self._tickets[request].grant(life, self.now())
             case Refuse(request, error):
                 self._tickets[request].refuse(error)
 
@@ -217,15 +283,17 @@ class Scheduler:
         serving = asyncio.create_task(self._serve(life, runner))
         stop = asyncio.create_task(life.stop.wait())
         ends: set[asyncio.Task[Any]] = {runner.dead, stop}
+        own: list[asyncio.Task[Any]] = [serving, stop]
         try:
             await asyncio.wait({serving, *ends}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done() and not runner.dead.done():
                 serving.result()
+                own.append(asyncio.create_task(self._watch_memory(life, runner)))
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            serving.cancel()
-            stop.cancel()
-            await asyncio.gather(serving, stop, return_exceptions=True)
+            for task in own:
+                task.cancel()
+            await asyncio.gather(*own, return_exceptions=True)
             death = await runner.stop(STOP_GRACE)
         return death
 
@@ -236,7 +304,31 @@ class Scheduler:
         extra = {"runner_id": life.id, "model": life.wanted.name, "memory_bytes": memory}
         seconds = life.loaded_at - life.started_at
         logger.info("loaded in %.2f s", seconds, extra=extra)
+        self._timings.loaded(life.wanted.key, life.wanted.needs, seconds)
         self._feed(Loaded(life.id, memory))
+        self._look_at(life)  # Its health may have changed since it was ready.
+
+    async def _watch_memory(self, life: Life, runner: Runner) -> None:
+        """Look at what a runner holds, now and then while it is used. An idle one does not grow."""
+        while True:
+            await life.used.wait()
+            await asyncio.sleep(self._memory_interval)
+            life.used.clear()
+            memory = await self._launcher.measure(runner, life.wanted)
+            if memory is not None:
+                self._feed(Measured(life.id, memory))
+            if self._state.slots[life.id].leases:
+                life.used.set()
+
+    async def _watch_machine(self) -> None:
+        """Tell the core when the machine gets short of memory, and when it is no more."""
+        while self._lives:
+            await asyncio.sleep(self._memory_interval)
+            short = self._shortage()
+            if short or self._state.short:
+                if short and not self._state.short:
+                    logger.warning("the machine is short of memory", extra={"short_bytes": short})
+                self._feed(Pressure(short))
 
 
 def load_error(death: Death, model: str) -> HeadraceError:

@@ -1,4 +1,4 @@
-"""What the scheduler knows, hears and orders, as plain values.
+"""What the scheduler knows, as plain values. What it hears and orders is in `events`.
 
 Times are seconds on one monotonic clock, memory is bytes. Nothing here acts.
 """
@@ -10,11 +10,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
+from typing import TypeAlias
 
-from headrace.errors import HeadraceError
+from headrace_server.scheduling.timing import Pace
 
 FOREVER = math.inf
 """The keep-alive of a model that stays until it is unloaded by hand."""
+
+Prefixes: TypeAlias = tuple[int, ...]
+"""Fingerprints of a prompt's growing prefixes, the shortest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How one model is served: the operator's word, or the defaults."""
+
+    concurrency: int = 32
+    """Requests that one runner serves at once; more of them wait."""
+    keep_alive: float = 300.0
+    """Seconds that an idle runner stays where the request does not say."""
+    pinned: bool = False
+    """Whether it stays until it is unloaded by hand, whatever requests say."""
+    replicas: int = 1
+    """Runners of it at most."""
+
+
+_DEFAULT_POLICY = Policy()
+_DEFAULT_PACE = Pace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +45,10 @@ class Limits:
 
     memory: int
     """Bytes that all runners together may hold."""
-    concurrency: int = 32
-    """Requests that one runner serves at once; more of them wait here."""
     queue_per_model: int = 64
     """Requests that may wait for one model."""
     queue_total: int = 256
     """Requests that may wait in all."""
-    keep_alive: float = 300.0
-    """Seconds that an idle runner stays where the request does not say."""
     max_crashes: int = 4
     """Crashes of one model within `crash_window` that open its circuit."""
     crash_window: float = 120.0
@@ -41,13 +59,18 @@ class Limits:
     """Seconds for which an open circuit refuses."""
     retry_after: float = 1.0
     """Seconds after which one who was refused for a full queue may come again."""
+    patience: float = 30.0
+    """Seconds that a load waits for others to become idle by themselves. After that it is given
+    their memory next: they take nothing new, and go when what they serve has ended."""
 
 
 class Phase(Enum):
-    """Where a runner is, as far as scheduling cares. It only moves forward."""
+    """Where a runner is, as far as scheduling cares. See docs/scheduling.md."""
 
     LOADING = "loading"
     SERVING = "serving"
+    STALLED = "stalled"
+    """Served before and makes no progress now. Takes no new request, and may be replaced."""
     RETIRING = "retiring"
     """Takes no new request; it is stopped when its last one has ended."""
     STOPPING = "stopping"
@@ -61,161 +84,117 @@ class Slot:
     runner: str
     key: str
     memory: int
+    policy: Policy
     keep_alive: float
+    """Of its model, as requests have set it."""
+    started_at: float
     idle_since: float
     """When it last became idle; of no meaning while `leases` is not empty."""
     phase: Phase = Phase.LOADING
     leases: frozenset[int] = frozenset()
+    extra: bool = False
+    """Whether it stands beside another of its model, for the load. Such a one is never pinned."""
     leaving: bool = False
     """Unloaded while it was loading: those who waited for it are served, then it goes."""
+    advanced: bool = False
+    """Whether a stream on it has had its first token: its model can get something done."""
+    served: tuple[Prefixes, ...] = ()
+    """Beginnings of prompts that it has served lately, where there may be others to choose from."""
+    going_for: str = ""
+    """Why it is RETIRING."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether waiters may hope for it."""
+        return self.phase is Phase.SERVING or (self.phase is Phase.LOADING and not self.leaving)
+
+    @property
+    def has_place(self) -> bool:
+        """Whether one more request may use it."""
+        return self.phase is Phase.SERVING and len(self.leases) < self.policy.concurrency
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is loaded, and serves nobody."""
+        return not self.leases and self.phase in (Phase.SERVING, Phase.STALLED)
 
     @property
     def expires_at(self) -> float:
         """When it is to be unloaded; infinite while it is busy, loading or pinned."""
-        idle = self.phase is Phase.SERVING and not self.leases
-        return self.idle_since + self.keep_alive if idle else math.inf
+        return self.idle_since + self.stays if self.idle else math.inf
+
+    @property
+    def stays(self) -> float:
+        """Seconds that it stays when it is idle."""
+        if self.extra:
+            return min(self.keep_alive, self.policy.keep_alive)
+        return FOREVER if self.policy.pinned else self.keep_alive
 
     @property
     def pinned(self) -> bool:
         """Whether it stays until it is unloaded by hand."""
-        return self.keep_alive == FOREVER
+        return not self.extra and self.stays == FOREVER
 
     @property
     def immovable(self) -> bool:
         """Whether no other model can hope for its memory."""
-        staying = self.phase in (Phase.LOADING, Phase.SERVING) and not self.leaving
-        return self.pinned and staying
+        return self.pinned and self.usable and not self.leaving
 
     @property
     def evictable(self) -> bool:
-        """Whether it may be stopped in favour of another model."""
-        return self.phase is Phase.SERVING and not self.leases and not self.pinned
+        """Whether it may be stopped in favour of another model.
+
+        A pin keeps a model, not a process that does not answer.
+        """
+        return self.idle and (self.phase is Phase.STALLED or not self.pinned)
 
 
 @dataclass(frozen=True, slots=True)
 class Crashes:
-    """What went wrong lately with the runners of one model."""
+    """What went wrong lately with the runners of one model that got nothing done."""
 
     times: tuple[float, ...] = ()
     cause: str = ""
+    """Of the latest crash."""
     retry_at: float = -math.inf
     """No runner of this model is started before."""
     open: bool = False
     """Whether who asks before `retry_at` is refused rather than kept waiting."""
+    cramped: bool = False
+    """Whether its last load ran out of memory beside others."""
 
-    def another(self, cause: str, now: float, limits: Limits) -> Crashes:
+    def another(self, cause: str, now: float, limits: Limits, *, cramped: bool) -> Crashes:
         """What to remember after one more: when to try again, and whether to give up for now."""
         times = (*(time for time in self.times if now - time < limits.crash_window), now)
         if len(times) >= limits.max_crashes:
-            return Crashes(times, cause, retry_at=now + limits.cooldown, open=True)
+            return Crashes(times, cause, now + limits.cooldown, open=True, cramped=cramped)
         # One death is an accident: the next runner starts at once.
         wait = limits.backoff * 2.0 ** (len(times) - 2) if len(times) > 1 else 0.0
-        return Crashes(times, cause, retry_at=now + wait)
+        return Crashes(times, cause, now + wait, cramped=cramped)
 
     def overcome(self) -> Crashes:
         """What to remember after a load went well: they still count, but hinder nothing."""
-        return Crashes(self.times)
-
-
-# What the scheduler hears.
+        return Crashes(self.times, self.cause)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request wants a runner that serves `key`."""
+    """A request wants a runner that serves `key`. An event, and then one who waits."""
 
     request: int
     key: str
     needs: int
     """Bytes to set aside if the model has to be loaded."""
+    policy: Policy = _DEFAULT_POLICY
     keep_alive: float | None = None
-    """Seconds; None takes the default and leaves a pinned model pinned."""
+    """Seconds; None takes the policy's and leaves a pinned model pinned."""
     priority: int = 0
     deadline: float = math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A request has ended, whether it was waiting or being served."""
-
-    request: int
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A runner serves. `memory` is its own report of the bytes it holds; None: unknown."""
-
-    runner: str
-    memory: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """A runner is gone and its memory free."""
-
-    runner: str
-    cause: str
-    """A cause of `ERROR_REASON_RUNNER_CRASHED`."""
-    error: HeadraceError
-    """What those who wait for it are told if no other is started."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unload:
-    """The runner of `key` is to stop once its requests have ended."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Nothing is taken any more; every runner stops once its requests have ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Asked | Left | Loaded | Exited | Unload | Drain | Tick
-
-
-# What the scheduler orders.
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start a runner."""
-
-    runner: str
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Stop a runner. It has no requests."""
-
-    runner: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """The request may use the runner until it has left."""
-
-    request: int
-    runner: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """The request ends with an error."""
-
-    request: int
-    error: HeadraceError
-
-
-Action = Start | Stop | Grant | Refuse
+    prefixes: Prefixes = ()
+    pace: Pace = _DEFAULT_PACE
+    """How long its parts take at least, by what was measured."""
+    since: float = 0.0
+    """When it joined the queue. The core's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,18 +203,20 @@ class State:
 
     limits: Limits
     slots: Mapping[str, Slot] = field(default_factory=lambda: MappingProxyType({}))
-    """By runner."""
+    """By runner, the oldest first."""
     waiting: tuple[Asked, ...] = ()
     """In the order in which they are served."""
     crashes: Mapping[str, Crashes] = field(default_factory=lambda: MappingProxyType({}))
     """By key."""
     draining: bool = False
+    short: int = 0
+    """Bytes that the machine itself is short of, as last reported."""
     started: int = 0
     """Runners started so far; numbers the next one."""
 
-    def slot_of(self, key: str) -> Slot | None:
-        """The runner of a model, whatever its phase."""
-        return next((slot for slot in self.slots.values() if slot.key == key), None)
+    def slots_of(self, key: str) -> tuple[Slot, ...]:
+        """The runners of a model, whatever their phase, the oldest first."""
+        return tuple(slot for slot in self.slots.values() if slot.key == key)
 
     def position(self, request: int) -> int:
         """How many requests for the same model are ahead of a waiting one."""
@@ -252,6 +233,7 @@ class State:
         times = [
             *(slot.expires_at for slot in self.slots.values()),
             *(asked.deadline for asked in self.waiting),
+            *(asked.since + self.limits.patience for asked in self.waiting),
             *(c.retry_at for key, c in self.crashes.items() if key in wanted),
         ]
         return min((time for time in times if time > now), default=math.inf)

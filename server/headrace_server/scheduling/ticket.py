@@ -13,7 +13,7 @@ import grpc.aio
 from headrace.errors import HeadraceError
 from headrace_server.runners.diagnosis import Death
 from headrace_server.runners.lifecycle import State as RunnerState
-from headrace_server.scheduling.state import Asked
+from headrace_server.scheduling.state import Asked, Policy
 
 
 class Wanted(Protocol):
@@ -26,6 +26,10 @@ class Wanted(Protocol):
     @property
     def needs(self) -> int:
         """Bytes of memory, as estimated."""
+
+    @property
+    def policy(self) -> Policy:
+        """How it is served."""
 
     @property
     def name(self) -> str:
@@ -60,6 +64,10 @@ class Life:
     """Set when it is to be stopped."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the scheduler knows of its end, so that who asks then gets another."""
+    used: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when requests use it, until its memory has been looked at."""
+    advanced: bool = False
+    """Whether a stream on it has had its first token."""
     loaded_at: float | None = None
     """None until it serves."""
     runner: Runner | None = None
@@ -85,7 +93,8 @@ class Desk(Protocol):
 
     def now(self) -> float: ...
     def enter(self, ticket: Ticket, asked: Asked) -> None: ...
-    def leave(self, request: int) -> None: ...
+    def leave(self, ticket: Ticket, asked: Asked) -> None: ...
+    def advanced(self, ticket: Ticket, asked: Asked) -> None: ...
     def outlook(self, asked: Asked) -> Wait: ...
 
 
@@ -95,9 +104,11 @@ class Ticket:
     Leaving the context gives the place back, whatever happened.
     """
 
-    def __init__(self, desk: Desk, asked: Asked) -> None:
+    def __init__(self, desk: Desk, asked: Asked, prompt_bytes: int = 0) -> None:
         self._desk = desk
         self._asked = asked
+        self._advanced = False
+        self.prompt_bytes = prompt_bytes
         self._granted: asyncio.Future[Life] = asyncio.get_running_loop().create_future()
         self.asked_at = desk.now()
         self.granted_at = self.asked_at
@@ -113,7 +124,12 @@ class Ticket:
         trace: TracebackType | None,
     ) -> None:
         self._granted.cancel()
-        self._desk.leave(self._asked.request)
+        self._desk.leave(self, self._asked)
+
+    @property
+    def served(self) -> bool:
+        """Whether there was a runner for it."""
+        return self._granted.done() and not (self._granted.cancelled() or self._granted.exception())
 
     @property
     def life(self) -> Life:
@@ -160,6 +176,12 @@ class Ticket:
         """Wait without looking. Raises the typed error of a refusal."""
         await asyncio.wait({self._granted})
         self._granted.result()
+
+    def advanced(self) -> None:
+        """Say that the stream has its first token. Once is enough; more often does no harm."""
+        if not self._advanced:
+            self._advanced = True
+            self._desk.advanced(self, self._asked)
 
     def grant(self, life: Life, now: float) -> None:
         """Hand over the runner. The scheduler's alone, as is `refuse`."""

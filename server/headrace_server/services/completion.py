@@ -8,6 +8,7 @@ from headrace.rpc.support import refuse_unsupported
 from headrace.v1.completion_pb2 import StreamCompletionRequest
 from headrace_server.relay import Relay, Terms
 from headrace_server.scheduling.planner import Planner
+from headrace_server.scheduling.prefixes import fingerprints
 from headrace_server.services.raw import Context, Raw, add_to, seconds, stream, time_remaining
 
 SERVICE = "headrace.v1.CompletionService"
@@ -37,5 +38,7 @@ class CompletionServicer:
             keep_alive=seconds(message.keep_alive) if message.HasField("keep_alive") else None,
             priority=message.priority,
             time_remaining=time_remaining(context),
+            prefixes=fingerprints(message) if model.policy.replicas > 1 else (),
+            prompt_bytes=len(request.data),
         )
         await self._relay.stream(request.data, terms, context.write, choices=message.n or 1)

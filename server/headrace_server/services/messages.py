@@ -41,8 +41,8 @@ _PHASES = {
 }
 
 
-def model_message(model: Model, runner: RunnerStatus | None) -> ModelMessage:
-    """A model of the store, and its runner if it has one."""
+def model_message(model: Model, runners: list[RunnerStatus]) -> ModelMessage:
+    """A model of the store, and its runners."""
     manifest = model.manifest
     return ModelMessage(
         name=manifest.full_name,
@@ -60,7 +60,7 @@ def model_message(model: Model, runner: RunnerStatus | None) -> ModelMessage:
         source=manifest.source,
         created_at=_created_at(manifest),
         memory_estimate_bytes=model.needs,
-        runners=[] if runner is None else [runner],
+        runners=runners,
     )
 
 

@@ -131,14 +131,15 @@ class ModelServicer(ModelServiceServicer):
         except TimeoutError:
             raise DeadlineExceeded(f"the model was not loaded within {limit:g} s") from None
         begin, end = ticket.load_span
-        return LoadModelResponse(runner=self._runner(model.key), load_time=duration(end - begin))
+        runner = next(r for r in self._runners(model.key) if r.id == ticket.life.id)
+        return LoadModelResponse(runner=runner, load_time=duration(end - begin))
 
     async def UnloadModel(
         self, request: UnloadModelRequest, context: Context
     ) -> UnloadModelResponse:
-        """Stop a model's runner once it is idle. Raises ModelNotFound."""
+        """Stop a model's runners once they are idle. Raises ModelNotFound."""
         digest = self._store.get(request.model).digest
-        return UnloadModelResponse(stopped=int(await self._scheduler.unload(digest)))
+        return UnloadModelResponse(stopped=await self._scheduler.unload(digest))
 
     async def WatchModels(
         self, request: WatchModelsRequest, context: Context
@@ -180,11 +181,11 @@ class ModelServicer(ModelServiceServicer):
 
     async def _message(self, manifest: Manifest) -> ModelMessage:
         model = await self._planner.plan(manifest)
-        return model_message(model, self._runner(manifest.digest))
+        return model_message(model, self._runners(manifest.digest))
 
-    def _runner(self, digest: str) -> RunnerStatus | None:
-        found = self._scheduler.slot_of(digest)
-        return None if found is None else runner_status(*found, self._scheduler.now())
+    def _runners(self, digest: str) -> list[RunnerStatus]:
+        now = self._scheduler.now()
+        return [runner_status(*found, now) for found in self._scheduler.runners_of(digest)]
 
 
 async def _transfer(

@@ -30,6 +30,7 @@ from headrace_server.runners.diagnosis import Death, DeathCause
 from headrace_server.runners.lifecycle import State
 from headrace_server.runners.supervisor import RunnerDied
 from headrace_server.scheduling.planner import connect
+from headrace_server.scheduling.state import Policy
 from headrace_server.scheduling.ticket import Runner, Wanted
 from headrace_server.store.manifest import Manifest, ModelFile
 
@@ -43,6 +44,7 @@ class FakeModel:
 
     key: str = "sha256:fake"
     needs: int = 10
+    policy: Policy = field(default_factory=Policy)
     name: str = "fake:latest"
 
 

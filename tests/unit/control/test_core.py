@@ -1,6 +1,7 @@
 """The scheduling core's rules, one scenario a test, on a virtual clock."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -14,32 +15,29 @@ from headrace.errors import (
     QueueFull,
 )
 from headrace_server.scheduling.core import decide
-from headrace_server.scheduling.state import (
-    FOREVER,
+from headrace_server.scheduling.events import (
     Action,
-    Asked,
     Drain,
     Event,
     Exited,
     Grant,
     Left,
-    Limits,
     Loaded,
-    Phase,
     Refuse,
     Start,
-    State,
     Stop,
     Tick,
     Unload,
 )
+from headrace_server.scheduling.state import FOREVER, Asked, Limits, Phase, Policy, State
 
 
 class Desk:
     """The core with a clock that the test moves."""
 
-    def __init__(self, **limits: int | float) -> None:
+    def __init__(self, policy: Policy | None = None, **limits: int | float) -> None:
         self.state = State(Limits(**{"memory": 100, **limits}))  # type: ignore[arg-type]
+        self.policy = policy or Policy()
         self.now = 0.0
         self._requests = 0
 
@@ -47,10 +45,10 @@ class Desk:
         self.state, actions = decide(self.state, event, self.now)
         return actions
 
-    def ask(self, key: str, needs: int = 40, **more: float | int | None) -> tuple[Action, ...]:
+    def ask(self, key: str, needs: int = 40, **more: Any) -> tuple[Action, ...]:
         """Ask as request 1, 2, 3, …"""
         self._requests += 1
-        return self.tell(Asked(self._requests, key, needs, **more))  # type: ignore[arg-type]
+        return self.tell(Asked(self._requests, key, needs, **{"policy": self.policy, **more}))
 
     def wait(self, seconds: float) -> tuple[Action, ...]:
         self.now += seconds
@@ -60,8 +58,8 @@ class Desk:
         return self.tell(Exited(runner, cause, LoadFailed("it failed", cause=cause)))
 
     def phase(self, key: str) -> Phase | None:
-        slot = self.state.slot_of(key)
-        return None if slot is None else slot.phase
+        """Of its first runner."""
+        return next((slot.phase for slot in self.state.slots_of(key)), None)
 
 
 def errors(actions: tuple[Action, ...]) -> list[tuple[int, type]]:
@@ -78,7 +76,7 @@ def test_callers_share_one_load_and_are_served_together() -> None:
 
 
 def test_a1_a_full_queue_refuses_at_once_also_for_a_loaded_model() -> None:
-    desk = Desk(concurrency=1, queue_per_model=1, queue_total=2)
+    desk = Desk(Policy(concurrency=1), queue_per_model=1, queue_total=2)
     desk.ask("a")
     desk.tell(Loaded("r1"))
     assert desk.ask("a") == ()
@@ -296,17 +294,17 @@ def test_unload_during_a_load_whose_callers_have_gone_takes_effect_too() -> None
 
 
 def test_drain_refuses_those_who_wait_and_lets_the_others_finish() -> None:
-    desk = Desk(concurrency=1)
+    desk = Desk(Policy(concurrency=1))
     desk.ask("a")
     desk.tell(Loaded("r1"))
     desk.ask("a")
     assert errors(desk.tell(Drain())) == [(2, Draining)]
     assert errors(desk.ask("a")) == [(3, Draining)]
-    assert desk.tell(Left(1)) == (Stop("r1", "unloaded"),)
+    assert desk.tell(Left(1)) == (Stop("r1", "drained"),)
 
 
 def test_priority_goes_first_and_position_counts_those_ahead() -> None:
-    desk = Desk(concurrency=1)
+    desk = Desk(Policy(concurrency=1))
     desk.ask("a")
     desk.tell(Loaded("r1"))
     desk.ask("a")

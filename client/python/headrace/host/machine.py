@@ -68,6 +68,12 @@ def describe(device: Device | None = None) -> Machine:
     )
 
 
+def memory_available() -> int:
+    """Bytes that this process and its children may still take, now."""
+    limits = cgroup.read() if platform.system() == "Linux" else cgroup.Limits()
+    return _least(psutil.virtual_memory().available, limits.memory_available)
+
+
 def parse_version(text: str) -> tuple[int, ...]:
     """ "14.5" is (14, 5); what is not a number ends it."""
     parts: list[int] = []
