@@ -9,13 +9,7 @@ from headrace_server.scheduling.events import Grant, Start
 from headrace_server.scheduling.state import Asked, Phase, Slot
 
 # Which of a model's runners counts as the first, and which are extra.
-_STANDING = {
-    Phase.SERVING: 0,
-    Phase.LOADING: 1,
-    Phase.STALLED: 2,
-    Phase.RETIRING: 3,
-    Phase.STOPPING: 3,
-}
+_STANDING = {Phase.SERVING: 0, Phase.LOADING: 1, Phase.STALLED: 2}
 
 
 def settle(desk: Desk) -> None:
@@ -24,8 +18,12 @@ def settle(desk: Desk) -> None:
     _rank(desk)
     _serve(desk)
     _let_go(desk)
+    _rank(desk)
     _shrink(desk)
+    _give_up(desk)
     _load(desk)
+    while _give_up(desk):  # What was just started may be there to stay.
+        _load(desk)
     _rank(desk)
 
 
@@ -39,10 +37,15 @@ def _expire(desk: Desk) -> None:
 
 def _rank(desk: Desk) -> None:
     """See which runners stand beside the first of their model."""
+    slots = desk.slots.values()
+    if len({slot.key for slot in slots}) == len(slots) and not any(slot.extra for slot in slots):
+        return
     first: set[str] = set()
-    for slot in sorted(desk.slots.values(), key=lambda slot: _STANDING[slot.phase]):
-        if slot.extra is not (slot.key in first):
-            desk.put(slot, extra=slot.key in first)
+    here = (slot for slot in slots if slot.phase in _STANDING)
+    for slot in sorted(here, key=lambda slot: _STANDING[slot.phase]):
+        extra = slot.usable and slot.key in first
+        if extra is not slot.extra:
+            desk.put(slot, extra=extra)
         first.add(slot.key)
 
 
@@ -102,6 +105,24 @@ def _shrink(desk: Desk) -> None:
             over -= slot.memory
 
 
+def _give_up(desk: Desk) -> bool:
+    """Refuse those whose model cannot fit beside those that are there to stay; whether any were."""
+    pinned = sum(slot.memory for slot in desk.slots.values() if slot.immovable)
+    room = desk.limits.memory - pinned
+    hopeless = {
+        asked.key: asked.needs
+        for asked in desk.waiting
+        if asked.needs > room and _may_start(desk, asked) and not _has_usable(desk, asked.key)
+    }
+    for key, needs in hopeless.items():
+        desk.refuse_all(key, InsufficientMemory(needs=needs, free=max(0, room)))
+    return bool(hopeless)
+
+
+def _has_usable(desk: Desk, key: str) -> bool:
+    return any(slot.usable for slot in desk.of(key))
+
+
 def _load(desk: Desk) -> None:
     """Start the models that are waited for, as far as memory goes.
 
@@ -119,7 +140,7 @@ def _load(desk: Desk) -> None:
     ahead: set[str] = set()
     for key, asked in first.items():
         if _may_start(desk, asked):
-            if any(slot.usable for slot in desk.of(key)):
+            if _has_usable(desk, key):
                 further.append(asked)
             else:
                 claims = desk.now - since[key] >= desk.limits.patience
@@ -146,11 +167,6 @@ def _load_first(desk: Desk, asked: Asked, reserved: int, ahead: set[str] | None)
     `ahead`: the models whose waiters came before, if its own have waited long enough to claim the
     memory of others.
     """
-    pinned = sum(slot.memory for slot in desk.slots.values() if slot.immovable)
-    if asked.needs > desk.limits.memory - pinned:
-        free = max(0, desk.limits.memory - pinned)
-        desk.refuse_all(asked.key, InsufficientMemory(needs=asked.needs, free=free))
-        return 0
     if desk.short and desk.slots:
         return asked.needs  # The machine is short of memory: only alone would it be any use.
     free, stopping = desk.free() - reserved, desk.held_in(Phase.STOPPING)
@@ -204,5 +220,5 @@ def _start(desk: Desk, asked: Asked) -> None:
     runner, now = f"r{desk.started}", desk.now
     stay = desk.keep_alive(asked)
     slot = Slot(runner, asked.key, asked.needs, asked.policy, stay, now, idle_since=now)
-    desk.slots[runner] = slot
+    desk.slots[runner] = replace(slot, extra=_has_usable(desk, asked.key))
     desk.actions.append(Start(runner, asked.key))

@@ -106,7 +106,7 @@ class Slot:
     @property
     def usable(self) -> bool:
         """Whether waiters may hope for it."""
-        return self.phase is Phase.SERVING or (self.phase is Phase.LOADING and not self.leaving)
+        return self.phase in (Phase.LOADING, Phase.SERVING)
 
     @property
     def has_place(self) -> bool:
