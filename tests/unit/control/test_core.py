@@ -1,7 +1,6 @@
 """The scheduling core's rules, one scenario a test, on a virtual clock."""
 
 import math
-from typing import Any
 
 import pytest
 
@@ -14,58 +13,18 @@ from headrace.errors import (
     ModelTooLarge,
     QueueFull,
 )
-from headrace_server.scheduling.core import decide
 from headrace_server.scheduling.events import (
-    Action,
     Drain,
-    Event,
-    Exited,
     Grant,
     Left,
     Loaded,
     Refuse,
     Start,
     Stop,
-    Tick,
     Unload,
 )
-from headrace_server.scheduling.state import FOREVER, Asked, Limits, Phase, Policy, State
-
-
-class Desk:
-    """The core with a clock that the test moves."""
-
-    def __init__(self, policy: Policy | None = None, **limits: int | float) -> None:
-        self.state = State(Limits(**{"memory": 100, **limits}))  # type: ignore[arg-type]
-        self.policy = policy or Policy()
-        self.now = 0.0
-        self._requests = 0
-
-    def tell(self, event: Event) -> tuple[Action, ...]:
-        self.state, actions = decide(self.state, event, self.now)
-        return actions
-
-    def ask(self, key: str, needs: int = 40, **more: Any) -> tuple[Action, ...]:
-        """Ask as request 1, 2, 3, …"""
-        self._requests += 1
-        return self.tell(Asked(self._requests, key, needs, **{"policy": self.policy, **more}))
-
-    def wait(self, seconds: float) -> tuple[Action, ...]:
-        self.now += seconds
-        return self.tell(Tick())
-
-    def exited(self, runner: str, cause: str = "EXITED") -> tuple[Action, ...]:
-        return self.tell(Exited(runner, cause, LoadFailed("it failed", cause=cause)))
-
-    def phase(self, key: str) -> Phase | None:
-        """Of its first runner."""
-        return next((slot.phase for slot in self.state.slots_of(key)), None)
-
-
-def errors(actions: tuple[Action, ...]) -> list[tuple[int, type]]:
-    return [
-        (action.request, type(action.error)) for action in actions if isinstance(action, Refuse)
-    ]
+from headrace_server.scheduling.state import FOREVER, Phase, Policy
+from tests.unit.control.cores import Desk, errors
 
 
 def test_callers_share_one_load_and_are_served_together() -> None:

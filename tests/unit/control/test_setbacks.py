@@ -1,0 +1,206 @@
+"""The core and runners that stall, crash or grow, and those who wait for their memory."""
+
+import pytest
+
+from headrace.errors import CircuitOpen
+from headrace_server.scheduling.events import (
+    Advanced,
+    Grant,
+    Left,
+    Loaded,
+    Measured,
+    Pressure,
+    Recovered,
+    Stalled,
+    Start,
+    Stop,
+    Unload,
+)
+from headrace_server.scheduling.state import FOREVER, Phase, Policy
+from tests.unit.control.cores import Desk, errors
+
+
+def test_c3_a_stalled_runner_gets_nobody_and_another_stands_in_for_it() -> None:
+    desk = Desk()
+    desk.load("a")
+    desk.tell(Stalled("r1"))
+    assert desk.ask("a") == (Start("r2", "a"),)
+    assert desk.tell(Loaded("r2")) == (Grant(2, "r2"),)
+    assert desk.slot("r1").leases == {1}
+
+
+def test_a_stalled_runner_s_memory_counts_until_it_is_gone() -> None:
+    desk = Desk()
+    desk.load("a", needs=60)
+    desk.tell(Stalled("r1"))
+    assert desk.ask("a", needs=60) == ()
+    assert desk.tell(Left(1)) == (Stop("r1", "evicted"),)
+    assert desk.exited("r1", "STALLED") == (Start("r2", "a"),)
+
+
+def test_a_stalled_runner_goes_first_pinned_or_not() -> None:
+    desk = Desk()
+    desk.load("b")
+    desk.load("a", keep_alive=FOREVER)
+    desk.tell(Left(1))
+    desk.tell(Left(2))
+    desk.tell(Stalled("r2"))
+    assert desk.ask("c") == (Stop("r2", "evicted"),)
+
+
+def test_a_runner_that_recovers_serves_those_who_wait_and_its_stand_in_is_not_needed() -> None:
+    desk = Desk()
+    desk.load("a")
+    desk.tell(Stalled("r1"))
+    assert desk.ask("a") == (Start("r2", "a"),)
+    assert desk.tell(Recovered("r1")) == (Grant(2, "r1"), Stop("r2", "surplus"))
+
+
+def test_a_runner_that_retires_is_not_called_back_by_its_health() -> None:
+    desk = Desk()
+    desk.load("a")
+    desk.tell(Unload("a"))
+    for event in (Stalled("r1"), Recovered("r1")):
+        desk.tell(event)
+        assert desk.phase("a") is Phase.RETIRING
+
+
+def test_crashes_after_progress_neither_open_the_circuit_nor_delay_the_next_start() -> None:
+    desk = Desk(max_crashes=2)
+    for number in range(1, 20):
+        assert desk.load("a") == f"r{number}"
+        desk.tell(Advanced(f"r{number}"))
+        desk.exited(f"r{number}", "SIGNAL")
+        assert desk.state.crashes["a"].cause == "SIGNAL"
+        desk.tell(Left(number))
+
+
+def test_crashes_before_any_progress_open_it() -> None:
+    desk = Desk(max_crashes=2)
+    desk.load("a")
+    desk.exited("r1", "SIGNAL")
+    desk.tell(Left(1))
+    desk.load("a")
+    assert errors(desk.exited("r2", "SIGNAL")) == []
+    assert errors(desk.ask("a")) == [(3, CircuitOpen)]
+
+
+def test_progress_makes_up_for_the_crashes_before_it() -> None:
+    desk = Desk(max_crashes=2)
+    desk.load("a")
+    desk.exited("r1")
+    desk.load("a")
+    desk.tell(Advanced("r2"))
+    desk.exited("r2")
+    desk.load("a")
+    desk.exited("r3")
+    assert errors(desk.ask("a")) == []
+
+
+def test_a_second_lack_of_memory_is_told_from_one_after_progress() -> None:
+    desk = Desk()
+    desk.load("b")
+    desk.tell(Left(1))
+    desk.load("a")
+    desk.tell(Advanced("r2"))
+    desk.exited("r2", "OUT_OF_MEMORY")
+    desk.ask("a")
+    assert desk.exited("r3", "OUT_OF_MEMORY") == (Stop("r1", "evicted"),)
+
+
+def test_a_runner_that_grows_beyond_the_budget_makes_idle_ones_go() -> None:
+    desk = Desk()
+    desk.load("b")
+    desk.tell(Left(1))
+    desk.load("a")
+    assert desk.tell(Measured("r2", 60)) == ()
+    assert desk.tell(Measured("r2", 61)) == (Stop("r1", "evicted"),)
+    assert desk.slot("r2").memory == 61
+
+
+def test_what_a_runner_gives_back_is_used() -> None:
+    desk = Desk()
+    desk.load("a", needs=80)
+    assert desk.ask("b") == ()
+    assert desk.tell(Measured("r1", 50)) == (Start("r2", "b"),)
+
+
+def test_under_pressure_the_biggest_idle_runner_goes_first_and_no_more_than_needed() -> None:
+    desk = Desk()
+    for number, (key, needs) in enumerate((("a", 20), ("b", 45), ("c", 30)), 1):
+        desk.load(key, needs)
+        desk.tell(Left(number))
+        desk.now += 1
+    assert desk.tell(Pressure(46)) == (Stop("r2", "pressure"), Stop("r3", "pressure"))
+    assert desk.tell(Pressure(46)) == ()
+    desk.exited("r2")
+    desk.exited("r3")
+    assert desk.phase("a") is Phase.SERVING
+
+
+def test_pressure_spares_the_busy_and_the_pinned() -> None:
+    desk = Desk()
+    desk.load("a")
+    desk.load("b", keep_alive=FOREVER)
+    desk.tell(Left(2))
+    assert desk.tell(Pressure(1000)) == ()
+
+
+def test_nothing_is_loaded_beside_others_while_the_machine_is_short_of_memory() -> None:
+    desk = Desk()
+    desk.load("a", needs=20)
+    desk.tell(Pressure(1))
+    assert desk.ask("b") == ()
+    assert desk.tell(Pressure(0)) == (Start("r2", "b"),)
+    desk.tell(Pressure(1))
+    assert desk.exited("r2", "OUT_OF_MEMORY") == ()
+    desk.tell(Left(1))
+    assert desk.exited("r1") == (Start("r3", "b"),)
+
+
+@pytest.mark.parametrize("waited", [29.0, 30.0])
+def test_whose_patience_is_over_is_given_the_memory_of_the_busy_when_these_have_ended(
+    waited: float,
+) -> None:
+    desk = Desk(Policy(concurrency=2), patience=30.0)
+    desk.load("a", needs=50)
+    desk.load("b", needs=50)
+    assert desk.ask("c", needs=80) == ()
+    desk.wait(waited)
+    late = desk.ask("a", needs=50)
+    assert late == (() if waited == 30.0 else (Grant(4, "r1"),))
+    desk.tell(Left(1))
+    desk.tell(Left(2))
+    assert (desk.phase("a") is Phase.STOPPING) is (waited == 30.0)
+
+
+def test_those_who_came_before_are_served_before_their_runner_is_claimed() -> None:
+    desk = Desk(Policy(concurrency=1), patience=30.0)
+    desk.load("a", needs=60)
+    desk.ask("a", needs=60)
+    assert desk.ask("b", needs=60) == ()
+    desk.ask("a", needs=60)
+    desk.wait(30.0)
+    assert desk.tell(Left(1)) == (Grant(2, "r1"),)
+    assert desk.phase("a") is Phase.RETIRING
+    assert desk.tell(Left(2)) == (Stop("r1", "evicted"),)
+    assert desk.exited("r1") == (Start("r2", "b"),)
+
+
+def test_what_is_claimed_is_not_taken_by_others() -> None:
+    desk = Desk(patience=30.0)
+    desk.load("a", needs=60)
+    desk.ask("b", needs=70)
+    desk.wait(30.0)
+    assert desk.ask("c", needs=20) == ()
+    assert desk.tell(Left(1)) == (Stop("r1", "evicted"),)
+    assert desk.exited("r1") == (Start("r2", "b"), Start("r3", "c"))
+
+
+def test_a_model_that_comes_to_stay_ends_the_hope_of_who_waits_for_its_memory() -> None:
+    desk = Desk()
+    desk.load("a", needs=50)
+    assert desk.ask("b", needs=100) == ()
+    refused = desk.ask("c", needs=40, keep_alive=FOREVER)
+    assert refused[0] == Start("r2", "c")
+    assert [request for request, _ in errors(refused)] == [2]

@@ -1,0 +1,165 @@
+"""The scheduler's shell: what it feeds the core, with runners that are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from headrace.errors import DeadlineUnreachable
+from headrace_server.runners.lifecycle import State as RunnerState
+from headrace_server.scheduling.shell import Scheduler
+from headrace_server.scheduling.state import Limits, Phase, Policy
+from headrace_server.scheduling.ticket import Runner, Wanted
+from headrace_server.scheduling.timing import LONG_PROMPT
+from tests.unit.control.fakes import Context, FakeLauncher, FakeModel, FakeRunner
+
+
+async def silent(runner: FakeRunner, request: Any, context: Context) -> AsyncIterator[Any]:
+    return
+    yield
+
+
+class Launcher(FakeLauncher):
+    """One whose runners say what they hold."""
+
+    memory: int | None = None
+
+    async def measure(self, runner: Runner, wanted: Wanted) -> int | None:
+        return self.memory
+
+
+class Stage:
+    """A scheduler whose changes a test can wait for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.launcher = Launcher(folder, silent)
+        self.short = 0
+        self._news = asyncio.Event()
+        self.scheduler = Scheduler(
+            Limits(100, max_crashes=3),
+            self.launcher,
+            self._news.set,
+            shortage=lambda: self.short,
+            memory_interval=0.01,
+        )
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not true():
+                self._news.clear()
+                await self._news.wait()
+
+    def phases(self, key: str = FakeModel().key) -> list[Phase]:
+        return [slot.phase for slot, _ in self.scheduler.runners_of(key)]
+
+
+@pytest_asyncio.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    stage = Stage(tmp_path)
+    yield stage
+    await stage.scheduler.close()
+
+
+async def test_c3_a_runner_whose_health_says_so_is_stalled_and_another_stands_in(
+    stage: Stage,
+) -> None:
+    with stage.scheduler.ask(FakeModel()) as first:
+        await first.granted()
+        runner = stage.launcher.runners[0]
+        runner.state = RunnerState.STALLED
+        stage.scheduler.runner_changed()
+        assert stage.phases() == [Phase.STALLED]
+        with stage.scheduler.ask(FakeModel()) as second:
+            await second.granted()
+            assert second.life is not first.life
+        runner.state = RunnerState.SERVING
+        stage.scheduler.runner_changed()
+        assert stage.phases()[0] is Phase.SERVING
+
+
+async def test_several_runners_of_a_model_are_told_counted_and_unloaded(stage: Stage) -> None:
+    model = FakeModel(policy=Policy(concurrency=1, replicas=2))
+    with stage.scheduler.ask(model) as first, stage.scheduler.ask(model) as second:
+        await first.granted()
+        await second.granted()
+        assert first.life is not second.life
+        assert {slot.runner for slot, _ in stage.scheduler.loaded()[model.key]} == {"r1", "r2"}
+        assert stage.scheduler.in_use(model.key)
+    assert not stage.scheduler.in_use(model.key)
+    assert await stage.scheduler.unload(model.key) == 2
+    assert await stage.scheduler.unload(model.key) == 0
+
+
+async def test_a_first_token_is_told_once_and_crashes_after_it_do_not_count(stage: Stage) -> None:
+    for _ in range(10):
+        with stage.scheduler.ask(FakeModel()) as ticket:
+            await ticket.granted()
+            ticket.advanced()
+            ticket.advanced()
+            assert ticket.life.advanced
+            await stage.launcher.runners[-1].die()
+            await ticket.life.gone.wait()
+
+
+async def test_crashes_without_a_first_token_open_the_circuit(stage: Stage) -> None:
+    for _ in range(3):
+        with stage.scheduler.ask(FakeModel()) as ticket:
+            await ticket.granted()
+            await stage.launcher.runners[-1].die()
+            await ticket.life.gone.wait()
+    with stage.scheduler.ask(FakeModel()) as ticket, pytest.raises(Exception, match="crash"):
+        await ticket.granted()
+
+
+async def test_a_runner_in_use_is_asked_what_it_holds_and_an_idle_one_is_not(
+    stage: Stage,
+) -> None:
+    def held() -> int:
+        return stage.scheduler.runners_of(FakeModel().key)[0][0].memory
+
+    with stage.scheduler.ask(FakeModel()) as ticket:
+        await ticket.granted()
+        stage.launcher.memory = 33
+        await stage.until(lambda: held() == 33)
+        stage.launcher.memory = 44
+        await stage.until(lambda: held() == 44)
+    # What was grown since the last look is still seen; then nobody looks any more.
+    stage.launcher.memory = 55
+    await stage.until(lambda: held() == 55)
+    assert not ticket.life.used.is_set()
+
+
+async def test_a_machine_short_of_memory_loses_its_biggest_idle_model(stage: Stage) -> None:
+    for model in (FakeModel("small", 10), FakeModel("big", 50)):
+        with stage.scheduler.ask(model) as ticket:
+            await ticket.granted()
+    stage.short = 20
+    await stage.until(lambda: "big" not in stage.scheduler.loaded())
+    assert stage.phases("small") == [Phase.SERVING]
+    stage.short = 0
+    with stage.scheduler.ask(FakeModel("big", 50)) as ticket:
+        await ticket.granted()
+
+
+async def test_a9_what_was_measured_decides_whether_a_deadline_can_be_met(stage: Stage) -> None:
+    scheduler, prompt = stage.scheduler, 100 * LONG_PROMPT
+    for _ in range(20):
+        with scheduler.ask(FakeModel(), prompt_bytes=LONG_PROMPT) as ticket:
+            await ticket.granted()
+            ticket.granted_at -= 1.0  # As though its prompt had taken a second.
+            ticket.advanced()
+    with (
+        scheduler.ask(FakeModel(), deadline=scheduler.now() + 50.0, prompt_bytes=prompt) as ticket,
+        pytest.raises(DeadlineUnreachable) as refused,
+    ):
+        await ticket.granted()
+    assert 90.0 < float(refused.value.metadata["estimate"]) <= 101.0
+    with scheduler.ask(
+        FakeModel(), deadline=scheduler.now() + 150.0, prompt_bytes=prompt
+    ) as ticket:
+        await ticket.granted()
