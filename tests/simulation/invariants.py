@@ -125,7 +125,7 @@ def _start_is_right(world: World, runner: str, actions: tuple[Action, ...]) -> N
     assert world.now >= crashes.retry_at, "started within its backoff"
     limits, failures = world.scenario.limits, world.failures.get(started.key, [])
     if sum(world.now - time < limits.crash_window for time in failures) >= limits.max_crashes:
-        assert world.now - failures[-1] >= limits.cooldown, "started though its circuit is open"
+        assert world.now >= failures[-1] + limits.cooldown, "started though its circuit is open"
 
 
 def _others_wait(world: World, started: Slot) -> bool:
@@ -247,7 +247,7 @@ def _nobody_waits_for_what_is_free(world: World) -> None:
                 further.append(asked)
             else:
                 assert asked.needs > free - reserved + idle, "waits for memory that is there"
-                if now - since[key] >= state.limits.patience:
+                if now >= since[key] + state.limits.patience:
                     _claim_is_served(world, asked.needs - free + reserved, ahead)
                     reserved += asked.needs
         ahead.add(key)

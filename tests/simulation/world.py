@@ -68,7 +68,7 @@ class World:
         self.crashes: dict[str, list[float]] = {}
         """When runners of a model crashed that had got nothing done, since one last did."""
         self.failures: dict[str, list[float]] = {}
-        """The same, since one last loaded; without those that no other try could mend."""
+        """The same, since one last loaded as well; without those that no other try could mend."""
         self.unloaded: set[str] = set()
         self.events = 0
         self.transitions: set[Transition] = set()
@@ -221,6 +221,7 @@ class World:
     def _advance(self, runner: str, request: int) -> None:
         if self.served.get(request) == runner and runner not in self.stalled | self.advanced:
             self.advanced.add(runner)
+            self.failures.pop(self.state.slots[runner].key, None)
             self.crashes.pop(self.state.slots[runner].key, None)
             self.tell(Advanced(runner))
 

@@ -143,7 +143,7 @@ def _load(desk: Desk) -> None:
             if _has_usable(desk, key):
                 further.append(asked)
             else:
-                claims = desk.now - since[key] >= desk.limits.patience
+                claims = desk.now >= since[key] + desk.limits.patience
                 reserved += _load_first(desk, asked, reserved, ahead if claims else None)
         ahead.add(key)
     for asked in further:

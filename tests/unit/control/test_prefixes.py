@@ -5,10 +5,13 @@ from itertools import pairwise, takewhile
 import pytest
 
 from headrace.v1.common_pb2 import TokenIds
-from headrace.v1.completion_pb2 import ChatInput, ChatMessage, StreamCompletionRequest
+from headrace.v1.completion_pb2 import (
+    ChatInput,
+    ChatMessage,
+    ChatRole,
+    StreamCompletionRequest,
+)
 from headrace_server.scheduling.prefixes import BORDERS, fingerprints
-
-USER, ASSISTANT = 2, 3
 
 
 def prompt(text: str) -> StreamCompletionRequest:
@@ -16,7 +19,8 @@ def prompt(text: str) -> StreamCompletionRequest:
 
 
 def chat(*texts: str) -> StreamCompletionRequest:
-    messages = [ChatMessage(role=USER + i % 2, content=text) for i, text in enumerate(texts)]
+    roles = (ChatRole.CHAT_ROLE_USER, ChatRole.CHAT_ROLE_ASSISTANT)
+    messages = [ChatMessage(role=roles[i % 2], content=text) for i, text in enumerate(texts)]
     return StreamCompletionRequest(chat=ChatInput(messages=messages))
 
 
