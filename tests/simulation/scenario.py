@@ -56,9 +56,11 @@ class Scenario:
 
 
 def draw(seed: int, random: Random) -> Scenario:
-    """The scenario of a seed. Every thirtieth is a siege."""
+    """The scenario of a seed. Every thirtieth is a siege, and the one after it full of stalls."""
     if seed % 30 == 0:
         return _siege(random)
+    if seed % 30 == 1:
+        return _stalls(random)
     traits = frozenset(trait for trait in TRAITS if random.random() < 0.4)
     models = tuple(_model(key, traits, random) for key in "abcd"[: random.randint(1, 4)])
     limits = Limits(
@@ -93,6 +95,13 @@ def _siege(random: Random) -> Scenario:
     )
     limits = Limits(BUDGET, queue_per_model=8, queue_total=16, patience=PATIENCE)
     return Scenario(models, limits, frozenset(), 90, 0.5)
+
+
+def _stalls(random: Random) -> Scenario:
+    """One model, whose runners stall and recover with others in their place."""
+    policy = Policy(random.choice((1, 2)), keep_alive=300.0)
+    limits = Limits(BUDGET, patience=PATIENCE)
+    return Scenario((Model("a", 20, policy),), limits, frozenset({"stalls"}), 30, 1.0)
 
 
 def bound_on_wait(scenario: Scenario, ahead: int) -> float:

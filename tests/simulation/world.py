@@ -238,6 +238,8 @@ class World:
     def _recover(self, runner: str) -> None:
         self.stalled.discard(runner)
         self.tell(Recovered(runner))
+        if runner in self.serving and not self.behaving:
+            self._in(4.0, self._stall, runner)
 
     def _exit(self, runner: str, cause: str) -> None:
         if runner not in self.loading | self.serving | self.stopping:
