@@ -135,6 +135,11 @@ CASES = [
     Case("an empty question", chat(says(USER, "")), "chat.messages[0].content"),
     Case("17 choices", ask(n=17), "n"),
     Case("resumption of 2 choices", ask(n=2, resume_token_ids=[1]), "resume_token_ids"),
+    Case(
+        "resumption of a third choice of 2",
+        ask(n=2, resume_choices=[completion.ResumedChoice(index=2, token_ids=[1])]),
+        "resume_choices[0].index",
+    ),
     Case("resumption by no token", ask(resume_token_ids=[49152]), "resume_token_ids[0]"),
     # B9: what the model or this runner cannot honour is never ignored.
     Case("an adapter", ask(adapter="mine"), "adapter", reason=UNSUPPORTED),

@@ -110,8 +110,9 @@ class CompletionServicer(CompletionServiceServicer):
         vocabulary = runner.tokenizer.vocab_size
         stops = stop_rules(request.stop, vocabulary)
         resume = resume_ids(request, vocabulary)
-        if len(resume) > room:
-            raise ContextLengthExceeded(limit=limit, actual=len(prompt) + len(resume))
+        longest = max(map(len, resume), default=0)
+        if longest > room:
+            raise ContextLengthExceeded(limit=limit, actual=len(prompt) + longest)
         return GenerationRequest(
             id=request_id,
             prompt=prompt,

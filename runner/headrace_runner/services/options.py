@@ -6,7 +6,9 @@ Every option is honoured or refused with the field's name; none is dropped.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from headrace.errors import FieldViolation, InvalidRequest
 from headrace.v1.completion_pb2 import (
@@ -43,7 +45,7 @@ def top_logprobs(options: LogprobsOptions, vocabulary: int) -> int | None:
     if options.enabled:
         return min(options.top, vocabulary)
     if options.top:
-        raise InvalidRequest(violations=[FieldViolation("logprobs.top", "needs logprobs.enabled")])
+        _refuse("logprobs.top", "needs logprobs.enabled")
     return None
 
 
@@ -72,23 +74,41 @@ def sampling_params(options: SamplingOptions, vocabulary: int) -> SamplingParams
     )
 
 
-def resume_ids(request: StreamCompletionRequest, vocabulary: int) -> tuple[int, ...]:
-    """The output that an earlier attempt has sent.
+def resume_ids(request: StreamCompletionRequest, vocabulary: int) -> tuple[tuple[int, ...], ...]:
+    """The output of each choice that an earlier attempt has sent; empty if there was none.
 
-    Raises InvalidRequest for a token outside the vocabulary, and for several choices: which of
-    them sent what cannot be said.
+    Raises InvalidRequest for a token outside the vocabulary, for an index of no choice or of one
+    that was there, and for tokens of which it is not said whose they are.
     """
-    ids = tuple(request.resume_token_ids)
-    if ids and request.n > 1:
-        rule = "goes with one choice only; leave n out"
-        raise InvalidRequest(violations=[FieldViolation("resume_token_ids", rule)])
+    choices = max(1, request.n)
+    if request.resume_token_ids and request.resume_choices:
+        _refuse("resume_choices", "does not go with resume_token_ids; give one of them")
+    if request.resume_token_ids:
+        if choices > 1:
+            _refuse("resume_token_ids", "goes with one choice only; use resume_choices")
+        return (_known(request.resume_token_ids, vocabulary, "resume_token_ids"),)
+    sent: dict[int, tuple[int, ...]] = {}
+    for place, choice in enumerate(request.resume_choices):
+        field = f"resume_choices[{place}]"
+        if choice.index >= choices:
+            _refuse(f"{field}.index", f"the request's choices end at {choices - 1}; see n")
+        if choice.index in sent:
+            _refuse(f"{field}.index", f"choice {choice.index} is there already; name each once")
+        sent[choice.index] = _known(choice.token_ids, vocabulary, f"{field}.token_ids")
+    return tuple(sent.get(choice, ()) for choice in range(choices)) if sent else ()
+
+
+def _known(ids: Sequence[int], vocabulary: int, field: str) -> tuple[int, ...]:
     if max(ids, default=0) >= vocabulary:
         for index, token in enumerate(ids):
-            _check_token(token, vocabulary, f"resume_token_ids[{index}]")
-    return ids
+            _check_token(token, vocabulary, f"{field}[{index}]")
+    return tuple(ids)
 
 
 def _check_token(token: int, vocabulary: int, field: str) -> None:
     if token >= vocabulary:
-        rule = f"the model's vocabulary ends at {vocabulary - 1}"
-        raise InvalidRequest(violations=[FieldViolation(field, rule)])
+        _refuse(field, f"the model's vocabulary ends at {vocabulary - 1}")
+
+
+def _refuse(field: str, rule: str) -> NoReturn:
+    raise InvalidRequest(violations=[FieldViolation(field, rule)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -94,8 +94,10 @@ class Stream:
     def __init__(self, call: Any, request: StreamCompletionRequest) -> None:
         self.call = call
         self._events: AsyncIterator[StreamCompletionResponse] = aiter(call)
-        self._resumed = len(request.resume_token_ids)
         self._choices = request.n or 1
+        self._resumed = Counter({0: len(request.resume_token_ids)})
+        """Tokens that are not sent again, by choice."""
+        self._resumed.update({c.index: len(c.token_ids) for c in request.resume_choices})
         self._seen: list[str] = []
         self.answer = Answer()
         self.prefilled = 0
@@ -134,12 +136,14 @@ class Stream:
                 output.token_ids += event.delta.token_ids
                 output.logprobs += event.delta.logprobs
                 output.borders.append((len(output.token_ids), len(output.text)))
-                assert event.delta.output_tokens == self._resumed + len(output.token_ids)
+                sent = self._resumed[event.delta.choice] + len(output.token_ids)
+                assert event.delta.output_tokens == sent
             case "completed":
                 answer.completed = event.completed
                 assert [c.index for c in event.completed.choices] == list(range(self._choices))
                 counts = [
-                    self._resumed + len(answer.outputs[i].token_ids) for i in range(self._choices)
+                    self._resumed[choice] + len(answer.outputs[choice].token_ids)
+                    for choice in range(self._choices)
                 ]
                 assert [c.output_tokens for c in event.completed.choices] == counts
                 usage = event.completed.usage

@@ -26,6 +26,7 @@ from headrace.v1.completion_pb2 import (
     CompletionInput,
     LogprobsOptions,
     ReasoningOptions,
+    ResumedChoice,
     SamplingOptions,
     StopOptions,
     StreamCompletionRequest,
@@ -62,6 +63,11 @@ def chat(*messages: ChatMessage, **fields: Any) -> StreamCompletionRequest:
     return StreamCompletionRequest(model=MODEL, chat=said, **fields)
 
 
+def sent_of(index: int, *ids: int) -> list[ResumedChoice]:
+    """What was sent of one choice, to be resumed."""
+    return [ResumedChoice(index=index, token_ids=ids)]
+
+
 HELLO = ChatMessage(role=ChatRole.CHAT_ROLE_USER, content="Hello")
 LOOK = [Tool(name="look")]
 FORCED = ToolChoice(mode=ToolChoice.MODE_REQUIRED)
@@ -96,6 +102,11 @@ BROKEN_RULES = [
     ("n", prompt("fox", n=3)),  # More than this runner computes at once.
     ("resume_token_ids", prompt("fox", n=2, resume_token_ids=[1])),
     ("resume_token_ids[1]", prompt("fox", resume_token_ids=[1, 99999])),
+    ("resume_choices[0].index", prompt("fox", n=2, resume_choices=sent_of(2, 1))),
+    ("resume_choices[0].index", prompt("fox", resume_choices=sent_of(-1, 1))),
+    ("resume_choices[0].token_ids", prompt("fox", resume_choices=sent_of(0))),
+    ("resume_choices[0].token_ids[1]", prompt("fox", resume_choices=sent_of(0, 1, 99999))),
+    ("resume_choices", prompt("fox", resume_choices=sent_of(0, 1), resume_token_ids=[1])),
     ("logprobs.top", prompt("fox", logprobs=LogprobsOptions(enabled=True, top=21))),
     ("logprobs.top", prompt("fox", logprobs=LogprobsOptions(top=3))),
     ("priority", prompt("fox", priority=101)),
@@ -190,7 +201,7 @@ async def test_b9_tools_that_are_not_to_be_called_need_no_form(api: Api) -> None
 def test_b9_every_field_of_the_contract_is_honoured_or_refused() -> None:
     honoured = (
         "request_id model prompt chat token_ids sampling stop max_tokens n logprobs priority"
-        " reasoning resume_token_ids"
+        " reasoning resume_token_ids resume_choices"
     )
     # Read by the controller; the runner stays loaded anyway.
     not_for_runners = "keep_alive"

@@ -84,6 +84,35 @@ async def test_b5_the_same_when_it_is_resumed(
     await goes_on(api, fresh, request, cuts=4)
 
 
+async def test_b5_several_choices_go_on_each_from_its_own_place(
+    api: Api, fresh: Api, sampling: SamplingOptions
+) -> None:
+    """One has sent nothing, one some, one all: its end is not drawn again."""
+    request = story(sampling, n=3, logprobs=LogprobsOptions(enabled=True))
+    whole = await api.complete(request)
+    borders = {choice: [(0, 0), *whole.outputs[choice].borders] for choice in range(3)}
+    for turn in range(3):
+        cuts = {
+            choice: borders[choice][(0, len(borders[choice]) // 2, -1)[(choice + turn) % 3]]
+            for choice in range(3)
+        }
+        later = StreamCompletionRequest()
+        later.CopyFrom(request)
+        for choice, (sent, _) in cuts.items():
+            if sent:
+                ids = whole.outputs[choice].token_ids[:sent]
+                later.resume_choices.add(index=choice, token_ids=ids)
+        answer = await fresh.complete(later)
+        assert list(answer.completed.choices) == list(whole.completed.choices)
+        assert answer.completed.usage.output_tokens == whole.completed.usage.output_tokens
+        for choice, (sent, characters) in cuts.items():
+            output, expected = answer.outputs[choice], whole.outputs[choice]
+            assert output.token_ids == expected.token_ids[sent:]
+            assert expected.text[:characters] + output.text == expected.text
+            logprobs = [each.logprob for each in expected.logprobs[sent:]]
+            assert [e.logprob for e in output.logprobs] == pytest.approx(logprobs, abs=1e-3)
+
+
 async def test_b5_a_stop_string_is_found_over_the_place_of_the_cut(
     api: Api, fresh: Api, sampling: SamplingOptions
 ) -> None:

@@ -294,7 +294,7 @@ async def test_one_that_ends_at_its_start_holds_no_room(
             with pytest.raises(InternalError):
                 await read(engine.submit(replace(request(max_tokens=15), prompt=[])))
         else:  # It was resumed behind its end.
-            (*_, finished) = await read(engine.submit(request(max_tokens=15, resume=(5,) * 15)))
+            (*_, finished) = await read(engine.submit(request(max_tokens=15, resume=((5,) * 15,))))
             assert isinstance(finished, Finished)
         following = engine.submit(request())
         assert tokens_of(await read(following)) == alone(model, PROMPT, GREEDY, 10)

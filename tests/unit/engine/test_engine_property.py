@@ -69,7 +69,8 @@ class Call:
                 assert not self.parked
                 self.tokens[event.choice] += event.token_ids
                 self.texts[event.choice] += event.text
-                sent = len(self.request.resume) + len(self.tokens[event.choice])
+                resumed = self.request.resumed(event.choice)
+                sent = len(resumed) + len(self.tokens[event.choice])
                 assert event.output_tokens == sent
                 asked = self.request.top_logprobs is not None
                 assert len(event.logprobs) == (len(event.token_ids) if asked else 0)
@@ -112,10 +113,11 @@ class Reference:
         sampling = replace(sampling, seed=choice_seed(sampling.seed, choice))
         drawn = self.drawn(request.prompt, sampling)
         output = Output(request, self.tokenizer, choice)
-        if (end := output.restore(request.resume)) is not None:
+        resumed = request.resumed(choice)
+        if (end := output.restore(resumed)) is not None:
             return Expected("", [], end)
         tokens, text = [], ""
-        for token in drawn[len(request.resume) :]:
+        for token in drawn[len(resumed) :]:
             delta, end = PUSH(output, token)
             if delta is not None:
                 tokens += delta.token_ids
@@ -227,10 +229,12 @@ class Play:
             request = replace(request, stop_strings=strings)
         if source.random() < 0.2:
             request = replace(request, stop_token_ids=frozenset({source.choice(drawn)}))
-        if request.choices == 1 and source.random() < 0.2:
-            (whole,) = self._reference.of(request)
-            cut = source.randint(1, len(whole.tokens))
-            request = replace(request, resume=tuple(whole.tokens[:cut]))
+        if source.random() < 0.2:
+            drawn_by = [whole.tokens for whole in self._reference.of(request)]
+            # Some of nothing, some of all that there is.
+            cuts = [source.randint(0, len(tokens)) for tokens in drawn_by]
+            resume = tuple(tuple(t[:cut]) for t, cut in zip(drawn_by, cuts, strict=True))
+            request = replace(request, resume=resume)
         return request
 
     def _sampling(self) -> SamplingParams:

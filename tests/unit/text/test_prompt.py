@@ -20,6 +20,7 @@ from headrace.v1.completion_pb2 import (
     ChatRole,
     CompletionInput,
     ReasoningOptions,
+    ResumedChoice,
     StreamCompletionRequest,
 )
 from headrace_runner.models.chat import ChatTemplate
@@ -301,7 +302,7 @@ def test_b9_tools_that_a_model_does_not_know(smollm2: Tokenizer, template: ChatT
 
 def test_resumed_tokens() -> None:
     request = StreamCompletionRequest(model="m", resume_token_ids=[3, 0, 9])
-    assert resume_ids(request, 10) == (3, 0, 9)
+    assert resume_ids(request, 10) == ((3, 0, 9),)
     assert resume_ids(StreamCompletionRequest(n=4), 10) == ()
     with pytest.raises(InvalidRequest) as raised:
         resume_ids(request, 9)
@@ -312,3 +313,22 @@ def test_resumed_tokens() -> None:
     with pytest.raises(InvalidRequest) as raised:
         resume_ids(request, 10)
     assert _field(raised.value) == "resume_token_ids"
+    assert "use resume_choices" in raised.value.message
+
+
+def test_resumed_choices() -> None:
+    def resumed(*choices: tuple[int, list[int]], n: int = 3, **fields: Any) -> Any:
+        sent = [ResumedChoice(index=index, token_ids=ids) for index, ids in choices]
+        return resume_ids(StreamCompletionRequest(n=n, resume_choices=sent, **fields), 10)
+
+    assert resumed((2, [5, 6]), (0, [7])) == ((7,), (), (5, 6))
+    assert resumed((0, [7]), n=1) == ((7,),)
+    for field, choices, fields in (
+        ("resume_choices[1].index", [(0, [1]), (3, [1])], {}),
+        ("resume_choices[1].index", [(2, [1]), (2, [1])], {}),
+        ("resume_choices[0].token_ids[1]", [(0, [1, 10])], {}),
+        ("resume_choices", [(0, [1])], {"resume_token_ids": [1], "n": 1}),
+    ):
+        with pytest.raises(InvalidRequest) as raised:
+            resumed(*choices, **fields)  # type: ignore[arg-type]
+        assert _field(raised.value) == field

@@ -151,8 +151,11 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 @_typing.final
 class Timings(_message.Message):
     """Timings says where the time of one request went, as measured by the services
-    themselves. The parts need not add up to `total`: relaying and waiting for a
-    slow reader belong to none of them.
+    themselves. The parts need not add up to `total`, and never exceed it together:
+    relaying and waiting for a slow reader belong to none of them. Of a stream
+    that moved to another runner each part is the sum over its attempts. What an
+    attempt had sent is computed again by the next one, and counts as prefill
+    there; noticing that a runner is gone belongs to no part.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -699,6 +699,34 @@ class ReasoningOptions(_message.Message):
 Global___ReasoningOptions: _TypeAlias = ReasoningOptions  # noqa: Y015
 
 @_typing.final
+class ResumedChoice(_message.Message):
+    """ResumedChoice is what an earlier attempt at a request has sent of one choice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which choice, from 0. Below `n`."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its output tokens, in order. At least one."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumedChoice: _TypeAlias = ResumedChoice  # noqa: Y015
+
+@_typing.final
 class StreamCompletionRequest(_message.Message):
     """StreamCompletionRequest asks for a completion."""
 
@@ -723,6 +751,7 @@ class StreamCompletionRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    RESUME_CHOICES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The caller's name for the request, returned in `started.id` and put into
     logs. Up to 128 printable ASCII characters. Absent: one is made.
@@ -794,8 +823,17 @@ class StreamCompletionRequest(_message.Message):
         sent. The runner takes them as given and goes on with the next one, as if
         it had generated them itself: with the seed of the earlier `started` it
         draws what it would have drawn, and sends nothing again. Counted in
-        `max_tokens` and in all token counts. Goes with one choice only. For an
-        output whose runner died; otherwise empty.
+        `max_tokens` and in all token counts. Goes with one choice only; see
+        `resume_choices` for several. For an output whose runner died; otherwise
+        empty.
+        """
+
+    @_builtins.property
+    def resume_choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumedChoice]:
+        """The same for any number of choices: what has been sent of each, by its
+        index. A choice that is not named has sent nothing yet, and one that has
+        sent its end is over. No index twice, and not together with
+        `resume_token_ids`. Otherwise empty.
         """
 
     def __init__(
@@ -820,10 +858,11 @@ class StreamCompletionRequest(_message.Message):
         priority: _builtins.int | None = ...,
         adapter: _builtins.str | None = ...,
         resume_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        resume_choices: _abc.Iterable[Global___ResumedChoice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "_request_id", b"_request_id", "adapter", b"adapter", "chat", b"chat", "choices", b"choices", "constraint", b"constraint", "input", b"input", "json_schema", b"json_schema", "keep_alive", b"keep_alive", "lark_grammar", b"lark_grammar", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "reasoning", b"reasoning", "regex", b"regex", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "_request_id", b"_request_id", "adapter", b"adapter", "chat", b"chat", "choices", b"choices", "constraint", b"constraint", "input", b"input", "json_schema", b"json_schema", "keep_alive", b"keep_alive", "lark_grammar", b"lark_grammar", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "reasoning", b"reasoning", "regex", b"regex", "request_id", b"request_id", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_max_tokens", b"_max_tokens", "_n", b"_n", "_priority", b"_priority", "_request_id", b"_request_id", "adapter", b"adapter", "chat", b"chat", "choices", b"choices", "constraint", b"constraint", "input", b"input", "json_schema", b"json_schema", "keep_alive", b"keep_alive", "lark_grammar", b"lark_grammar", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "priority", b"priority", "prompt", b"prompt", "reasoning", b"reasoning", "regex", b"regex", "request_id", b"request_id", "resume_choices", b"resume_choices", "resume_token_ids", b"resume_token_ids", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter: _TypeAlias = _typing.Literal["adapter"]  # noqa: Y015
     _WhichOneofArgType__adapter: _TypeAlias = _typing.Literal["_adapter", b"_adapter"]  # noqa: Y015
@@ -1019,8 +1058,8 @@ class CompletionDelta(_message.Message):
     reasoning: _builtins.str
     """Reasoning to append, without the markers around it."""
     output_tokens: _builtins.int
-    """Tokens of this choice sent so far, these included, and those of
-    `resume_token_ids`. Never falls.
+    """Tokens of this choice sent so far, these included, and those that the
+    request resumed. Never falls.
     """
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallPart]:
@@ -1188,7 +1227,9 @@ class CompletionCompleted(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
     resumed: _builtins.int
-    """How many times the stream moved to another runner."""
+    """How many times the stream moved to another runner, since the one before
+    died, hung or was being stopped. What was sent is not affected.
+    """
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceResult]:
         """How each choice ended, by index."""

@@ -33,10 +33,14 @@ class GenerationRequest:
     """A higher one goes first where requests wait for a place."""
     choices: int = 1
     """Outputs to generate from the one prompt."""
-    resume: tuple[int, ...] = ()
-    """Output tokens that were sent before, by another runner; for one choice only."""
+    resume: tuple[tuple[int, ...], ...] = ()
+    """Output tokens of each choice that were sent before, by another runner; empty: of none."""
     markup: Markup = field(default_factory=Markup)
     """What sets reasoning and tool calls apart in the output."""
+
+    def resumed(self, choice: int) -> tuple[int, ...]:
+        """What was sent of a choice before."""
+        return self.resume[choice] if self.resume else ()
 
 
 class Finish(Enum):

@@ -78,7 +78,7 @@ class _Task:
     request: GenerationRequest
     outputs: list[Output]
     rows: list[int] = field(default_factory=list)
-    """By choice; empty until it is admitted."""
+    """Of the choices that had not ended by then; empty until it is admitted."""
     ends: dict[int, ChoiceEnd] = field(default_factory=dict)
     """By choice."""
     events: list[Event] = field(default_factory=list)
@@ -143,7 +143,7 @@ class TextWorker:
             task = _Task(uid, request, [Output(request, self._tokenizer, c) for c in choices])
             self._tasks[uid] = task
             for choice, output in enumerate(task.outputs):
-                if request.resume and (end := output.restore(request.resume)) is not None:
+                if (end := output.restore(request.resumed(choice))) is not None:
                     task.ends[choice] = end
             self._join_line(task)
 
@@ -237,32 +237,33 @@ class TextWorker:
 
     def _start(self, task: _Task) -> None:
         request = task.request
-        if task.ends:  # It was resumed behind its end.
+        if len(task.ends) == len(task.outputs):  # It was resumed behind its end.
             now = time.perf_counter_ns()
             task.started_at = task.first_token_at = now
             task.events += [Started(now, 0), _finished(task, now)]
             self._flush()
             self.drop({task.uid})
             return
-        task.rows = [self._next_row + choice for choice in range(len(task.outputs))]
-        self._next_row += len(task.rows)
-        sampling = request.sampling
-        rows = [
-            NewRow(
-                row,
-                replace(sampling, seed=choice_seed(sampling.seed, choice)),
-                request.top_logprobs,
+        # Choices that go on from the same tokens have them computed once.
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for choice in range(len(task.outputs)):
+            if choice not in task.ends:
+                alike.setdefault(request.resumed(choice), []).append(choice)
+        borders = [i + 1 for i, t in enumerate(request.prompt) if t in self._tokenizer.eos_ids]
+        for resume, choices in alike.items():
+            rows = [self._new_row(task, choice) for choice in choices]
+            self._batch.add(
+                request.prompt, rows, resume=resume, priority=request.priority, borders=borders
             )
-            for choice, row in enumerate(task.rows)
-        ]
-        self._batch.add(
-            request.prompt,
-            rows,
-            resume=request.resume,
-            priority=request.priority,
-            borders=[i + 1 for i, t in enumerate(request.prompt) if t in self._tokenizer.eos_ids],
-        )
-        self._owners |= {row: (task, choice) for choice, row in enumerate(task.rows)}
+
+    def _new_row(self, task: _Task, choice: int) -> NewRow:
+        uid = self._next_row
+        self._next_row += 1
+        task.rows.append(uid)
+        self._owners[uid] = task, choice
+        sampling = task.request.sampling
+        seed = choice_seed(sampling.seed, choice)
+        return NewRow(uid, replace(sampling, seed=seed), task.request.top_logprobs)
 
     def _push(self, task: _Task, choice: int, draw: Drawn) -> None:
         self._totals["output_tokens"] += 1
@@ -282,7 +283,8 @@ class TextWorker:
             task.events.append(Started(began, cached))
             self._totals["prompt_tokens"] += progress.total
             self._totals["cached_tokens"] += progress.cached
-        if not task.first_token_at:  # Else it only began anew.
+        # Else it only began anew, or is a choice that goes on from other tokens.
+        if not task.first_token_at and progress.uid == task.rows[0]:
             total = len(task.request.prompt)
             task.events.append(Prefill(min(progress.done, total), total))
 
