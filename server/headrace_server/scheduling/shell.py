@@ -236,8 +236,10 @@ class Scheduler:
             return
         match slot.phase, life.runner.state:
             case Phase.SERVING, RunnerState.STALLED:
+                life.stalled.set_result(None)
                 self._feed(Stalled(life.id))
             case Phase.STALLED, RunnerState.SERVING:
+                life.stalled = self._loop.create_future()
                 self._feed(Recovered(life.id))
 
     def _carry_out(self, action: Action) -> None:

@@ -72,6 +72,10 @@ class Life:
     """None until it serves."""
     runner: Runner | None = None
     """None until there is a process."""
+    stalled: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    """Done while it makes no progress: its requests are better served by another."""
 
 
 @dataclass(frozen=True, slots=True)

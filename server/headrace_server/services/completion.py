@@ -41,4 +41,4 @@ class CompletionServicer:
             prefixes=fingerprints(message) if model.policy.replicas > 1 else (),
             prompt_bytes=len(request.data),
         )
-        await self._relay.stream(request.data, terms, context.write, choices=message.n or 1)
+        await self._relay.stream(request.data, terms, context.write)

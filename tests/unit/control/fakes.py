@@ -157,12 +157,14 @@ class FakeLauncher:
 
 
 def started() -> StreamCompletionResponse:
-    return StreamCompletionResponse(started=CompletionStarted(id="x", prompt_tokens=3))
+    return StreamCompletionResponse(started=CompletionStarted(id="x", prompt_tokens=3, seed=77))
 
 
-def delta(tokens: int, choice: int = 0) -> StreamCompletionResponse:
+def delta(tokens: int, choice: int = 0, new: int = 1) -> StreamCompletionResponse:
+    """So many new tokens, which make `tokens`."""
+    ids = range(tokens - new, tokens)
     return StreamCompletionResponse(
-        delta=CompletionDelta(text="t", choice=choice, output_tokens=tokens)
+        delta=CompletionDelta(text="t" * new, choice=choice, token_ids=ids, output_tokens=tokens)
     )
 
 

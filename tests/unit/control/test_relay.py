@@ -24,6 +24,8 @@ from headrace.errors import (
 )
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
 from headrace_server.relay import Relay, Terms
+from headrace_server.relay.record import OutOfStepError
+from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Limits
 from tests.unit.control.fakes import (
@@ -47,22 +49,26 @@ class Stage:
         self._folder = folder
         self._news = asyncio.Event()
         self.sent: list[StreamCompletionResponse] = []
+        self.unloading: list[asyncio.Task[bool]] = []
         self.launcher: FakeLauncher
         self.scheduler: Scheduler
         self.relay: Relay
 
-    def set(self, script: Script, *, hold: bool = False, **relay: float) -> None:
+    def set(
+        self, script: Script, *, hold: bool = False, max_crashes: int = 3, **relay: float
+    ) -> None:
         self.launcher = FakeLauncher(self._folder, script, hold)
-        self.scheduler = Scheduler(Limits(100, backoff=0.01, max_crashes=3), self.launcher)
+        limits = Limits(100, backoff=0.001, max_crashes=max_crashes)
+        self.scheduler = Scheduler(limits, self.launcher)
         self.relay = Relay(self.scheduler, **{"max_time": 20.0, "diagnosis": 2.0, **relay})
 
     async def write(self, data: bytes) -> None:
         self.sent.append(StreamCompletionResponse.FromString(data))
         self._news.set()
 
-    async def stream(self, choices: int = 1, time_remaining: float | None = None) -> None:
+    async def stream(self, time_remaining: float | None = None) -> None:
         terms = Terms(FakeModel(), time_remaining=time_remaining)
-        await self.relay.stream(REQUEST, terms, self.write, choices=choices)
+        await self.relay.stream(REQUEST, terms, self.write)
 
     async def fails(self, kind: type[HeadraceError], **more: Any) -> HeadraceError:
         with pytest.raises(kind) as caught:
@@ -171,26 +177,146 @@ async def test_two_deaths_before_the_first_event_are_unavailable_with_the_cause(
     assert stage.idle()
 
 
-@pytest.mark.parametrize(("choices", "tokens"), [(1, 7), (2, 11)])
-async def test_a_death_after_the_first_event_is_aborted_and_counts_the_tokens(
-    stage: Stage, choices: int, tokens: int
+def dying(*lives: int, choices: int = 1, length: int = 12) -> Script:
+    """Runners of which each sends so many tokens of each choice before it dies; the last ones,
+    for which there is no number, send all. They go on where they are told to."""
+
+    async def script(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        sent = {choice.index: len(choice.token_ids) for choice in request.resume_choices}
+        number = int(runner.id[1:]) - 1
+        dies = number < len(lives)
+        yield started()
+        for token in range(length):
+            for choice in range(choices):
+                done = sent.get(choice, 0)
+                if done <= token and not (dies and token - done >= lives[number]):
+                    yield delta(token + 1, choice)
+        if dies:
+            await runner.die("OUT_OF_MEMORY", delay=0.02)
+        yield completed()
+
+    return script
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_c1_a_stream_that_advances_outlives_any_number_of_runners(
+    stage: Stage, choices: int
 ) -> None:
-    async def die_in_the_middle(
+    stage.set(dying(4, 1, 2, 1, 1, choices=choices), max_crashes=99)
+    await stage.stream()
+    assert stage.events == ["started", *["delta"] * 12 * choices, "completed"]
+    for choice in range(choices):
+        deltas = [m.delta for m in stage.sent if m.HasField("delta") and m.delta.choice == choice]
+        assert [token for each in deltas for token in each.token_ids] == list(range(12))
+        assert [each.output_tokens for each in deltas] == list(range(1, 13))
+    assert stage.sent[-1].completed.resumed == 5
+    last = StreamCompletionRequest.FromString(stage.runner.requests[0])
+    assert [list(choice.token_ids) for choice in last.resume_choices] == [list(range(9))] * choices
+    assert (last.request_id, last.sampling.seed) == ("x", 77)
+    assert stage.idle()
+
+
+async def test_the_tokens_of_all_choices_count_as_sent(stage: Stage) -> None:
+    stage.set(dying(3, 0, choices=2))
+    error = await stage.fails(RunnerCrashed)
+    assert error.code is grpc.StatusCode.ABORTED
+    assert dict(error.metadata) == {"cause": "OUT_OF_MEMORY", "tokens_sent": "6"}
+
+
+async def test_a_request_that_kills_its_runners_in_one_place_gets_no_third(stage: Stage) -> None:
+    stage.set(dying(2, 3, 0, 0), max_crashes=99)
+    error = await stage.fails(RunnerCrashed)
+    # The second died as well, but further on.
+    assert [runner.id for runner in stage.launcher.runners] == ["r1", "r2", "r3"]
+    assert error.code is grpc.StatusCode.ABORTED
+    assert dict(error.metadata) == {"cause": "OUT_OF_MEMORY", "tokens_sent": "5"}
+    assert stage.idle()
+
+
+async def test_before_a_token_was_sent_another_try_repeats_nothing(stage: Stage) -> None:
+    stage.set(dying(0, 0))
+    error = await stage.fails(RunnerCrashed)
+    assert stage.events == ["started"]
+    assert error.code is grpc.StatusCode.UNAVAILABLE
+    assert dict(error.metadata) == {"cause": "OUT_OF_MEMORY"}
+
+
+async def test_a_stream_for_which_there_is_no_other_runner_is_aborted(stage: Stage) -> None:
+    stage.set(dying(2, 1), max_crashes=1)
+    error = await stage.fails(RunnerCrashed)
+    assert error.code is grpc.StatusCode.ABORTED
+    assert dict(error.metadata) == {"cause": "OUT_OF_MEMORY", "tokens_sent": "2"}
+    assert "crashed too often" in error.message
+
+
+async def test_c3_a_stalled_runner_s_streams_move_at_once(stage: Stage) -> None:
+    woken: list[str] = []
+
+    async def hang(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if runner.id != "r1":
+            async for message in dying()(runner, request, context):
+                yield message
+            return
+        yield started()
+        yield delta(1)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            woken.append(runner.id)
+
+    stage.set(hang)
+    streaming = asyncio.create_task(stage.stream())
+    await stage.until(lambda: stage.events == ["started", "delta"])
+    stage.runner.state = State.STALLED
+    stage.scheduler.runner_changed()
+    await streaming
+    assert stage.events == ["started", *["delta"] * 12, "completed"]
+    assert [m.delta.output_tokens for m in stage.sent if m.HasField("delta")] == [*range(1, 13)]
+    assert stage.sent[-1].completed.resumed == 1
+    assert woken == ["r1"]  # Its call had been cancelled.
+
+
+async def test_a_stream_moves_from_a_runner_that_is_being_stopped(stage: Stage) -> None:
+    async def drain(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if runner.id in ("r1", "r2"):
+            if runner.id == "r1":
+                yield started()
+                yield delta(1)
+            stage.unloading.append(asyncio.create_task(stage.scheduler.unload(FakeModel().key)))
+            await asyncio.sleep(0)
+            raise Draining(1.0)
+        async for message in dying()(runner, request, context):
+            yield message
+
+    # Twice without a token between: but nobody died.
+    stage.set(drain, diagnosis=60.0)
+    await stage.stream()
+    assert stage.events == ["started", *["delta"] * 12, "completed"]
+    assert stage.sent[-1].completed.resumed == 2
+    await asyncio.gather(*stage.unloading)
+
+
+async def test_a_runner_that_does_not_go_on_in_its_place_is_not_believed(stage: Stage) -> None:
+    async def begin_anew(
         runner: FakeRunner, request: StreamCompletionRequest, context: Context
     ) -> AsyncIterator[StreamCompletionResponse]:
         yield started()
-        if choices > 1:
-            yield delta(4, choice=1)
-        yield delta(5)
-        yield delta(7)
-        await stage.until(lambda: stage.events.count("delta") == choices + 1)
-        await runner.die("OUT_OF_MEMORY", delay=0.1)
+        yield delta(1)
+        if runner.id == "r1":
+            await stage.until(lambda: "delta" in stage.events)
+            await runner.die()
+        yield completed()
 
-    stage.set(die_in_the_middle)
-    error = await stage.fails(RunnerCrashed, choices=choices)
-    assert error.code is grpc.StatusCode.ABORTED
-    assert dict(error.metadata) == {"cause": "OUT_OF_MEMORY", "tokens_sent": str(tokens)}
-    assert len(stage.launcher.runners) == 1
+    stage.set(begin_anew)
+    with pytest.raises(OutOfStepError):
+        await stage.stream()
+    assert stage.events == ["started", "delta"]
 
 
 async def test_a_runner_that_is_lost_but_not_dead_is_stalled(stage: Stage) -> None:
@@ -331,20 +457,6 @@ async def test_the_end_also_reaches_a_stream_whose_time_runs_out_in_that_moment(
 
     monkeypatch.setattr(stage, "write", write)
     await stage.fails(Draining)
-
-
-async def test_a_runner_that_drains_says_so_itself(stage: Stage) -> None:
-    async def drain(
-        runner: FakeRunner, request: StreamCompletionRequest, context: Context
-    ) -> AsyncIterator[StreamCompletionResponse]:
-        if request.prompt:
-            raise Draining(1.0)
-        yield started()
-
-    stage.set(drain, diagnosis=60.0)
-    async with asyncio.timeout(10):
-        error = await stage.fails(Draining)
-    assert error.retry_after == 1.0
 
 
 async def test_c8_a_load_that_crashes_each_time_is_retried_then_told(stage: Stage) -> None:

@@ -1,0 +1,10 @@
+"""One call's way through the controller: wait for a runner, hand the request on, pass answers back.
+
+A call outlives its runner: when that dies, hangs or is being stopped, another goes on where it was.
+`record` decides, and is pure; `calls` speaks to one runner; `relay` ties them together.
+"""
+
+from headrace_server.relay.record import duration
+from headrace_server.relay.relay import Relay, Terms
+
+__all__ = ["Relay", "Terms", "duration"]

@@ -1,0 +1,136 @@
+"""One attempt at a call: what is sent to a runner and heard from it, its span, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from headrace.errors import Draining, HeadraceError, Unavailable, from_rpc_error
+from headrace.telemetry import names, propagation
+from headrace_server.relay.record import Record
+from headrace_server.scheduling.ticket import Ticket
+
+_tracer = trace.get_tracer("headrace.controller")
+
+# How a call ends, without details of Headrace's, when its runner is gone.
+_LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
+
+
+class Lost(Exception):
+    """The runner can no longer be spoken to, or makes no progress; `error` is how that showed."""
+
+    def __init__(self, error: HeadraceError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+async def ask_once(method: str, ticket: Ticket, request: bytes, options: dict[str, Any]) -> bytes:
+    """A unary call to the runner. Raises its typed error, or Lost."""
+    with _faults():
+        ask: Any = ticket.runner.channel.unary_unary(method)
+        with _until_stalled(ticket, ask, request, options) as call:
+            response: bytes = await call
+            return response
+
+
+async def answers(
+    method: str, ticket: Ticket, request: bytes, options: dict[str, Any]
+) -> AsyncGenerator[bytes, None]:
+    """The runner's messages. The call is cancelled when this is closed before its end.
+
+    Raises the runner's typed error, or Lost.
+    """
+    with _faults():
+        ask: Any = ticket.runner.channel.unary_stream(method)
+        with _until_stalled(ticket, ask, request, options) as call:
+            async for data in call:
+                yield data
+
+
+@contextmanager
+def _until_stalled(
+    ticket: Ticket, ask: Any, request: bytes, options: dict[str, Any]
+) -> Iterator[Any]:
+    """A call to the runner, bytes in and bytes out, that ends with this or when the runner stalls:
+    one that wakes up later finds nobody to answer."""
+    call = ask(request, **options)
+    stalled = ticket.life.stalled
+
+    def cancel(_: object) -> None:
+        call.cancel()
+
+    stalled.add_done_callback(cancel)
+    try:
+        yield call
+    finally:
+        stalled.remove_done_callback(cancel)
+        call.cancel()
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """Turn what gRPC raises into the runner's own typed error, or `Lost` if it is gone."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as failed:
+        error = from_rpc_error(failed)
+        gone = not error.reason and error.code in _LOST
+        if gone or isinstance(error, Draining):
+            raise Lost(error) from None
+        raise error from None
+    except grpc.aio.UsageError:
+        raise Lost(Unavailable("the channel to the runner is closed")) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Nobody cancelled this call: its runner stalled, or its channel was closed under it.
+        raise Lost(Unavailable("the call to the runner was broken off")) from None
+
+
+@contextmanager
+def span(method: str, ticket: Ticket, moves: int) -> Iterator[dict[str, str]]:
+    """The span of one attempt, after so many moves; gives the headers that carry it on."""
+    attributes: dict[str, str | int] = {
+        names.RPC_SYSTEM_NAME: "grpc",
+        names.RPC_METHOD: method.removeprefix("/"),
+        names.HEADRACE_RUNNER_ID: ticket.life.id,
+        names.HEADRACE_MODEL_DIGEST: ticket.life.wanted.key,
+    }
+    if moves:
+        attributes[names.HEADRACE_RESUMED] = moves
+    span = _tracer.start_span(method.removeprefix("/"), kind=SpanKind.CLIENT, attributes=attributes)
+    try:
+        yield propagation.headers(trace.set_span_in_context(span))
+        span.set_attribute(names.RPC_STATUS_CODE, grpc.StatusCode.OK.name)
+    except BaseException as error:
+        failed = error.error if isinstance(error, Lost) else error
+        code = failed.code.name if isinstance(failed, HeadraceError) else type(failed).__name__
+        span.set_attribute(names.RPC_STATUS_CODE, code)
+        span.set_attribute(names.ERROR_TYPE, code)
+        span.set_status(trace.StatusCode.ERROR, code)
+        raise
+    finally:
+        span.end()
+
+
+def note_wait(ticket: Ticket, record: Record) -> None:
+    """Write down how long a wait took, for `completed` and for the trace."""
+    begin, end = ticket.load_span
+    record.waited(ticket.granted_at - ticket.asked_at - (end - begin), end - begin)
+    if not trace.get_current_span().is_recording():
+        return
+    epoch = time.time_ns() - int(ticket.granted_at * 1e9)
+    queued_until = begin if end > begin else ticket.granted_at
+    spans = [(names.SPAN_QUEUE, ticket.asked_at, queued_until), (names.SPAN_LOAD, begin, end)]
+    for name, since, until in spans[: 2 if end > begin else 1]:
+        part = _tracer.start_span(name, start_time=epoch + int(since * 1e9))
+        part.end(epoch + int(until * 1e9))

@@ -1,0 +1,269 @@
+"""The relay: the asyncio shell that carries calls to runners and their answers back.
+
+The request's own bytes go to the runner and the runner's own bytes to the client. Every stream ends
+with `completed` or with an error that says why; the runner's place is given back in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCrashed
+from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
+from headrace_server.relay.calls import Lost, answers, ask_once, note_wait, span
+from headrace_server.relay.record import Record, StreamRecord
+from headrace_server.scheduling.shell import Scheduler
+from headrace_server.scheduling.state import Prefixes
+from headrace_server.scheduling.ticket import Life, Ticket, Wait, Wanted
+
+logger = logging.getLogger(__name__)
+
+_STREAM_COMPLETION = "/headrace.v1.CompletionService/StreamCompletion"
+
+_PAUSE = 1.0
+"""Seconds for a runner that takes nothing more to be gone, before another is asked for."""
+
+Write = Callable[[bytes], Awaitable[None]]
+Use = Callable[[Ticket, dict[str, Any]], Awaitable[None]]
+Tell = Callable[[Wait], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a call takes part."""
+
+    wanted: Wanted
+    keep_alive: float | None = None
+    """Seconds; None: the default."""
+    priority: int = 0
+    time_remaining: float | None = None
+    """Seconds to the client's deadline; None if it set none."""
+    prefixes: Prefixes = ()
+    """Of the prompt, where the model may have several runners to choose from."""
+    prompt_bytes: int = 0
+    """About how long the prompt is; 0 for a call that computes none."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is the same in all attempts at a call."""
+
+    method: str
+    terms: Terms
+    record: Record
+    tell: Tell
+    """Told how the wait for a runner goes."""
+    use: Use
+    """Makes the call to the ticket's runner. Raises Lost."""
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """How a call lost its runner."""
+
+    life: Life
+    cause: str
+    """A cause of `ERROR_REASON_RUNNER_CRASHED`."""
+    message: str
+    died: bool = True
+    """Or hung, which is no better. Otherwise it only goes."""
+
+
+class Relay:
+    """Relays calls to the runners that a scheduler gives out."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        max_time: float,
+        heartbeat: float = 2.0,
+        diagnosis: float = 5.0,
+    ) -> None:
+        """All in seconds. `max_time`: for calls without a deadline. `heartbeat`: between two
+        messages to one who waits. `diagnosis`: how long a lost runner's death is waited for, so
+        that the cause that is told is the true one."""
+        self._scheduler = scheduler
+        self._max_time = max_time
+        self._heartbeat = heartbeat
+        self._diagnosis = diagnosis
+        self._limits: set[asyncio.Timeout] = set()
+        self._ended = False
+
+    def end(self) -> None:
+        """End every call, now and from now on, with Draining."""
+        self._ended = True
+        for limit in self._limits:
+            with suppress(RuntimeError):  # It is expiring by itself in this moment.
+                limit.reschedule(self._scheduler.now())
+
+    async def stream(self, request: bytes, terms: Terms, write: Write) -> None:
+        """Relay a StreamCompletion; `write` takes the messages, and nothing more is read from the
+        runner while it does.
+
+        Raises the typed error that the stream is to end with.
+        """
+        now = self._scheduler.now
+        record = StreamRecord(request, now())
+
+        async def tell(wait: Wait) -> None:
+            await write(_progress(wait))
+
+        async def use(ticket: Ticket, options: dict[str, Any]) -> None:
+            attempt = answers(_STREAM_COMPLETION, ticket, record.ask(now()), options)
+            async with aclosing(attempt) as messages:
+                async for data in messages:
+                    passed = record.take(data, now())
+                    if record.advanced:
+                        ticket.advanced()
+                    if passed is not None:
+                        await write(passed)
+            if not record.completed:
+                raise RuntimeError(f"runner {ticket.life.id} ended a stream without `completed`")
+
+        outcome = "completed"
+        try:
+            await self._within_time(_Call(_STREAM_COMPLETION, terms, record, tell, use))
+        except BaseException as error:
+            outcome = _kind(error)
+            raise
+        finally:
+            ended = {
+                "model": terms.wanted.name,
+                "outcome": outcome,
+                "output_tokens": record.tokens_sent or 0,
+                "resumed": record.moves,
+                "seconds": round(now() - record.arrived, 3),
+            }
+            logger.info("stream ended", extra=ended)
+
+    async def unary(self, method: str, request: bytes, terms: Terms) -> bytes:
+        """Relay a unary call, `method` as in "/package.Service/Method"; gives the response.
+
+        Raises the typed error that the call is to end with.
+        """
+        response = b""
+
+        async def tell(_: Wait) -> None:
+            pass
+
+        async def use(ticket: Ticket, options: dict[str, Any]) -> None:
+            nonlocal response
+            response = await ask_once(method, ticket, request, options)
+            ticket.advanced()
+
+        record = Record(self._scheduler.now())
+        await self._within_time(_Call(method, terms, record, tell, use))
+        return response
+
+    async def _within_time(self, call: _Call) -> None:
+        remaining = call.terms.time_remaining
+        limit = self._max_time if remaining is None else remaining
+        deadline = self._scheduler.now() + limit
+        timeout = asyncio.timeout_at(deadline)
+        try:
+            async with timeout:
+                self._limits.add(timeout)
+                await self._carry_through(call, deadline)
+        except TimeoutError:
+            if self._ended:
+                raise Draining(1.0) from None
+            raise DeadlineExceeded(f"the call was not done within {limit:g} s") from None
+        finally:
+            self._limits.discard(timeout)
+
+    async def _carry_through(self, call: _Call, deadline: float) -> None:
+        """Try, and move to another runner as often as may be."""
+        record = call.record
+        loss = await self._attempt(call, deadline, before=None)
+        while loss is not None:
+            if not record.lost(self._scheduler.now(), died=loss.died):
+                message = f"{loss.message}, as did the one before: the request may be the cause"
+                raise RunnerCrashed(message, cause=loss.cause, tokens_sent=record.tokens_sent)
+            extra = {
+                "runner_id": loss.life.id,
+                "model": call.terms.wanted.name,
+                "cause": loss.cause,
+                "output_tokens": record.tokens_sent or 0,
+            }
+            logger.warning("moving to another runner: %s", loss.message, extra=extra)
+            if not loss.died:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(loss.life.gone.wait(), _PAUSE)
+            loss = await self._attempt(call, deadline, before=loss)
+
+    async def _attempt(self, call: _Call, deadline: float, before: _Loss | None) -> _Loss | None:
+        """Try once. Gives how the runner was lost, if it was; `before` is how the one before was.
+
+        Raises the typed error that the call is to end with.
+        """
+        terms, record = call.terms, call.record
+        ticket = self._scheduler.ask(
+            terms.wanted,
+            keep_alive=terms.keep_alive,
+            priority=terms.priority,
+            deadline=deadline,
+            prefixes=terms.prefixes,
+            prompt_bytes=terms.prompt_bytes,
+        )
+        with ticket:
+            try:
+                async with aclosing(ticket.waiting(self._heartbeat)) as waits:
+                    async for wait in waits:
+                        await call.tell(wait)
+            except HeadraceError as refusal:
+                if before is None or not before.died or record.tokens_sent is None:
+                    raise
+                message = f"{before.message}, and no other could go on: {refusal.message}"
+                raise RunnerCrashed(
+                    message, cause=before.cause, tokens_sent=record.tokens_sent
+                ) from None
+            note_wait(ticket, record)
+            try:
+                with span(call.method, ticket, record.moves) as headers:
+                    options = {
+                        "metadata": [*headers.items(), ("headrace-digest", terms.wanted.key)],
+                        "timeout": max(0.0, deadline - self._scheduler.now()),
+                    }
+                    await call.use(ticket, options)
+            except Lost as lost:
+                return None if record.completed else await self._explain(lost.error, ticket)
+        return None
+
+    async def _explain(self, error: HeadraceError, ticket: Ticket) -> _Loss:
+        """Why the runner is lost. Raises the error itself where it is not the runner's end."""
+        life = ticket.life
+        if isinstance(error, Draining):
+            return _Loss(life, "EXITED", "the runner is being stopped", died=False)
+        if life.stalled.done():
+            return _Loss(life, "STALLED", "the runner makes no progress, or does not answer")
+        # Its process tells, and may take a moment to.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(life.gone.wait(), self._diagnosis)
+        dead = ticket.runner.dead
+        if dead.done():
+            return _Loss(life, dead.result().cause, dead.result().message)
+        if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+            return _Loss(life, "STALLED", "the runner does not answer")
+        raise error
+
+
+def _kind(error: BaseException) -> str:
+    """What a stream's end is called in the log."""
+    if isinstance(error, HeadraceError):
+        return error.reason or error.code.name
+    return "cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
+
+
+def _progress(wait: Wait) -> bytes:
+    progress = CompletionProgress(
+        queue_position=wait.queue_position, load_fraction=wait.load_fraction
+    )
+    return StreamCompletionResponse(progress=progress).SerializeToString()
