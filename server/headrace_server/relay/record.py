@@ -49,6 +49,11 @@ class Record:
         """Output tokens that the client was sent; None before the first."""
         return None
 
+    @property
+    def suspect(self) -> bool:
+        """Whether a runner died under the call since it last advanced."""
+        return self._deaths > 0
+
     def waited(self, queue: float, load: float) -> None:
         """A runner was waited for so long."""
         self.queue += queue

@@ -18,6 +18,7 @@ import grpc
 from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCrashed
 from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
 from headrace_server.relay.calls import Lost, answers, ask_once, note_wait, span
+from headrace_server.relay.probation import Probation
 from headrace_server.relay.record import Record, StreamRecord
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Prefixes
@@ -31,7 +32,8 @@ _PAUSE = 1.0
 """Seconds for a runner that takes nothing more to be gone, before another is asked for."""
 
 Write = Callable[[bytes], Awaitable[None]]
-Use = Callable[[Ticket, dict[str, Any]], Awaitable[None]]
+Advanced = Callable[[], None]
+Use = Callable[[Ticket, dict[str, Any], Advanced], Awaitable[None]]
 Tell = Callable[[Wait], Awaitable[None]]
 
 
@@ -61,7 +63,7 @@ class _Call:
     tell: Tell
     """Told how the wait for a runner goes."""
     use: Use
-    """Makes the call to the ticket's runner. Raises Lost."""
+    """Makes the call to the ticket's runner, and says when it has advanced. Raises Lost."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,17 @@ class Relay:
         max_time: float,
         heartbeat: float = 2.0,
         diagnosis: float = 5.0,
+        probation: float = 10.0,
     ) -> None:
         """All in seconds. `max_time`: for calls without a deadline. `heartbeat`: between two
         messages to one who waits. `diagnosis`: how long a lost runner's death is waited for, so
-        that the cause that is told is the true one."""
+        that the cause that is told is the true one. `probation`: how long a call under which a
+        runner died is watched alone, if it does not advance before."""
         self._scheduler = scheduler
         self._max_time = max_time
         self._heartbeat = heartbeat
         self._diagnosis = diagnosis
+        self._probation = Probation(probation)
         self._limits: set[asyncio.Timeout] = set()
         self._ended = False
 
@@ -116,13 +121,14 @@ class Relay:
         async def tell(wait: Wait) -> None:
             await write(_progress(wait))
 
-        async def use(ticket: Ticket, options: dict[str, Any]) -> None:
+        async def use(ticket: Ticket, options: dict[str, Any], on_advance: Advanced) -> None:
             attempt = answers(_STREAM_COMPLETION, ticket, record.ask(now()), options)
             async with aclosing(attempt) as messages:
                 async for data in messages:
                     passed = record.take(data, now())
                     if record.advanced:
                         ticket.advanced()
+                        on_advance()
                     if passed is not None:
                         await write(passed)
             if not record.completed:
@@ -154,7 +160,7 @@ class Relay:
         async def tell(_: Wait) -> None:
             pass
 
-        async def use(ticket: Ticket, options: dict[str, Any]) -> None:
+        async def use(ticket: Ticket, options: dict[str, Any], on_advance: Advanced) -> None:
             nonlocal response
             response = await ask_once(method, ticket, request, options)
             ticket.advanced()
@@ -200,10 +206,28 @@ class Relay:
             loss = await self._attempt(call, deadline, before=loss)
 
     async def _attempt(self, call: _Call, deadline: float, before: _Loss | None) -> _Loss | None:
-        """Try once. Gives how the runner was lost, if it was; `before` is how the one before was.
+        """Try once, in turn if it may be the cause of a death. Gives how the runner was lost, if
+        it was; `before` is how the one before was.
 
         Raises the typed error that the call is to end with.
         """
+        if not call.record.suspect:
+            return await self._try(call, deadline, before)
+
+        async def tell() -> None:
+            await call.tell(Wait(queue_position=0, load_fraction=None))
+
+        key = call.terms.wanted.key
+        async with self._probation.turn(key, self._heartbeat, tell) as end_turn:
+            return await self._try(call, deadline, before, on_advance=end_turn)
+
+    async def _try(
+        self,
+        call: _Call,
+        deadline: float,
+        before: _Loss | None,
+        on_advance: Advanced = lambda: None,
+    ) -> _Loss | None:
         terms, record = call.terms, call.record
         ticket = self._scheduler.ask(
             terms.wanted,
@@ -232,7 +256,7 @@ class Relay:
                         "metadata": [*headers.items(), ("headrace-digest", terms.wanted.key)],
                         "timeout": max(0.0, deadline - self._scheduler.now()),
                     }
-                    await call.use(ticket, options)
+                    await call.use(ticket, options, on_advance)
             except Lost as lost:
                 return None if record.completed else await self._explain(lost.error, ticket)
         return None

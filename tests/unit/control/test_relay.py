@@ -235,6 +235,43 @@ async def test_a_request_that_kills_its_runners_in_one_place_gets_no_third(stage
     assert stage.idle()
 
 
+async def test_those_beside_a_request_that_kills_are_not_taken_for_it(stage: Stage) -> None:
+    """It dies of what it computes at once; they would have needed a moment longer."""
+    arrived: list[str] = []
+    five = asyncio.Event()
+
+    async def script(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if runner.id == "r1":
+            arrived.append(request.prompt)
+            if len(arrived) == 5:
+                five.set()
+            await five.wait()
+        if request.prompt == "deadly":
+            await runner.die("NATIVE_ABORT", delay=0.02)
+        yield started()
+        await asyncio.sleep(0.05 if runner.id == "r2" else 0)
+        async for message in dying()(runner, request, context):
+            if not message.HasField("started"):
+                yield message
+
+    stage.set(script, max_crashes=99)
+    terms = Terms(FakeModel())
+
+    async def stream(prompt: str) -> None:
+        request = StreamCompletionRequest(model="fake", prompt=prompt, n=1)
+        await stage.relay.stream(request.SerializeToString(), terms, stage.write)
+
+    prompts = ["deadly", "a", "b", "c", "d"]
+    deadly, *others = await asyncio.gather(*map(stream, prompts), return_exceptions=True)
+    assert isinstance(deadly, RunnerCrashed)
+    assert deadly.metadata["cause"] == "NATIVE_ABORT"
+    assert others == [None] * 4
+    assert len(stage.launcher.runners) <= 3
+    assert stage.idle()
+
+
 async def test_before_a_token_was_sent_another_try_repeats_nothing(stage: Stage) -> None:
     stage.set(dying(0, 0))
     error = await stage.fails(RunnerCrashed)
