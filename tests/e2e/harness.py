@@ -86,13 +86,14 @@ class Controller(Place):
         *arguments: str,
         listen: str = "",
         extra: Mapping[str, str] | None = None,
+        program: str = "headrace_server",
     ) -> None:
         """Starts it and waits until it listens."""
         super().__init__(home, extra)
         listen = listen or f"unix:{self.sockets}/c.sock"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the rest)
         ready, ready_writer = os.pipe()
-        command = [sys.executable, "-m", "headrace_server", "--listen", listen]
+        command = [sys.executable, "-m", program, "--listen", listen]
         command += ["--home", str(home), "--ready-fd", str(ready_writer), "--parent", "stdin"]
         # Models that share two cores with each other and with the tests are quickest on one each.
         command += ["--log-format", "json", "--threads", "1", *arguments]
@@ -256,3 +257,10 @@ def borrow_home(model_home: Path, home: Path) -> Path:
     (model_home / "cache").mkdir(exist_ok=True)
     (home / "cache").symlink_to(model_home / "cache")
     return home
+
+
+def python_path(folder: Path, code: str) -> str:
+    """A PYTHONPATH by which every Python process runs `code` at its start."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return os.pathsep.join(e for e in (str(folder), os.environ.get("PYTHONPATH")) if e)

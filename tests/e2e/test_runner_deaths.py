@@ -1,86 +1,154 @@
-"""Runners that die, hang, or never come up: what their clients see, and what comes after."""
+"""Runners that die or hang: their clients see one stream, and it is the undisturbed one."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from headrace import AsyncClient
-from headrace.errors import CircuitOpen, LoadFailed, RunnerCrashed, from_rpc_error
+from headrace.errors import RunnerCrashed, from_rpc_error
 from headrace.types import Delta, Progress, Started
-from headrace.v1.completion_pb2 import StreamCompletionRequest
-from headrace.v1.completion_pb2_grpc import CompletionServiceStub
-from headrace_server.store import Store
+from headrace.v1.completion_pb2 import (
+    LogprobsOptions,
+    SamplingOptions,
+    StopOptions,
+    StreamCompletionRequest,
+)
+from headrace.v1.runner_pb2 import DrainRequest
+from headrace.v1.tokenize_pb2 import TokenizeRequest
 from tests.e2e.conftest import TINY
-from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, aio_channel
-from tests.unit.convert.tiny import write_gguf
-
-CRASHING = "crashing:q4"
-BOMB = """
-import os, sys
-words = sys.orig_argv
-if "headrace_runner" in words and words[words.index("--name") + 1] == "crashing:q4":
-    os.write(2, b"x" * 10_000_000 + b"libc++abi: terminating")
-    os.abort()
-"""
-"""Read by every Python process of a controller: one model's runners never come up."""
+from tests.e2e.harness import (
+    MODEL,
+    PATIENCE,
+    Controller,
+    StartController,
+    aio_channel,
+    python_path,
+    runner_address,
+)
+from tests.integration.runner.api import ENDLESS, GREEDY, Answer, Stream, connected
 
 
-async def test_killed_mid_stream_and_the_next_request_works(start: StartController) -> None:
+def story(**fields: Any) -> StreamCompletionRequest:
+    """A completion of 32 tokens."""
+    given: dict[str, Any] = {"sampling": GREEDY, "stop": ENDLESS, "max_tokens": 32} | fields
+    return StreamCompletionRequest(model=MODEL, prompt="The old lighthouse keeper said:", **given)
+
+
+SEEDED = SamplingOptions(temperature=0.8, top_p=0.95, seed=11)
+PENALISED = SamplingOptions(
+    temperature=0.7, repetition_penalty=1.2, frequency_penalty=0.3, penalty_window=12, seed=12
+)
+LOGPROBS = LogprobsOptions(enabled=True, top=2)
+
+
+def same(found: Answer, expected: Answer) -> None:
+    """Holds a stream that lost its runner against the undisturbed one."""
+    assert found.outputs.keys() == expected.outputs.keys()
+    for choice, output in expected.outputs.items():
+        assert found.outputs[choice].token_ids == output.token_ids
+        assert found.outputs[choice].text == output.text
+        logprobs = [each.logprob for each in output.logprobs]
+        assert [e.logprob for e in found.outputs[choice].logprobs] == pytest.approx(
+            logprobs, abs=1e-3
+        )
+    assert list(found.completed.choices) == list(expected.completed.choices)
+    times = found.completed.timings
+    parts = (times.queue, times.load, times.prefill, times.decode)
+    assert sum(part.ToNanoseconds() for part in parts) <= times.total.ToNanoseconds()
+
+
+async def reach(stream: Stream, tokens: int) -> None:
+    """Read until so many tokens of each choice have come."""
+    wanted = range(stream.choices)
+    while min(len(stream.answer.outputs[choice].token_ids) for choice in wanted) < tokens:
+        await stream.until("delta")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+async def test_c1_killed_mid_stream(number: signal.Signals, start: StartController) -> None:
+    """Streams of all kinds at once: none misses a token, none repeats one."""
     controller = start("--preload", MODEL)
-    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
-        stream = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=400, ignore_eos=True)
-        got = 0
+    async with connected(controller.target) as api:
+        plain = await api.complete(story())
+        middle = plain.text[len(plain.text) // 2 :][:12]
+        requests = [
+            story(logprobs=LOGPROBS),
+            story(sampling=SEEDED),
+            story(sampling=PENALISED, n=3, logprobs=LOGPROBS),
+            story(stop=StopOptions(strings=[middle], ignore_eos=True)),
+            story(sampling=SEEDED, n=2, request_id="mine"),
+        ]
+        expected = await asyncio.gather(*map(api.complete, requests))
+        streams = [api.stream(request) for request in requests]
+        await asyncio.gather(*(reach(stream, 3) for stream in streams))
+        controller.runner().send_signal(number)
+        answers = await asyncio.gather(*(stream.rest() for stream in streams))
+        for answer, undisturbed in zip(answers, expected, strict=True):
+            same(answer, undisturbed)
+            assert answer.completed.resumed == 1
+            assert answer.started.runner == "r1"
+        assert answers[-1].started.id == "mine"
+        # The tokens that were cached are those that the client was told of.
+        assert [a.completed.usage.cached_tokens for a in answers] == [
+            a.started.cached_tokens for a in answers
+        ]
+        again = await api.complete(requests[0])
+        assert again.started.runner == "r2"
 
-        async def read() -> None:
-            nonlocal got
-            async for event in stream:
-                if isinstance(event, Delta):
-                    got = event.output_tokens
-                    if got == 3:
-                        controller.runner().kill()
 
-        with pytest.raises(RunnerCrashed) as caught:
-            await read()
-        error = caught.value
-        assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "RUNNER_CRASHED")
-        assert error.metadata == {"cause": "SIGNAL", "tokens_sent": str(got)}
+async def test_c1_a_stream_moves_several_times(start: StartController) -> None:
+    controller = start("--preload", MODEL)
+    async with connected(controller.target) as api:
+        request = story(sampling=SEEDED, logprobs=LOGPROBS)
+        expected = await api.complete(request)
+        stream = api.stream(request)
+        for move in range(3):
+            await reach(stream, 4 + 8 * move)
+            controller.runner().kill()
+        answer = await stream.rest()
+    same(answer, expected)
+    assert answer.completed.resumed == 3
+    times = answer.completed.timings
+    # It waited for three loads, and all it had sent was computed three times again.
+    assert times.load.ToNanoseconds() > expected.completed.timings.load.ToNanoseconds()
+    assert times.prefill.ToNanoseconds() > expected.completed.timings.prefill.ToNanoseconds()
+    assert moves(controller) == ["SIGNAL"] * 3
 
-        whole = await client.complete(MODEL, "1, 2, 3,", temperature=0, max_tokens=3)
-        assert whole.started.runner == "r2"
-        assert whole.text.startswith(" 4")
-    await killed_with_several_choices(controller)
+
+async def test_c1_killed_while_a_text_is_held_back(start: StartController) -> None:
+    """What may become the stop string is not sent; nor is it lost with the runner."""
+    controller = start("--preload", MODEL)
+    async with connected(controller.target) as api:
+        plain = await api.complete(story())
+        begin = plain.text.index(" ", len(plain.text) // 3)
+        # It looks like the stop for some words, and then is none.
+        nearly = plain.text[begin : begin + 25] + "@@"
+        request = story(stop=StopOptions(strings=[nearly], ignore_eos=True))
+        stream = api.stream(request)
+        while len(stream.answer.text) < begin - 1:
+            await stream.until("delta")
+        controller.runner().kill()
+        same(await stream.rest(), plain)
 
 
-async def killed_with_several_choices(controller: Controller) -> None:
-    """The tokens of all choices count as sent."""
-    request = StreamCompletionRequest(model=MODEL, prompt="1, 2, 3,", max_tokens=400, n=3)
-    request.stop.ignore_eos = True
-    got = {0: 0, 1: 0, 2: 0}
-    killed = False
-
-    async def read(channel: grpc.aio.Channel) -> None:
-        nonlocal killed
-        async for response in CompletionServiceStub(channel).StreamCompletion(request):
-            if response.HasField("delta"):
-                got[response.delta.choice] = response.delta.output_tokens
-                if not killed and all(got.values()) and sum(got.values()) >= 9:
-                    controller.runner().kill()
-                    killed = True
-
-    async with asyncio.timeout(PATIENCE), aio_channel(controller.target) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await read(channel)
-    error = from_rpc_error(caught.value)
-    assert isinstance(error, RunnerCrashed)
-    assert error.metadata == {"cause": "SIGNAL", "tokens_sent": str(sum(got.values()))}
+def moves(controller: Controller) -> list[str]:
+    """Why streams have moved."""
+    return [
+        line["cause"]
+        for line in controller.log()
+        if line["message"].startswith("moving to another runner")
+    ]
 
 
 async def test_c2_killed_while_it_loads(start: StartController) -> None:
@@ -120,16 +188,17 @@ async def test_c2_killed_while_it_prefills(start: StartController) -> None:
 
 
 async def test_c3_a_stopped_runner(start: StartController) -> None:
-    stall_timeout = 3.0
+    """Its streams do not wait until it is killed; and when it wakes up, nobody listens."""
+    stall_timeout = 4.0
     controller = start("--preload", MODEL, "--stall-timeout", f"{stall_timeout}s")
     async with (
-        AsyncClient(controller.target, timeout=PATIENCE) as client,
+        connected(controller.target) as api,
         aio_channel(controller.target) as channel,
     ):
-        stream = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=400, ignore_eos=True)
-        async for event in stream:
-            if isinstance(event, Delta):
-                break
+        requests = [story(), story(sampling=SEEDED, n=2)]
+        expected = await asyncio.gather(*map(api.complete, requests))
+        streams = [api.stream(request) for request in requests]
+        await asyncio.gather(*(reach(stream, 3) for stream in streams))
         runner = controller.runner()
         health = HealthStub(channel).Watch(HealthCheckRequest(service=f"model/{MODEL}"))
         assert (await health.read()).status == HealthCheckResponse.SERVING
@@ -138,14 +207,14 @@ async def test_c3_a_stopped_runner(start: StartController) -> None:
         changed = await asyncio.wait_for(health.read(), 20)
         assert changed.status == HealthCheckResponse.NOT_SERVING
         assert time.monotonic() - stopped < stall_timeout + 1
-
-        with pytest.raises(RunnerCrashed) as caught:
-            await stream.collect()
-        assert time.monotonic() - stopped < 2 * stall_timeout + 2
-        assert caught.value.code is grpc.StatusCode.ABORTED
-        assert caught.value.metadata["cause"] == "STALLED"
+        runner.resume()
+        answers = await asyncio.gather(*(stream.rest() for stream in streams))
+        for answer, undisturbed in zip(answers, expected, strict=True):
+            same(answer, undisturbed)
+            assert answer.completed.resumed == 1
         health.cancel()
-        assert (await client.complete(TINY, "x", max_tokens=1)).usage.output_tokens == 1
+    assert moves(controller) == ["STALLED"] * 2
+    assert not any("killing runner" in line["message"] for line in controller.log())
 
 
 async def test_c3_a_runner_that_goes_on_in_time_loses_nothing(start: StartController) -> None:
@@ -165,52 +234,131 @@ async def test_c3_a_runner_that_goes_on_in_time_loses_nothing(start: StartContro
         assert whole.started.runner == "r1"
 
 
+async def test_a_runner_that_is_drained_by_hand_loses_no_stream(start: StartController) -> None:
+    controller = start("--preload", MODEL)
+    async with connected(controller.target) as api:
+        expected = await api.complete(story())
+        stream = api.stream(story())
+        await reach(stream, 3)
+        async with connected(runner_address(controller.runner())) as runner:
+            await runner.runner.Drain(DrainRequest(grace=Duration()), timeout=PATIENCE)
+        answer = await stream.rest()
+    same(answer, expected)
+    assert answer.completed.resumed >= 1
+
+
+DEADLY = """
+import os, pathlib, signal, sys, threading
+
+if "headrace_runner" in sys.orig_argv:
+    from headrace_runner.engine.text.output import Output
+    from headrace_runner.services import completion
+    from headrace_runner.services.tokenize import TokenizeServicer
+
+    once = pathlib.Path(__file__).with_name("once")
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def push(self, token, *rest, push=Output.push):
+        name, _, place = self._request.id.partition(":")
+        if name == "deadly" and self.tokens == int(place):
+            die()
+        return push(self, token, *rest)
+
+    def completed(*arguments, completed=completion.completed):
+        if once.exists():
+            once.unlink()
+            threading.Event().wait()  # Till it is killed.
+        return completed(*arguments)
+
+    async def tokenize(self, request, context, tokenize=TokenizeServicer.Tokenize):
+        if request.text == "deadly":
+            die()
+        if request.text == "deadly once" and once.exists():
+            once.unlink()
+            die()
+        return await tokenize(self, request, context)
+
+    Output.push = push
+    completion.completed = completed
+    TokenizeServicer.Tokenize = tokenize
+"""
+"""Read by every Python process of a controller: makes its runners die of certain requests."""
+
+
+@dataclass
+class Deadly:
+    """A controller whose runners die of certain requests."""
+
+    controller: Controller
+    once: Path
+    """While it is there, the next `completed` hangs, and so on."""
+
+
 @pytest.fixture
-def minefield(home: Path, tmp_path: Path, start: StartController) -> Controller:
-    """A controller whose store has a model that crashes at every load, after a 10 MB line."""
-    write_gguf(tmp_path / "other.gguf", tied=False)
-    asyncio.run(Store(home).import_model(tmp_path / "other.gguf", CRASHING))
-    (tmp_path / "python").mkdir()
-    (tmp_path / "python" / "sitecustomize.py").write_text(BOMB)
-    path = os.pathsep.join(
-        entry for entry in (str(tmp_path / "python"), os.environ.get("PYTHONPATH")) if entry
-    )
-    return start(home=home, extra={"PYTHONPATH": path})
+def deadly(tmp_path: Path, start: StartController) -> Deadly:
+    path = python_path(tmp_path / "python", DEADLY)
+    controller = start("--preload", MODEL, extra={"PYTHONPATH": path})
+    return Deadly(controller, tmp_path / "python" / "once")
 
 
-async def test_c8_c4_a_model_that_crashes_at_every_load(minefield: Controller) -> None:
-    async with AsyncClient(minefield.target, timeout=PATIENCE) as client:
-        await client.load_model(TINY)
-        began = time.monotonic()
-        crashing = asyncio.ensure_future(client.complete(CRASHING, "x", max_tokens=1))
-        # The other model is served all the while.
-        served = 0
-        while not crashing.done():
-            await client.complete(TINY, "x", max_tokens=4)
-            served += 1
-        assert served > 3
-        with pytest.raises(LoadFailed) as caught:
-            await crashing
-        assert caught.value.metadata == {"cause": "NATIVE_ABORT"}
-        # Each try came later than the one before.
-        assert 2 < time.monotonic() - began < 30
+@pytest.mark.parametrize("place", [0, 5])
+async def test_a_request_that_kills_its_runner_kills_no_third(deadly: Deadly, place: int) -> None:
+    controller = deadly.controller
+    async with connected(controller.target) as api:
+        plain = await api.complete(story())
+        bystander = api.stream(story(max_tokens=200))
+        await reach(bystander, 3)
+        stream = api.stream(story(request_id=f"deadly:{place}"))
+        with pytest.raises(RunnerCrashed) as caught:
+            await stream.rest()
+        error = caught.value
+        sent = stream.answer.token_ids
+        assert sent == plain.token_ids[: len(sent)]
+        assert len(sent) <= place
+        if sent:
+            assert error.code is grpc.StatusCode.ABORTED
+            assert error.metadata == {"cause": "SIGNAL", "tokens_sent": str(len(sent))}
+        else:
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+            assert error.metadata == {"cause": "SIGNAL"}
+        deaths = [line for line in controller.log() if line["message"].startswith("runner ended")]
+        # A second one may have come a token further than the first.
+        assert len(deaths) == 2 or (place and len(deaths) == 3)
+        # Those computed beside it are not taken for the cause.
+        whole = await bystander.rest()
+        assert whole.token_ids[:32] == plain.token_ids
+        assert len(whole.token_ids) == 200
 
-        log = minefield.log()
-        starts = [line for line in log if line.get("cause") == "NATIVE_ABORT"]
-        assert 2 <= len(starts) <= 5
-        # What it wrote is there, in pieces. The log never waits for a slow reader: what that one
-        # misses of ten megabytes is counted.
-        (runner, *_) = (line["runner_id"] for line in starts)
-        told = [line["message"] for line in log if line.get("runner_id") == runner]
-        written = sum(len(text) for text in told)
-        missed = any("log records dropped" in line["message"] for line in log)
-        assert written > 10_000_000 or (missed and written > 500_000)
-        assert any("libc++abi: terminating" in text for text in told)
 
-        began = time.monotonic()
-        with pytest.raises(CircuitOpen) as refused:
-            await client.complete(CRASHING, "x", max_tokens=1)
-        assert time.monotonic() - began < 1
-        assert refused.value.retry_after
-        assert refused.value.metadata == {"cause": "NATIVE_ABORT"}
-        assert (await client.complete(TINY, "x", max_tokens=1)).started.runner == "r1"
+async def test_c1_killed_between_the_last_delta_and_completed(deadly: Deadly) -> None:
+    async with connected(deadly.controller.target) as api:
+        request = story(n=2, logprobs=LOGPROBS, sampling=SEEDED)
+        expected = await api.complete(request)
+        deadly.once.touch()
+        stream = api.stream(request)
+        await reach(stream, 32)
+        assert not deadly.once.exists()
+        deadly.controller.runner().kill()
+        answer = await stream.rest()
+    same(answer, expected)
+    assert answer.completed.resumed == 1
+
+
+async def test_a_unary_call_outlives_one_runner_and_kills_two_at_most(deadly: Deadly) -> None:
+    async with connected(deadly.controller.target) as api:
+        deadly.once.touch()
+        request = TokenizeRequest(model=MODEL, text="deadly once")
+        response = await api.tokenize.Tokenize(request, timeout=PATIENCE)
+        assert response.token_ids
+        assert not deadly.once.exists()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await api.tokenize.Tokenize(
+                TokenizeRequest(model=MODEL, text="deadly"), timeout=PATIENCE
+            )
+        error = from_rpc_error(caught.value)
+        assert isinstance(error, RunnerCrashed)
+        assert error.code is grpc.StatusCode.UNAVAILABLE
+        log = deadly.controller.log()
+        assert len([e for e in log if e["message"].startswith("runner ended")]) == 3

@@ -94,7 +94,7 @@ class Stream:
     def __init__(self, call: Any, request: StreamCompletionRequest) -> None:
         self.call = call
         self._events: AsyncIterator[StreamCompletionResponse] = aiter(call)
-        self._choices = request.n or 1
+        self.choices = request.n or 1
         self._resumed = Counter({0: len(request.resume_token_ids)})
         """Tokens that are not sent again, by choice."""
         self._resumed.update({c.index: len(c.token_ids) for c in request.resume_choices})
@@ -130,7 +130,7 @@ class Stream:
                 self.prefilled = event.progress.prompt_tokens_done
             case "delta":
                 assert "started" in self._seen
-                assert event.delta.choice in range(self._choices)
+                assert event.delta.choice in range(self.choices)
                 output = answer.outputs[event.delta.choice]
                 output.text += event.delta.text
                 output.token_ids += event.delta.token_ids
@@ -140,10 +140,10 @@ class Stream:
                 assert event.delta.output_tokens == sent
             case "completed":
                 answer.completed = event.completed
-                assert [c.index for c in event.completed.choices] == list(range(self._choices))
+                assert [c.index for c in event.completed.choices] == list(range(self.choices))
                 counts = [
                     self._resumed[choice] + len(answer.outputs[choice].token_ids)
-                    for choice in range(self._choices)
+                    for choice in range(self.choices)
                 ]
                 assert [c.output_tokens for c in event.completed.choices] == counts
                 usage = event.completed.usage
