@@ -8,7 +8,7 @@ PROMPT := What is the capital of France? Explain briefly.
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format types imports proto proto-check bench bench-peers install clean distclean
+.PHONY: help run test test-slow lint format types imports proto proto-check chaos bench bench-peers install clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -42,6 +42,9 @@ proto: $(VENV)/.dev ## generate the stubs from protos/
 
 proto-check: $(VENV)/.dev ## are the checked-in stubs up to date?
 	$(BIN)/python scripts/proto.py --check
+
+chaos: $(VENV)/.dev ## kill runners under 32 streams, 200 times: none loses a token
+	$(BIN)/python -m tests.chaos
 
 bench: $(VENV)/.dev ## tokens per second beside the bare MLX loop and mlx_lm.server
 	$(BIN)/python -m tests.bench

@@ -1,0 +1,221 @@
+"""A chaos run: many streams against one controller, whose runners are killed at random moments."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import psutil
+
+from tests.chaos.controller import TASKS
+from tests.chaos.streams import Streams, Tally, requests
+from tests.e2e.harness import MODEL, Controller, alive
+from tests.integration.runner.api import Api, connected
+
+_LOOK = 0.02
+"""Seconds between two looks for a process, or for an end of which nothing tells."""
+_LONGEST_PEACE = 2.0
+"""Seconds between all streams' having gone on and the next kill, at most."""
+_IN_LOAD = 0.1
+"""Share of the kills upon which the next runner is killed too, before it serves."""
+_YOUNG = 0.3
+"""Seconds after its start at which no runner serves yet: its imports alone take longer."""
+_SETTLE = 20.0
+"""Seconds for the last traces of what has ended."""
+_MEMORY_GROWTH = 48 << 20
+"""Bytes by which the controller may be larger at the end: what the allocator keeps of the busiest
+moments does not grow with the kills."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done."""
+
+    home: Path
+    """Of the store, which has the model."""
+    kills: int = 200
+    greedy: int = 16
+    seeded: int = 16
+    tokens: int = 32
+    """Of a stream, at most."""
+    seed: int = 0
+    """Of the moments."""
+    limit: float = 7200.0
+    """Seconds for all of it."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What an idle controller holds."""
+
+    memory: int
+    """Resident bytes."""
+    files: int
+    """Open files, sockets and pipes."""
+    tasks: tuple[str, ...]
+    """Names of its asyncio tasks."""
+    processes: int
+    """Itself, and all that was started by it."""
+    sockets: int
+    """Entries in the folder of its sockets."""
+
+    def excess(self, before: Footprint) -> list[str]:
+        """What there is more of than before."""
+        found = []
+        for name in ("files", "processes", "sockets"):
+            now, then = getattr(self, name), getattr(before, name)
+            if now > then:
+                found.append(f"{now} {name} instead of {then}")
+        if len(self.tasks) > len(before.tasks):
+            found.append(f"tasks {self.tasks} instead of {before.tasks}")
+        if self.memory > before.memory + _MEMORY_GROWTH:
+            found.append(f"{self.memory} bytes of memory instead of {before.memory}")
+        return found
+
+
+@dataclass
+class Result:
+    """What came of it."""
+
+    plan: Plan
+    tally: Tally
+    seconds: float = 0.0
+    kills: int = 0
+    kills_in_load: int = 0
+    """Part of `kills`: of a runner that did not serve yet."""
+    recoveries: list[float] = field(default_factory=list)
+    """Seconds from each kill until every stream had gone on."""
+    before: Footprint | None = None
+    after: Footprint | None = None
+    left: list[str] = field(default_factory=list)
+    """What was left behind, during the run or after the controller's end."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything was not as it has to be."""
+        tally = self.tally
+        return bool(tally.failures or tally.differences or self.left or not tally.completed)
+
+
+async def run(plan: Plan, note: Callable[[str], None]) -> Result:
+    """Runs it. Raises TimeoutError past the limit; no process is left then either."""
+    began = time.monotonic()
+    random = Random(plan.seed)
+    async with asyncio.timeout(plan.limit), _controller(plan) as controller:
+        async with connected(controller.target) as api:
+            asked = requests(MODEL, plan.greedy, plan.seeded, plan.tokens)
+            streams = Streams(api, asked)
+            result = Result(plan, streams.tally)
+            note(f"{len(asked)} streams undisturbed")
+            await streams.undisturbed()
+            result.before = await _footprint(controller)
+            await _disturb(controller, streams, result, random, note)
+            result.after = await _settled(controller, api, result.before)
+            result.left += result.after.excess(result.before)
+        result.left += await _end(controller)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+@asynccontextmanager
+async def _controller(plan: Plan) -> AsyncIterator[Controller]:
+    def start() -> Controller:
+        concurrency = str(plan.greedy + plan.seeded)
+        options = ("--preload", MODEL, "--max-concurrency", concurrency)
+        return Controller(plan.home, *options, program="tests.chaos.controller")
+
+    controller = await asyncio.to_thread(start)
+    try:
+        yield controller
+    finally:
+        controller.close()
+
+
+async def _disturb(
+    controller: Controller,
+    streams: Streams,
+    result: Result,
+    random: Random,
+    note: Callable[[str], None],
+) -> None:
+    plan = result.plan
+    async with asyncio.TaskGroup() as group:
+        group.create_task(streams.renew(lambda: result.kills < plan.kills, random))
+        while result.kills < plan.kills:
+            await asyncio.sleep(random.uniform(0.0, _LONGEST_PEACE))
+            runner = random.choice(await _runners(controller))
+            streams.interrupt()
+            killed_at = time.time()
+            _kill(runner, result)
+            if result.kills < plan.kills and random.random() < _IN_LOAD:
+                (heir, *_) = await _runners(controller, since=killed_at)
+                await asyncio.sleep(random.uniform(0.0, _YOUNG))
+                _kill(heir, result)
+                result.kills_in_load += 1
+            await streams.recovered()
+            result.recoveries.append(time.time() - killed_at)
+            if result.kills // 10 > (result.kills - 1) // 10:
+                note(f"{result.kills} kills, {result.tally.completed} streams completed")
+
+
+def _kill(runner: psutil.Process, result: Result) -> None:
+    with suppress(psutil.Error):
+        runner.kill()
+    result.kills += 1
+
+
+async def _runners(controller: Controller, since: float = 0.0) -> list[psutil.Process]:
+    """Runners that were started after a moment, once there is one."""
+    while True:
+        runners = [one for one in controller.runners() if one.create_time() > since]
+        if runners:
+            return runners
+        await asyncio.sleep(_LOOK)
+
+
+async def _footprint(controller: Controller) -> Footprint:
+    process = psutil.Process(controller.pid)
+    seen = len(_task_lists(controller))
+    controller.send(signal.SIGUSR1)
+    while len(lists := _task_lists(controller)) == seen:  # noqa: ASYNC110 - it is a file
+        await asyncio.sleep(_LOOK)
+    return Footprint(
+        memory=process.memory_info().rss,
+        files=process.num_fds(),
+        tasks=tuple(lists[-1]),
+        processes=len(controller.processes()),
+        sockets=sum(1 for _ in controller.sockets.iterdir()),
+    )
+
+
+def _task_lists(controller: Controller) -> list[list[str]]:
+    return [line["names"] for line in controller.log() if line["message"] == TASKS]
+
+
+async def _settled(controller: Controller, api: Api, before: Footprint) -> Footprint:
+    """What it holds once the last runner that was killed has been cleared away."""
+    await api.complete(requests(MODEL, 1, 0, 1)[0])
+    deadline = time.monotonic() + _SETTLE
+    while True:
+        now = await _footprint(controller)
+        if not now.excess(before) or time.monotonic() > deadline:
+            return now
+        await asyncio.sleep(0.5)
+
+
+async def _end(controller: Controller) -> list[str]:
+    """Ends the controller; gives what it leaves behind."""
+    runners = controller.runners()
+    controller.send(signal.SIGTERM)
+    status = await asyncio.to_thread(controller.wait)
+    left = [f"exit status {status}"] if status else []
+    left += [f"process {process.pid}" for process in controller.processes() if alive(process)]
+    left += [f"runner {process.pid}" for process in runners if alive(process)]
+    left += [f"socket {path.name}" for path in controller.sockets.iterdir()]
+    return left
