@@ -12,7 +12,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
-Pass = Callable[[], None]
+
+class Turn:
+    """One suspect's turn. It ends by itself some time after it began."""
+
+    def __init__(self, lock: asyncio.Lock, patience: float) -> None:
+        """`lock` is held, and released at the end."""
+        self._lock: asyncio.Lock | None = lock
+        self._patience = patience
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """The runner has the request. Until then the turn lasts as long as the load takes."""
+        self._timer = asyncio.get_running_loop().call_later(self._patience, self.end)
+
+    def end(self) -> None:
+        """The next one may go. May be said again."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
 class Probation:
@@ -26,26 +46,17 @@ class Probation:
     @asynccontextmanager
     async def turn(
         self, key: str, heartbeat: float, on_heartbeat: Callable[[], Awaitable[None]]
-    ) -> AsyncIterator[Pass]:
+    ) -> AsyncIterator[Turn]:
         """Waits for the turn among those of the model `key`, and calls `on_heartbeat` every
-        `heartbeat` seconds meanwhile. Gives what ends the turn before this does."""
+        `heartbeat` seconds meanwhile. The turn ends with this at the latest."""
         lock = self._locks.setdefault(key, asyncio.Lock())
         while not await _acquired(lock, heartbeat):
             await on_heartbeat()
-        held = True
-
-        def end() -> None:
-            nonlocal held
-            if held:
-                held = False
-                lock.release()
-
-        timer = asyncio.get_running_loop().call_later(self._patience, end)
+        turn = Turn(lock, self._patience)
         try:
-            yield end
+            yield turn
         finally:
-            timer.cancel()
-            end()
+            turn.end()
 
 
 async def _acquired(lock: asyncio.Lock, patience: float) -> bool:

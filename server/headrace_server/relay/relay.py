@@ -18,7 +18,7 @@ import grpc
 from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCrashed
 from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
 from headrace_server.relay.calls import Lost, answers, ask_once, note_wait, span
-from headrace_server.relay.probation import Probation
+from headrace_server.relay.probation import Probation, Turn
 from headrace_server.relay.record import Record, StreamRecord
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Prefixes
@@ -30,10 +30,11 @@ _STREAM_COMPLETION = "/headrace.v1.CompletionService/StreamCompletion"
 
 _PAUSE = 1.0
 """Seconds for a runner that takes nothing more to be gone, before another is asked for."""
+_AHEAD = 1000
+"""Above all differences between priorities that clients can ask for."""
 
 Write = Callable[[bytes], Awaitable[None]]
-Advanced = Callable[[], None]
-Use = Callable[[Ticket, dict[str, Any], Advanced], Awaitable[None]]
+Use = Callable[[Ticket, dict[str, Any], Turn | None], Awaitable[None]]
 Tell = Callable[[Wait], Awaitable[None]]
 
 
@@ -63,7 +64,7 @@ class _Call:
     tell: Tell
     """Told how the wait for a runner goes."""
     use: Use
-    """Makes the call to the ticket's runner, and says when it has advanced. Raises Lost."""
+    """Makes the call to the ticket's runner; ends its turn once it has advanced. Raises Lost."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,15 @@ class Relay:
         async def tell(wait: Wait) -> None:
             await write(_progress(wait))
 
-        async def use(ticket: Ticket, options: dict[str, Any], on_advance: Advanced) -> None:
+        async def use(ticket: Ticket, options: dict[str, Any], turn: Turn | None) -> None:
             attempt = answers(_STREAM_COMPLETION, ticket, record.ask(now()), options)
             async with aclosing(attempt) as messages:
                 async for data in messages:
                     passed = record.take(data, now())
                     if record.advanced:
                         ticket.advanced()
-                        on_advance()
+                        if turn is not None:
+                            turn.end()
                     if passed is not None:
                         await write(passed)
             if not record.completed:
@@ -160,7 +162,7 @@ class Relay:
         async def tell(_: Wait) -> None:
             pass
 
-        async def use(ticket: Ticket, options: dict[str, Any], on_advance: Advanced) -> None:
+        async def use(ticket: Ticket, options: dict[str, Any], turn: Turn | None) -> None:
             nonlocal response
             response = await ask_once(method, ticket, request, options)
             ticket.advanced()
@@ -211,28 +213,27 @@ class Relay:
 
         Raises the typed error that the call is to end with.
         """
-        if not call.record.suspect:
-            return await self._try(call, deadline, before)
+        record = call.record
+        if not record.suspect:
+            return await self._try(call, deadline, before, turn=None)
 
         async def tell() -> None:
             await call.tell(Wait(queue_position=0, load_fraction=None))
 
-        key = call.terms.wanted.key
-        async with self._probation.turn(key, self._heartbeat, tell) as end_turn:
-            return await self._try(call, deadline, before, on_advance=end_turn)
+        since = self._scheduler.now()
+        async with self._probation.turn(call.terms.wanted.key, self._heartbeat, tell) as turn:
+            record.waited(queue=self._scheduler.now() - since, load=0.0)
+            return await self._try(call, deadline, before, turn)
 
     async def _try(
-        self,
-        call: _Call,
-        deadline: float,
-        before: _Loss | None,
-        on_advance: Advanced = lambda: None,
+        self, call: _Call, deadline: float, before: _Loss | None, turn: Turn | None
     ) -> _Loss | None:
         terms, record = call.terms, call.record
         ticket = self._scheduler.ask(
             terms.wanted,
             keep_alive=terms.keep_alive,
-            priority=terms.priority,
+            # What was under way goes before what has not begun.
+            priority=terms.priority + (_AHEAD if before is not None else 0),
             deadline=deadline,
             prefixes=terms.prefixes,
             prompt_bytes=terms.prompt_bytes,
@@ -250,13 +251,15 @@ class Relay:
                     message, cause=before.cause, tokens_sent=record.tokens_sent
                 ) from None
             note_wait(ticket, record)
+            if turn is not None:
+                turn.begin()
             try:
                 with span(call.method, ticket, record.moves) as headers:
                     options = {
                         "metadata": [*headers.items(), ("headrace-digest", terms.wanted.key)],
                         "timeout": max(0.0, deadline - self._scheduler.now()),
                     }
-                    await call.use(ticket, options, on_advance)
+                    await call.use(ticket, options, turn)
             except Lost as lost:
                 return None if record.completed else await self._explain(lost.error, ticket)
         return None

@@ -19,6 +19,7 @@ from headrace_server.scheduling.events import (
     Left,
     Loaded,
     Refuse,
+    Stalled,
     Start,
     Stop,
     Unload,
@@ -321,3 +322,15 @@ def test_a_load_that_went_well_closes_the_circuit_but_crashes_still_count() -> N
     assert desk.ask("a") == (Start("r3", "a"),)
     assert desk.tell(Loaded("r3")) == (Grant(3, "r3"),)
     assert desk.ask("a") == (Grant(4, "r3"),)
+
+
+def test_a_stalled_runner_is_given_up_with_its_requests() -> None:
+    desk = Desk()
+    desk.ask("a")
+    desk.tell(Loaded("r1"))
+    assert desk.tell(Stalled("r1")) == (Stop("r1", "stalled"),)
+    # They come again, and wait until it is gone.
+    desk.tell(Left(1))
+    assert desk.ask("a") == ()
+    assert desk.tell(Stalled("r1")) == ()
+    assert desk.exited("r1") == (Start("r2", "a"),)
