@@ -14,6 +14,8 @@ from functools import partial
 from headrace_server import app
 from headrace_server.scheduling.state import Limits
 
+logger = logging.getLogger(__name__)
+
 TASKS = "tasks"
 """The message of the line with the names."""
 
@@ -27,7 +29,7 @@ def main() -> int:
 
 def _list_tasks() -> None:
     names = sorted(task.get_name() for task in asyncio.all_tasks())
-    logging.getLogger(__name__).info(TASKS, extra={"names": names})
+    logger.warning(TASKS, extra={"names": names})
 
 
 if __name__ == "__main__":
