@@ -195,7 +195,7 @@ class StreamRecord(Record):
             (timings.prefill, self._prefill),
             (timings.decode, self._decode),
         ):
-            part.CopyFrom(duration(part.ToNanoseconds() * 1e-9 + seconds))
+            part.FromNanoseconds(part.ToNanoseconds() + int(seconds * 1e9))
         timings.total.CopyFrom(duration(now - self.arrived))
 
     def lost(self, now: float, *, died: bool) -> bool:
