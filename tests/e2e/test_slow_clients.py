@@ -60,7 +60,7 @@ async def both_ends(controller: Controller) -> AsyncIterator[tuple[Api, Api, Api
 
 
 async def test_clients_that_do_not_read_are_not_generated_for(talker: Controller) -> None:
-    streams = 8
+    streams = 3
     async with both_ends(talker) as (api, narrow, runner):
         expected = await api.complete(bulky(LONG))
         before = (await runner.idle()).load.output_tokens_total

@@ -191,6 +191,11 @@ class Planner:
 
 def connect(address: str) -> grpc.aio.Channel:
     """The channel to a runner. What to do about a failed call is the relay's decision alone."""
-    return grpc.aio.insecure_channel(
-        address, options=[*channel_options(address), ("grpc.enable_retries", 0)]
-    )
+    options = [
+        *channel_options(address),
+        ("grpc.enable_retries", 0),
+        # 64 KiB of a stream are taken in advance and no more, as gRPC would where much has been
+        # read: what a client does not read is to wait in its runner, which then stops.
+        ("grpc.http2.bdp_probe", 0),
+    ]
+    return grpc.aio.insecure_channel(address, options=options)
