@@ -84,8 +84,9 @@ def _grant_is_right(world: World, request: int, runner: str) -> None:
             assert _rank_of(world, asked.request) > _rank_of(world, request), "overtaken"
 
 
-def _rank_of(world: World, request: int) -> tuple[int, int]:
-    return -world.priorities[request], request
+def _rank_of(world: World, request: int) -> tuple[bool, int, int]:
+    moved, priority = world.ranks[request]
+    return not moved, -priority, request
 
 
 def _stop_is_right(world: World, runner: str, why: str) -> None:
@@ -150,6 +151,8 @@ def _refusal_is_right(world: World, refused: Refuse) -> None:
             limits, waiting = world.scenario.limits, world.before.waiting
             least = min(limits.queue_per_model, limits.queue_total)
             assert len(waiting) >= least, "refused for a queue that is not full"
+            moved, _ = world.ranks[refused.request]
+            assert not moved, "a queue was too full for one who moves"
         case Draining():
             assert world.state.draining, "refused for a drain that is not"
         case InsufficientMemory():
@@ -188,7 +191,8 @@ def _nobody_goes_back(world: World) -> None:
 
 
 def _queues_are_bounded(world: World) -> None:
-    limits, waiting = world.scenario.limits, world.state.waiting
+    limits = world.scenario.limits
+    waiting = [asked for asked in world.state.waiting if not asked.moved]
     assert len(waiting) <= limits.queue_total, "too many wait"
     for model in world.scenario.models:
         own = sum(asked.key == model.key for asked in waiting)

@@ -46,8 +46,14 @@ MUTATIONS = (
     Mutation(
         "priorities do not count",
         hearing,
-        "if other.priority < asked.priority",
-        "if other.priority < 0",
+        "if other.rank < asked.rank",
+        "if other.rank < (False, 0)",
+    ),
+    Mutation(
+        "a queue is too full for one who moves",
+        hearing,
+        "if not asked.moved and len(desk.waiting)",
+        "if len(desk.waiting)",
     ),
     Mutation("nobody is served", settling, "        if places:", "        if not places:"),
     Mutation(

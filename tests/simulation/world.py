@@ -57,7 +57,7 @@ class World:
         """The runner of each request that has one."""
         self.over: set[int] = set()
         self.requests = 0
-        self.priorities: dict[int, int] = {}
+        self.ranks: dict[int, tuple[bool, int]] = {}
         self.bounds: dict[int, float] = {}
         """When a wait is too long."""
         self.loading: set[str] = set()
@@ -184,8 +184,9 @@ class World:
             Pace(*(random.choice((0.0, 0.5, 2.0)) for _ in "123"))
             if "estimates" in traits
             else Pace(),
+            "crashes" in traits and random.random() < 0.2,
         )
-        self.priorities[asked.request] = asked.priority
+        self.ranks[asked.request] = asked.rank
         self.bounds[asked.request] = invariants.latest(self, len(self.waiting))
         self.waiting[asked.request] = asked
         self.tell(asked)

@@ -30,8 +30,6 @@ _STREAM_COMPLETION = "/headrace.v1.CompletionService/StreamCompletion"
 
 _PAUSE = 1.0
 """Seconds for a runner that takes nothing more to be gone, before another is asked for."""
-_AHEAD = 1000
-"""Above all differences between priorities that clients can ask for."""
 
 Write = Callable[[bytes], Awaitable[None]]
 Use = Callable[[Ticket, dict[str, Any], Turn | None], Awaitable[None]]
@@ -232,11 +230,11 @@ class Relay:
         ticket = self._scheduler.ask(
             terms.wanted,
             keep_alive=terms.keep_alive,
-            # What was under way goes before what has not begun.
-            priority=terms.priority + (_AHEAD if before is not None else 0),
+            priority=terms.priority,
             deadline=deadline,
             prefixes=terms.prefixes,
             prompt_bytes=terms.prompt_bytes,
+            moved=before is not None,
         )
         with ticket:
             try:

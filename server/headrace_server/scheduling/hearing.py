@@ -76,7 +76,7 @@ def _hear_of(desk: Desk, slot: Slot, event: RunnerEvent) -> None:
 
 def _asked(desk: Desk, asked: Asked) -> None:
     """Join the queue, or be refused at once."""
-    behind = (i for i, other in enumerate(desk.waiting) if other.priority < asked.priority)
+    behind = (i for i, other in enumerate(desk.waiting) if other.rank < asked.rank)
     place = next(behind, len(desk.waiting))
     error = _objection(desk, asked, place)
     if error is not None:
@@ -96,9 +96,10 @@ def _objection(desk: Desk, asked: Asked, place: int) -> HeadraceError | None:
         hopeless = crashes.open and not any(slot.usable for slot in slots)
         if hopeless and desk.now < crashes.retry_at:
             return CircuitOpen(cause=crashes.cause, retry_after=crashes.retry_at - desk.now)
-        if len(desk.waiters(asked.key)) >= limits.queue_per_model:
+        # Who moves is one of few: there was a place for each of them.
+        if not asked.moved and len(desk.waiters(asked.key)) >= limits.queue_per_model:
             return QueueFull(limits.retry_after, queue="model", limit=limits.queue_per_model)
-        if len(desk.waiting) >= limits.queue_total:
+        if not asked.moved and len(desk.waiting) >= limits.queue_total:
             return QueueFull(limits.retry_after, queue="controller", limit=limits.queue_total)
     if asked.deadline != math.inf:
         estimate = desk.earliest(asked, place)

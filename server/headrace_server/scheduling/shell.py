@@ -104,10 +104,12 @@ class Scheduler:
         deadline: float = math.inf,
         prefixes: Prefixes = (),
         prompt_bytes: int = 0,
+        moved: bool = False,
     ) -> Ticket:
         """A claim to a runner of `wanted`. It counts once it is entered.
 
         `prefixes` lead it to a runner that knows the prompt's beginning, where there are several.
+        `moved`: it was being served, and its runner is lost.
         """
         self._requests += 1
         self._wanted[wanted.key] = wanted
@@ -121,6 +123,7 @@ class Scheduler:
             deadline,
             prefixes,
             self._timings.pace(wanted.key, wanted.needs, prompt_bytes),
+            moved,
         )
         return Ticket(self, asked, prompt_bytes)
 

@@ -193,8 +193,16 @@ class Asked:
     prefixes: Prefixes = ()
     pace: Pace = _DEFAULT_PACE
     """How long its parts take at least, by what was measured."""
+    moved: bool = False
+    """Whether it was being served, and its runner is lost: it goes before all that have not begun,
+    and no queue is too full for it."""
     since: float = 0.0
     """When it joined the queue. The core's own."""
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Who is served before whom; among equals, first come is first."""
+        return self.moved, self.priority
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from headrace_server.scheduling.events import (
     Left,
     Loaded,
     Refuse,
-    Stalled,
     Start,
     Stop,
     Unload,
@@ -324,13 +323,12 @@ def test_a_load_that_went_well_closes_the_circuit_but_crashes_still_count() -> N
     assert desk.ask("a") == (Grant(4, "r3"),)
 
 
-def test_a_stalled_runner_is_given_up_with_its_requests() -> None:
-    desk = Desk()
+def test_who_lost_its_runner_goes_first_whatever_the_queue() -> None:
+    desk = Desk(Policy(concurrency=1), queue_per_model=2, queue_total=2)
+    desk.load("a")
+    desk.ask("a", priority=5)
     desk.ask("a")
-    desk.tell(Loaded("r1"))
-    assert desk.tell(Stalled("r1")) == (Stop("r1", "stalled"),)
-    # They come again, and wait until it is gone.
-    desk.tell(Left(1))
-    assert desk.ask("a") == ()
-    assert desk.tell(Stalled("r1")) == ()
-    assert desk.exited("r1") == (Start("r2", "a"),)
+    assert errors(desk.ask("a")) == [(4, QueueFull)]
+    assert desk.ask("a", moved=True) == ()
+    assert desk.tell(Left(1)) == (Grant(5, "r1"),)
+    assert desk.tell(Left(5)) == (Grant(2, "r1"),)
