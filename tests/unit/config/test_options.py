@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace_server.config import ServerConfig, parse
+from headrace_server.config import SETTINGS, ServerConfig, parse
 
 
 def test_defaults_listen_on_loopback() -> None:
@@ -65,6 +65,11 @@ def test_memory(text: str, size: int) -> None:
         ["--max-concurrency", "0"],
         ["--stall-timeout", "0"],
         ["--stall-timeout", "300h"],
+        ["--threads", "2.5"],
+        ["--context", "9" * 5000],
+        ["--memory", "9" * 400],
+        ["--dtype", "bfloat16"],
+        ["--preload", "No Name"],
     ],
 )
 def test_what_is_wrong_is_named(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,3 +82,22 @@ def test_what_is_wrong_is_named(wrong: list[str], capsys: pytest.CaptureFixture[
 def test_the_parser_and_the_settings_agree_on_every_default() -> None:
     parsed, default = parse([], {}), ServerConfig(home=Path.home() / ".headrace")
     assert parsed == default
+
+
+def test_what_is_said_several_times_is_one_list() -> None:
+    assert parse(["--preload", "a", "--preload", "b:1"], {}).preload == ("a", "b:1")
+    assert parse(["--preload", ""], {"HEADRACE_PRELOAD": "a"}).preload == ()
+
+
+def test_a_switch_goes_both_ways() -> None:
+    assert parse(["--no-drafts"], {}).drafts is False
+    assert parse(["--drafts"], {"HEADRACE_DRAFTS": "off"}).drafts is True
+
+
+def test_help_names_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"], {})
+    shown = " ".join(capsys.readouterr().out.split())
+    for setting in SETTINGS:
+        assert setting.option in shown
+    assert "80% of what is available" in shown
