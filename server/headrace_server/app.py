@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,22 @@ from headrace.host.sockets import remove_stale
 from headrace.rpc.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
 from headrace.rpc.options import server_options
 from headrace.rpc.service import server_interceptors
-from headrace.telemetry.setup import configure
+from headrace.telemetry.setup import configure, set_level
 from headrace.v1 import embedding_pb2_grpc, image_pb2_grpc, model_pb2_grpc
 from headrace_server import hosting
-from headrace_server.config import ServerConfig, parse
+from headrace_server.config import (
+    ConfigError,
+    Effective,
+    ServerConfig,
+    Sources,
+    as_toml,
+    changes,
+    names_of,
+    read,
+    taken_over,
+)
+from headrace_server.events.recorder import Recorder
+from headrace_server.events.views import ModelView, runner_view
 from headrace_server.relay import Relay
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.planner import Planner
@@ -36,6 +48,7 @@ from headrace_server.services.completion import CompletionServicer
 from headrace_server.services.model import ModelServicer
 from headrace_server.services.not_yet import EmbeddingServicer, ImageServicer
 from headrace_server.services.tokenize import TokenizeServicer
+from headrace_server.services.watch import Watch, model_view
 from headrace_server.store import Store
 
 logger = logging.getLogger(__name__)
@@ -66,7 +79,12 @@ class CannotListenError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a controller until it is told to stop. Gives the exit status: 0 after a clean stop."""
-    config = parse(argv)
+    sources = Sources(argv)
+    effective = read(sources)
+    if sources.check:
+        sys.stdout.write(as_toml(effective))
+        return 0
+    config = effective.config
     telemetry = configure(
         "headrace-controller",
         instance_id=uuid.uuid4().hex,
@@ -74,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=config.log_level.upper(),
     )
     try:
-        return asyncio.run(_run(config))
+        return asyncio.run(_run(sources, effective))
     except CannotListenError as error:
         logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
         return 1
@@ -82,11 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         telemetry.shutdown()
 
 
-async def _run(config: ServerConfig) -> int:
+async def _run(sources: Sources, effective: Effective) -> int:
+    config = effective.config
     stop = Stop()
     if config.parent is not None:
         await stop.with_stdin()
+    for warning in effective.warnings:
+        logger.warning("%s", warning)
     app = App(config)
+    reloading = asyncio.create_task(_reload(stop.reread, sources, app), name="reloading")
     try:
         address = await app.start()
         _report_ready(config.ready_fd, address)
@@ -94,19 +116,45 @@ async def _run(config: ServerConfig) -> int:
         stop.wanted.clear()
         await app.drain(stop.wanted)
     finally:
+        await _cancel([reloading])
         await app.close()
     return 0
 
 
+async def _reload(wanted: asyncio.Event, sources: Sources, app: App) -> None:
+    """Read the configuration again each time that it is wanted. A broken one changes nothing."""
+    while True:
+        await wanted.wait()
+        wanted.clear()
+        try:
+            effective = await asyncio.to_thread(sources.read)
+        except ConfigError as error:
+            for problem in error.problems:
+                logger.error("configuration not taken: %s", problem)  # noqa: TRY400  # the user's
+            continue
+        for warning in effective.warnings:
+            logger.warning("%s", warning)
+        await app.reconfigure(effective.config)
+
+
 class Stop:
-    """Hears that the process is to stop: by a signal, or by the end of its stdin."""
+    """Hears that the process is to stop, by a signal or the end of its stdin; or to read anew."""
 
     def __init__(self) -> None:
         self.wanted = asyncio.Event()
-        """Set with each wish; clear it to hear the next one."""
+        """Set with each wish to stop; clear it to hear the next one."""
+        self.reread = asyncio.Event()
+        """Set with each wish to have the configuration read again."""
+        self._terminal = os.isatty(2)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.wanted.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _hang_up(self) -> None:
+        # Also the signal of a terminal that is closed: then nobody is there to serve on for.
+        gone = self._terminal and not os.isatty(2)
+        (self.wanted if gone else self.reread).set()
 
     async def with_stdin(self) -> None:
         """Stop when stdin ends, too: whoever started this process has gone."""
@@ -125,25 +173,25 @@ class App:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._machine = host.describe()
-        memory = config.memory or int(self._machine.memory_available * _MEMORY_SHARE)
-        limits = Limits(
-            memory,
-            queue_per_model=config.queue_per_model,
-            queue_total=config.queue_total,
-        )
         self._listening = asyncio.Event()
         self._hosting = asyncio.create_task(self._prepare(), name="hosting")
         self._store = Store(config.home)
+        limits = self._limits()
         planner = Planner(
-            config, self._store, self._hosting, memory, lambda _: self._scheduler.runner_changed()
+            config,
+            self._store,
+            self._hosting,
+            limits.memory,
+            lambda _: self._scheduler.runner_changed(),
         )
         self._planner = planner
         self._scheduler = Scheduler(
-            limits, planner, self._publish_health, shortage=self._memory_shortage
+            limits, planner, self._runners_changed, shortage=self._memory_shortage
         )
+        self._recorder = Recorder(self._scheduler.runners)
         self._relay = Relay(self._scheduler, max_time=config.max_stream_time)
         self._health = HealthServicer()
-        self._names: dict[str, str] = {}
+        self._models: dict[str, ModelView] = {}
         self._rereading = asyncio.Lock()
         self._model_health: dict[str, int] = {}
         self._server = grpc.aio.server(interceptors=server_interceptors(), options=server_options())
@@ -156,18 +204,52 @@ class App:
 
         Raises CannotListenError.
         """
-        await self._reread_names()
+        await self._reread_store()
+        self._warn_of_missing_models()
         address = self._bind(self._config.listen)
         await self._server.start()
         self._listening.set()
         logger.info("listening", extra={"address": address, "pid": os.getpid()})
-        self._preloads = [asyncio.create_task(self._preload(n)) for n in self._config.preload]
+        self._preload(self._config.preload)
         return address
+
+    async def reconfigure(self, config: ServerConfig) -> None:
+        """Go on with other settings, as far as they can change while streams run.
+
+        A runner whose options are others now takes nothing new, and goes when it is idle.
+        """
+        before = self._config
+        for change in changes(before, config):
+            if change.live:
+                logger.info("setting changed: %s", change)
+            else:
+                logger.warning("setting needs a restart, and stays as it is: %s", change)
+        self._config = config = taken_over(before, config)
+        set_level(config.log_level.upper())
+        limits = self._limits()
+        self._planner.set_config(config, limits.memory)
+        self._scheduler.set_limits(limits)
+        await self._reread_store({})
+        self._warn_of_missing_models()
+        self._preload(
+            name
+            for name in config.preload
+            if name not in before.preload
+            or config.options(name).of_the_runner != before.options(name).of_the_runner
+        )
+
+    def _warn_of_missing_models(self) -> None:
+        known = {name for model in self._models for name in names_of(model)}
+        for name in self._config.models.keys() - known:
+            logger.warning(
+                "the store has no such model, whose settings wait", extra={"model": name}
+            )
 
     async def drain(self, hasten: asyncio.Event) -> None:
         """Take nothing new; return when the running calls have ended, or their time is over."""
         logger.info("draining", extra={"grace": self._config.grace})
         self._health.shutdown()
+        self._recorder.end()
         self._scheduler.drain()
         tasks = {
             asyncio.create_task(self._scheduler.drained()),
@@ -180,9 +262,11 @@ class App:
         """End everything: calls, runners, the server and what it left on disk."""
         await _cancel(self._preloads)
         self._health.shutdown()
+        self._recorder.end()
         self._relay.end()
         await self._server.stop(_LAST_WORDS)
         await self._scheduler.close()
+        self._recorder.close()
         await _cancel([self._hosting])
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
@@ -192,7 +276,19 @@ class App:
         await self._listening.wait()
         return await asyncio.to_thread(hosting.prepare, self._machine, self._config)
 
-    async def _preload(self, name: str) -> None:
+    def _limits(self) -> Limits:
+        config = self._config
+        return Limits(
+            config.memory or int(self._machine.memory_available * _MEMORY_SHARE),
+            queue_per_model=config.queue_per_model,
+            queue_total=config.queue_total,
+        )
+
+    def _preload(self, names: Iterable[str]) -> None:
+        self._preloads = [task for task in self._preloads if not task.done()]
+        self._preloads += [asyncio.create_task(self._load(name)) for name in names]
+
+    async def _load(self, name: str) -> None:
         try:
             model = await self._planner.model(name)
             with self._scheduler.ask(model) as ticket:
@@ -209,7 +305,8 @@ class App:
             planner,
             self._scheduler,
             max_time=self._config.max_stream_time,
-            on_change=self._reread_names,
+            watch=Watch(self._recorder, planner, self._scheduler.now),
+            on_change=self._store_changed,
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(planner), server)
@@ -245,25 +342,38 @@ class App:
         floor = min(_MEMORY_FLOOR, int(self._machine.memory_total * _MEMORY_FLOOR_SHARE))
         return max(0, floor - host.memory_available())
 
-    async def _reread_names(self) -> None:
-        """See which names the store has now, publish a health of each, and unload what has none."""
+    async def _store_changed(self, name: str, why: str) -> None:
+        await self._reread_store({name: why})
+
+    async def _reread_store(self, whys: Mapping[str, str] | None = None) -> None:
+        """See which models the store has now, tell those who watch, and unload what has no name.
+
+        `whys`: what has happened to a model of a name.
+        """
         async with self._rereading:  # So that the last to look is the last to tell.
             listed = await asyncio.to_thread(self._store.list)
-            names = {manifest.full_name: manifest.digest for manifest in listed}
-            for gone in self._names.keys() - names.keys():
+            models = {m.full_name: model_view(self._planner, m) for m in listed}
+            for gone in self._models.keys() - models.keys():
                 self._health.set(f"model/{gone}", SERVICE_UNKNOWN)
                 self._model_health.pop(gone, None)
-            self._names = names
+            self._models = models
+            self._recorder.store_has([*models.values()], whys)
         self._publish_health()
-        self._scheduler.keep_only(names.values())
+        self._scheduler.keep_only({model.key for model in models.values()})
+
+    def _runners_changed(self) -> None:
+        self._publish_health()
+        self._recorder.look()
 
     def _publish_health(self) -> None:
-        """A model is SERVING while its runner is."""
-        loaded = self._scheduler.loaded()
-        for name, digest in self._names.items():
-            runners = [life.runner for _, life in loaded.get(digest, ())]
-            serving = any(runner and runner.state is State.SERVING for runner in runners)
-            status = SERVING if serving else NOT_SERVING
+        """A model is SERVING while a runner of it is."""
+        serving = {
+            view.key
+            for slot, life in self._scheduler.runners()
+            if (view := runner_view(slot, life)).state is State.SERVING
+        }
+        for name, model in self._models.items():
+            status = SERVING if model.key in serving else NOT_SERVING
             if self._model_health.get(name) != status:
                 self._model_health[name] = status
                 self._health.set(f"model/{name}", status)

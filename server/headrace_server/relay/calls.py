@@ -103,7 +103,7 @@ def span(method: str, ticket: Ticket, moves: int) -> Iterator[dict[str, str]]:
         names.RPC_SYSTEM_NAME: "grpc",
         names.RPC_METHOD: method.removeprefix("/"),
         names.HEADRACE_RUNNER_ID: ticket.life.id,
-        names.HEADRACE_MODEL_DIGEST: ticket.life.wanted.key,
+        names.HEADRACE_MODEL_DIGEST: ticket.life.wanted.digest,
     }
     if moves:
         attributes[names.HEADRACE_RESUMED] = moves

@@ -254,7 +254,7 @@ class Relay:
             try:
                 with span(call.method, ticket, record.moves) as headers:
                     options = {
-                        "metadata": [*headers.items(), ("headrace-digest", terms.wanted.key)],
+                        "metadata": [*headers.items(), ("headrace-digest", terms.wanted.digest)],
                         "timeout": max(0.0, deadline - self._scheduler.now()),
                     }
                     await call.use(ticket, options, turn)

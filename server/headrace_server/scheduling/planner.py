@@ -17,7 +17,7 @@ from headrace.rpc.options import channel_options
 from headrace.telemetry import propagation
 from headrace.v1.runner_pb2 import GetRunnerRequest
 from headrace.v1.runner_pb2_grpc import RunnerServiceStub
-from headrace_server.config import ServerConfig
+from headrace_server.config import ModelOptions, ServerConfig
 from headrace_server.hosting import Hosting
 from headrace_server.runners.lifecycle import Limits as LifeLimits
 from headrace_server.runners.spec import RunnerSpec
@@ -37,21 +37,44 @@ _REPORT_TIMEOUT = 5.0  # seconds
 class Model:
     """A model of the store, and how it would run here."""
 
-    name: str
-    """With its tag, whatever name or alias it was asked for by."""
     manifest: Manifest
+    options: ModelOptions
     dtype: Dtype
-    policy: Policy
-    context: int | None
+    """What the options come to here."""
     needs: int
     """Bytes of memory, as estimated."""
     origin: Context
     """Trace context of the request that brought it up; a load is told of it."""
 
     @property
-    def key(self) -> str:
-        """Names of one digest share a runner."""
+    def name(self) -> str:
+        """With its tag, whatever name or alias it was asked for by."""
+        return self.manifest.full_name
+
+    @property
+    def digest(self) -> str:
+        """Of its files."""
         return self.manifest.digest
+
+    @property
+    def key(self) -> str:
+        """Names of one digest share a runner, unless their options ask for different ones."""
+        return runner_key(self.digest, self.options)
+
+    @property
+    def policy(self) -> Policy:
+        """How it is served."""
+        return Policy(
+            concurrency=self.options.max_concurrency,
+            keep_alive=self.options.keep_alive,
+            pinned=self.options.pinned,
+            replicas=self.options.replicas,
+        )
+
+
+def runner_key(digest: str, options: ModelOptions) -> str:
+    """The key of the runners that serve these files with these options."""
+    return f"{digest} {options.of_the_runner}"
 
 
 class Planner:
@@ -73,6 +96,24 @@ class Planner:
         self._on_change = on_change
         self._supervisor: Supervisor | None = None
         self._leaving: set[str] = set()
+        self._keys: dict[str, set[str]] = {}
+
+    def set_config(self, config: ServerConfig, memory: int) -> None:
+        """Plan by other settings from now on. What has been planned stays as it is."""
+        self._config = config
+        self._memory = memory
+
+    def options(self, manifest: Manifest) -> ModelOptions:
+        """How a model of the store is served."""
+        return self._config.options(manifest.full_name)
+
+    def key(self, manifest: Manifest) -> str:
+        """The key of the runners that serve a model of the store."""
+        return runner_key(manifest.digest, self.options(manifest))
+
+    def keys(self, digest: str) -> frozenset[str]:
+        """Every key that models of these files have had so far."""
+        return frozenset(self._keys.get(digest, ()))
 
     async def model(self, name: str, kind: str | None = None) -> Model:
         """The model called `name`, if it is of the kind.
@@ -88,7 +129,7 @@ class Planner:
             )
         model = await self.plan(manifest)
         # Checked last: nothing is awaited from here until the scheduler knows of the request.
-        if model.key in self._leaving:
+        if model.digest in self._leaving:
             raise ModelNotFound(name, hint="it is being deleted")
         return model
 
@@ -104,20 +145,25 @@ class Planner:
     async def plan(self, manifest: Manifest) -> Model:
         """How a model of the store would run here."""
         hosting = await asyncio.shield(self._hosting)
-        dtype = choose_dtype(
-            hosting.machine.device,
-            manifest.parameters,
-            manifest.tensor_bytes,
-            self._memory,
-            hosting.has_blas,
+        options = self.options(manifest)
+        dtype: Dtype = (
+            options.dtype
+            if options.dtype != "auto"
+            else choose_dtype(
+                hosting.machine.device,
+                manifest.parameters,
+                manifest.tensor_bytes,
+                self._memory,
+                hosting.has_blas,
+            )
         )
-        policy = Policy(self._config.max_concurrency, self._config.keep_alive)
-        context = self._config.context
         needs = estimates.before_load(
-            manifest, dtype=dtype, concurrency=policy.concurrency, context=context
+            manifest, dtype=dtype, concurrency=options.max_concurrency, context=options.context
         )
         origin = propagation.extract(propagation.headers().items())
-        return Model(manifest.full_name, manifest, dtype, policy, context, needs, origin)
+        model = Model(manifest, options, dtype, needs, origin)
+        self._keys.setdefault(model.digest, set()).add(model.key)
+        return model
 
     async def launch(self, runner_id: str, wanted: Wanted) -> Runner:
         """Start a runner.
@@ -136,21 +182,22 @@ class Planner:
                 connect=connect,
                 limits=LifeLimits(stalled=self._config.stall_timeout),
             )
+        options = wanted.options
         spec = RunnerSpec(
             id=runner_id,
-            model=wanted.manifest.full_name,
-            digest=wanted.key,
+            model=wanted.name,
+            digest=wanted.digest,
             model_dir=self._store.path(wanted.manifest),
             kind=wanted.manifest.kind,
             dtype=wanted.dtype,
-            context=wanted.context,
+            context=options.context,
             max_concurrency=wanted.policy.concurrency,
-            prefix_cache=self._config.prefix_cache,
-            drafts=self._config.drafts,
+            prefix_cache=options.prefix_cache,
+            drafts=options.drafts,
             stall_timeout=self._config.stall_timeout,
             log_level=self._config.log_level,
         )
-        if wanted.dtype == "stored" and hosting.has_blas:
+        if options.dtype == "auto" and wanted.dtype == "stored" and hosting.has_blas:
             logger.info(
                 "the weights stay as they are stored, since float32 would take more than half of "
                 "the memory budget; on a CPU that is much slower",
@@ -183,8 +230,8 @@ class Planner:
             memory.weights_bytes,
             wanted.manifest,
             dtype=wanted.dtype,
-            concurrency=wanted.policy.concurrency,
-            context=wanted.context,
+            concurrency=wanted.options.max_concurrency,
+            context=wanted.options.context,
         )
         return max(expected, memory.active_bytes + memory.cache_bytes)
 

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Collection
 from contextvars import Context
+from dataclasses import replace
 from typing import Any, Protocol
 
 from headrace.errors import HeadraceError, LoadFailed, ModelCorrupt, UnsupportedModel
@@ -127,6 +128,10 @@ class Scheduler:
         )
         return Ticket(self, asked, prompt_bytes)
 
+    def runners(self) -> list[tuple[Slot, Life]]:
+        """Every runner, for a look, the oldest first."""
+        return [(slot, self._lives[slot.runner]) for slot in self._state.slots.values()]
+
     def runners_of(self, key: str) -> list[tuple[Slot, Life]]:
         """The runners of a model, for a look; none where it is not loaded."""
         return [(slot, self._lives[slot.runner]) for slot in self._state.slots_of(key)]
@@ -160,6 +165,11 @@ class Scheduler:
         self._timings.keep_only(keys)
         for key in self.loaded().keys() - keys:
             self._feed(Unload(key))
+
+    def set_limits(self, limits: Limits) -> None:
+        """Hold other bounds from now on. Who waits already is not refused for them."""
+        self._state = replace(self._state, limits=limits)
+        self._feed(Tick())
 
     def drain(self) -> None:
         """Take nothing more; runners stop as their requests end."""
@@ -256,8 +266,7 @@ class Scheduler:
                     self._watching = self._loop.create_task(watch, name="memory", context=context)
             case Stop(runner, why):
                 life = self._lives[runner]
-                extra = {"runner_id": runner, "model": life.wanted.name, "why": why}
-                logger.info("unloading", extra=extra)
+                life.why = why
                 life.stop.set()
             case Grant(request, runner):
                 life = self._lives[runner]
@@ -279,6 +288,7 @@ class Scheduler:
             logger.exception("runner %s", life.id, extra={"model": life.wanted.name})
         finally:
             del self._tasks[life.id]
+            life.why = life.why or cause
             self._feed(Exited(life.id, cause, error))
             del self._lives[life.id]
             life.gone.set()

@@ -24,6 +24,10 @@ class Wanted(Protocol):
         """Those with the same key share a runner."""
 
     @property
+    def digest(self) -> str:
+        """Of the model's files. Several keys may have it, where options differ."""
+
+    @property
     def needs(self) -> int:
         """Bytes of memory, as estimated."""
 
@@ -76,6 +80,8 @@ class Life:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     """Done while it makes no progress: its requests are better served by another."""
+    why: str = ""
+    """Of its end: that of the order to stop, else the cause of death. Empty before."""
 
 
 @dataclass(frozen=True, slots=True)

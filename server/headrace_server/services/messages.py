@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,11 +11,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.v1.common_pb2 import ModelKind, RunnerState, RunnerStatus
 from headrace.v1.model_pb2 import Model as ModelMessage
 from headrace.v1.model_pb2 import TransferPhase, TransferProgress
+from headrace_server.events.views import RunnerView
 from headrace_server.relay import duration
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.planner import Model
-from headrace_server.scheduling.state import Phase, Slot
-from headrace_server.scheduling.ticket import Life
 from headrace_server.store import Manifest, Progress
 
 _KINDS = {
@@ -41,8 +41,8 @@ _PHASES = {
 }
 
 
-def model_message(model: Model, runners: list[RunnerStatus]) -> ModelMessage:
-    """A model of the store, and its runners."""
+def model_message(model: Model, runners: Iterable[RunnerView], now: float) -> ModelMessage:
+    """A model of the store and its runners. `now`: on the scheduler's clock."""
     manifest = model.manifest
     return ModelMessage(
         name=manifest.full_name,
@@ -60,30 +60,27 @@ def model_message(model: Model, runners: list[RunnerStatus]) -> ModelMessage:
         source=manifest.source,
         created_at=_created_at(manifest),
         memory_estimate_bytes=model.needs,
-        runners=runners,
+        runners=[runner_status(runner, now) for runner in runners],
     )
 
 
-def runner_status(slot: Slot, life: Life, now: float) -> RunnerStatus:
+def runner_status(runner: RunnerView, now: float) -> RunnerStatus:
     """A runner as its controller sees it."""
-    runner = life.runner
-    state = _STATES[runner.state if runner is not None else State.STARTING]
-    if slot.phase in (Phase.RETIRING, Phase.STOPPING) and state != RunnerState.RUNNER_STATE_DEAD:
-        state = RunnerState.RUNNER_STATE_DRAINING
     status = RunnerStatus(
-        id=slot.runner,
-        model=life.wanted.name,
-        digest=slot.key,
-        state=state,
-        pid=(runner.pid if runner is not None else None) or 0,
-        active_requests=len(slot.leases),
-        memory_bytes=slot.memory,
-        pinned=slot.pinned,
+        id=runner.id,
+        model=runner.model,
+        digest=runner.digest,
+        state=_STATES[runner.state],
+        pid=runner.pid,
+        active_requests=runner.requests,
+        memory_bytes=runner.memory,
+        pinned=runner.pinned,
+        reason=runner.why,
     )
-    if life.loaded_at is None:
-        status.load_fraction = runner.fraction if runner is not None else 0.0
-    if math.isfinite(slot.expires_at):
-        status.expires_in.CopyFrom(duration(max(0.0, slot.expires_at - now)))
+    if runner.fraction is not None:
+        status.load_fraction = runner.fraction
+    if math.isfinite(runner.expires_at):
+        status.expires_in.CopyFrom(duration(max(0.0, runner.expires_at - now)))
     return status
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
 
-from headrace.errors import DeadlineExceeded, ModelCorrupt, ModelInUse, NotImplementedYet
-from headrace.v1.common_pb2 import RunnerStatus
+from headrace.errors import DeadlineExceeded, ModelCorrupt, ModelInUse
 from headrace.v1.model_pb2 import (
     CopyModelRequest,
     CopyModelResponse,
@@ -34,11 +33,13 @@ from headrace.v1.model_pb2 import (
 )
 from headrace.v1.model_pb2 import Model as ModelMessage
 from headrace.v1.model_pb2_grpc import ModelServiceServicer
+from headrace_server.events.views import RunnerView, runner_view
 from headrace_server.relay import duration
 from headrace_server.scheduling.planner import Planner
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.services.messages import model_message, runner_status, transfer_progress
 from headrace_server.services.raw import seconds, time_remaining
+from headrace_server.services.watch import Watch, model_view
 from headrace_server.store import Manifest, OnProgress, Progress, Store
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -54,22 +55,23 @@ class ModelServicer(ModelServiceServicer):
         scheduler: Scheduler,
         *,
         max_time: float,
-        on_change: Callable[[], Awaitable[None]],
+        watch: Watch,
+        on_change: Callable[[str, str], Awaitable[None]],
     ) -> None:
         """`max_time`: of a load whose client sets no deadline, in seconds. `on_change` is awaited
-        after a change of the store."""
+        after a change of the store, with the model's name and what has happened to it."""
         self._store = store
         self._planner = planner
         self._scheduler = scheduler
         self._max_time = max_time
+        self._watch = watch
         self._on_change = on_change
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         """Every model, or those that are loaded."""
         manifests = await asyncio.to_thread(self._store.list)
         if request.loaded:
-            loaded = self._scheduler.loaded()
-            manifests = [manifest for manifest in manifests if manifest.digest in loaded]
+            manifests = [manifest for manifest in manifests if self._runners(manifest)]
         return ListModelsResponse(models=[await self._message(item) for item in manifests])
 
     async def GetModel(self, request: GetModelRequest, context: Context) -> GetModelResponse:
@@ -85,7 +87,7 @@ class ModelServicer(ModelServiceServicer):
                 if isinstance(step, Progress):
                     yield StreamPullModelResponse(progress=transfer_progress(step))
                 else:
-                    yield StreamPullModelResponse(completed=await self._changed(step))
+                    yield StreamPullModelResponse(completed=await self._changed(step, "PULLED"))
 
     async def StreamImportModel(
         self, request: StreamImportModelRequest, context: Context
@@ -101,12 +103,13 @@ class ModelServicer(ModelServiceServicer):
                 if isinstance(step, Progress):
                     yield StreamImportModelResponse(progress=transfer_progress(step))
                 else:
-                    yield StreamImportModelResponse(completed=await self._changed(step))
+                    imported = await self._changed(step, "IMPORTED")
+                    yield StreamImportModelResponse(completed=imported)
 
     async def CopyModel(self, request: CopyModelRequest, context: Context) -> CopyModelResponse:
         """Give a second name. Raises ModelNotFound, InvalidRequest."""
         manifest = await asyncio.to_thread(self._store.copy, request.source, request.destination)
-        return CopyModelResponse(model=await self._changed(manifest))
+        return CopyModelResponse(model=await self._changed(manifest, "COPIED"))
 
     async def DeleteModel(
         self, request: DeleteModelRequest, context: Context
@@ -114,7 +117,7 @@ class ModelServicer(ModelServiceServicer):
         """Remove a name. Raises ModelNotFound, ModelInUse."""
         async with self._released(request.model):
             freed = await asyncio.to_thread(self._store.delete, request.model)
-        await self._on_change()
+        await self._on_change(request.model, "DELETED")
         return DeleteModelResponse(freed_bytes=freed)
 
     async def LoadModel(self, request: LoadModelRequest, context: Context) -> LoadModelResponse:
@@ -131,25 +134,28 @@ class ModelServicer(ModelServiceServicer):
         except TimeoutError:
             raise DeadlineExceeded(f"the model was not loaded within {limit:g} s") from None
         begin, end = ticket.load_span
-        runner = next(r for r in self._runners(model.key) if r.id == ticket.life.id)
-        return LoadModelResponse(runner=runner, load_time=duration(end - begin))
+        took = duration(end - begin)
+        for slot, life in self._scheduler.runners():
+            if slot.runner == ticket.life.id:
+                status = runner_status(runner_view(slot, life), self._scheduler.now())
+                return LoadModelResponse(runner=status, load_time=took)
+        return LoadModelResponse(load_time=took)  # It has gone already.
 
     async def UnloadModel(
         self, request: UnloadModelRequest, context: Context
     ) -> UnloadModelResponse:
         """Stop a model's runners once they are idle. Raises ModelNotFound."""
-        digest = self._store.get(request.model).digest
-        return UnloadModelResponse(stopped=await self._scheduler.unload(digest))
+        runners = self._runners(self._store.get(request.model))
+        stopped = await self._unload({runner.key for runner in runners})
+        return UnloadModelResponse(stopped=stopped)
 
     async def WatchModels(
         self, request: WatchModelsRequest, context: Context
     ) -> AsyncIterator[WatchModelsResponse]:
-        """Raises NotImplementedYet."""
-        raise NotImplementedYet(
-            "this version does not watch models yet; list them instead",
-            method="headrace.v1.ModelService/WatchModels",
-        )
-        yield  # type: ignore[unreachable]  # makes this the generator that the method has to be
+        """All models, then their changes. Raises Draining at the controller's end."""
+        async with aclosing(self._watch.responses(request)) as responses:
+            async for response in responses:
+                yield response
 
     @asynccontextmanager
     async def _released(self, name: str) -> AsyncIterator[None]:
@@ -167,25 +173,30 @@ class ModelServicer(ModelServiceServicer):
             yield
             return
         with self._planner.leaving(manifest.digest):
-            if self._scheduler.in_use(manifest.digest):
+            keys = self._planner.keys(manifest.digest)
+            if any(map(self._scheduler.in_use, keys)):
                 raise ModelInUse(
                     f"{manifest.full_name} is serving requests; try again when they have ended",
                     model=manifest.full_name,
                 )
-            await self._scheduler.unload(manifest.digest)
+            await self._unload(keys)
             yield
 
-    async def _changed(self, manifest: Manifest) -> ModelMessage:
-        await self._on_change()
+    async def _changed(self, manifest: Manifest, why: str) -> ModelMessage:
+        await self._on_change(manifest.full_name, why)
         return await self._message(manifest)
 
     async def _message(self, manifest: Manifest) -> ModelMessage:
         model = await self._planner.plan(manifest)
-        return model_message(model, self._runners(manifest.digest))
+        return model_message(model, self._runners(manifest), self._scheduler.now())
 
-    def _runners(self, digest: str) -> list[RunnerStatus]:
-        now = self._scheduler.now()
-        return [runner_status(*found, now) for found in self._scheduler.runners_of(digest)]
+    def _runners(self, manifest: Manifest) -> list[RunnerView]:
+        model = model_view(self._planner, manifest)
+        views = (runner_view(slot, life) for slot, life in self._scheduler.runners())
+        return [view for view in views if model.served_by(view)]
+
+    async def _unload(self, keys: Collection[str]) -> int:
+        return sum(await asyncio.gather(*map(self._scheduler.unload, keys)))
 
 
 async def _transfer(

@@ -42,7 +42,8 @@ Script = Callable[["FakeRunner", StreamCompletionRequest, Context], AsyncIterato
 class FakeModel:
     """A model that the scheduler may want."""
 
-    key: str = "sha256:fake"
+    key: str = "sha256:fake dressed"
+    digest: str = "sha256:fake"
     needs: int = 10
     policy: Policy = field(default_factory=Policy)
     name: str = "fake:latest"

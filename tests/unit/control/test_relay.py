@@ -121,7 +121,7 @@ async def test_a_stream_passes_whole_and_completed_tells_the_controller_s_time(
     assert timings.load.ToNanoseconds() > 0
     assert timings.total.ToNanoseconds() >= timings.load.ToNanoseconds()
     assert stage.runner.requests == [REQUEST]
-    assert stage.runner.calls[0]["headrace-digest"] == FakeModel().key
+    assert stage.runner.calls[0]["headrace-digest"] == FakeModel().digest
     assert stage.idle()
 
 

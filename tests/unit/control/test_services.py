@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from headrace.errors import (
+    Draining,
     HeadraceError,
     InvalidRequest,
     ModelCorrupt,
@@ -128,9 +130,53 @@ async def test_a_model_of_another_kind_cannot_do_it(channel: grpc.aio.Channel) -
     assert error.metadata["method"] == "headrace.v1.ImageService/StreamImage"
 
 
-async def test_watching_models_is_not_served_yet(channel: grpc.aio.Channel) -> None:
-    watch = ModelServiceStub(channel).WatchModels(model.WatchModelsRequest())
-    assert isinstance(await error_of(watch), NotImplementedYet)
+async def test_models_are_watched_from_a_snapshot_and_on_from_a_checkpoint(
+    channel: grpc.aio.Channel,
+) -> None:
+    models = ModelServiceStub(channel)
+    watch: Any = models.WatchModels(model.WatchModelsRequest())  # the stub's types know no `read`
+    snapshot, checkpoint = await watch.read(), await watch.read()
+    assert [m.name for m in snapshot.snapshot.models] == ["pictures:latest", "words:latest"]
+    await models.CopyModel(model.CopyModelRequest(source="words", destination="w:1"))
+    await models.DeleteModel(model.DeleteModelRequest(model="words"))
+    assert (await watch.read()).changed.name == "w:1"
+    watch.cancel()
+
+    token = checkpoint.checkpoint.resume_token
+    resumed: Any = models.WatchModels(model.WatchModelsRequest(resume_token=token))
+    assert (await resumed.read()).changed.name == "w:1"
+    assert (await resumed.read()).deleted == "words:latest"
+    assert (await resumed.read()).WhichOneof("event") == "checkpoint"
+    resumed.cancel()
+
+
+@pytest.mark.parametrize("token", ["", "x", "x.1", "0", "é.²"])
+async def test_a_checkpoint_of_another_controller_begins_with_a_snapshot(
+    channel: grpc.aio.Channel, token: str
+) -> None:
+    request = model.WatchModelsRequest(resume_token=token)
+    watch: Any = ModelServiceStub(channel).WatchModels(request)
+    assert len((await watch.read()).snapshot.models) == 2
+    watch.cancel()
+
+
+async def test_a_watch_ends_when_the_controller_drains(tmp_path: Path) -> None:
+    put_manifest(tmp_path, "words", "text")
+    app = App(ServerConfig(listen=f"unix:{tmp_path}/c.sock", home=tmp_path, memory=1 << 30))
+    try:
+        async with grpc.aio.insecure_channel(await app.start()) as channel:
+            models = ModelServiceStub(channel)
+            watch: Any = models.WatchModels(model.WatchModelsRequest())
+            await anext(aiter(watch))
+            await app.drain(asyncio.Event())
+            error = await error_of(watch)
+            assert isinstance(error, Draining)
+            assert error.retry_after
+            assert isinstance(
+                await error_of(models.WatchModels(model.WatchModelsRequest())), Draining
+            )
+    finally:
+        await app.close()
 
 
 @pytest.mark.parametrize(

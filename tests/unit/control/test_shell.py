@@ -135,14 +135,14 @@ async def test_a_runner_in_use_is_asked_what_it_holds_and_an_idle_one_is_not(
 
 
 async def test_a_machine_short_of_memory_loses_its_biggest_idle_model(stage: Stage) -> None:
-    for model in (FakeModel("small", 10), FakeModel("big", 50)):
+    for model in (FakeModel("small", needs=10), FakeModel("big", needs=50)):
         with stage.scheduler.ask(model) as ticket:
             await ticket.granted()
     stage.short = 20
     await stage.until(lambda: "big" not in stage.scheduler.loaded())
     assert stage.phases("small") == [Phase.SERVING]
     stage.short = 0
-    with stage.scheduler.ask(FakeModel("big", 50)) as ticket:
+    with stage.scheduler.ask(FakeModel("big", needs=50)) as ticket:
         await ticket.granted()
 
 

@@ -68,8 +68,7 @@ def configure(
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    for name in _OWN_LOGGERS:
-        logging.getLogger(name).setLevel(level)
+    set_level(level)
     logging.captureWarnings(True)
 
     signals = exported_signals(os.environ)
@@ -77,6 +76,12 @@ def configure(
     if "traces" not in signals or not exports:
         _only_trace_ids()
     return Telemetry(handler, exports)
+
+
+def set_level(level: str) -> None:
+    """The least that Headrace's own loggers log from now on, such as "INFO"."""
+    for name in _OWN_LOGGERS:
+        logging.getLogger(name).setLevel(level)
 
 
 def exported_signals(env: Mapping[str, str]) -> frozenset[str]:

@@ -26,7 +26,7 @@ from headrace.third_party.buf.validate import validate_pb2 as buf_dot_validate_d
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18headrace/v1/common.proto\x12\x0bheadrace.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"+\n\x08TokenIds\x12\x1f\n\x03ids\x18\x01 \x03(\rB\r\xbaH\n\x92\x01\x07\x08\x01\x10\x80\x80\x80\x02R\x03ids\"v\n\x05Usage\x12#\n\rprompt_tokens\x18\x01 \x01(\x05R\x0cpromptTokens\x12#\n\rcached_tokens\x18\x02 \x01(\x05R\x0c\x63\x61\x63hedTokens\x12#\n\routput_tokens\x18\x03 \x01(\x05R\x0coutputTokens\"\x82\x02\n\x07Timings\x12/\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05queue\x12-\n\x04load\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x04load\x12\x33\n\x07prefill\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07prefill\x12\x31\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06\x64\x65\x63ode\x12/\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05total\"\xe8\x02\n\x0cRunnerStatus\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n\x06\x64igest\x18\x03 \x01(\tR\x06\x64igest\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x18.headrace.v1.RunnerStateR\x05state\x12\x10\n\x03pid\x18\x05 \x01(\x05R\x03pid\x12(\n\rload_fraction\x18\x06 \x01(\x02H\x00R\x0cloadFraction\x88\x01\x01\x12\'\n\x0f\x61\x63tive_requests\x18\x07 \x01(\x05R\x0e\x61\x63tiveRequests\x12!\n\x0cmemory_bytes\x18\x08 \x01(\x03R\x0bmemoryBytes\x12\x38\n\nexpires_in\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationR\texpiresIn\x12\x16\n\x06pinned\x18\n \x01(\x08R\x06pinnedB\x10\n\x0e_load_fraction*l\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_KIND_TEXT\x10\x01\x12\x14\n\x10MODEL_KIND_IMAGE\x10\x02\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x03*\xc6\x01\n\x0bRunnerState\x12\x1c\n\x18RUNNER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15RUNNER_STATE_STARTING\x10\x01\x12\x18\n\x14RUNNER_STATE_LOADING\x10\x02\x12\x18\n\x14RUNNER_STATE_SERVING\x10\x03\x12\x18\n\x14RUNNER_STATE_STALLED\x10\x04\x12\x19\n\x15RUNNER_STATE_DRAINING\x10\x05\x12\x15\n\x11RUNNER_STATE_DEAD\x10\x06\x42;\n\x0f\x64\x65v.headrace.v1P\x01Z&headrace.dev/go/headrace/v1;headracev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18headrace/v1/common.proto\x12\x0bheadrace.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"+\n\x08TokenIds\x12\x1f\n\x03ids\x18\x01 \x03(\rB\r\xbaH\n\x92\x01\x07\x08\x01\x10\x80\x80\x80\x02R\x03ids\"v\n\x05Usage\x12#\n\rprompt_tokens\x18\x01 \x01(\x05R\x0cpromptTokens\x12#\n\rcached_tokens\x18\x02 \x01(\x05R\x0c\x63\x61\x63hedTokens\x12#\n\routput_tokens\x18\x03 \x01(\x05R\x0coutputTokens\"\x82\x02\n\x07Timings\x12/\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05queue\x12-\n\x04load\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x04load\x12\x33\n\x07prefill\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07prefill\x12\x31\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06\x64\x65\x63ode\x12/\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05total\"\x80\x03\n\x0cRunnerStatus\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n\x06\x64igest\x18\x03 \x01(\tR\x06\x64igest\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x18.headrace.v1.RunnerStateR\x05state\x12\x10\n\x03pid\x18\x05 \x01(\x05R\x03pid\x12(\n\rload_fraction\x18\x06 \x01(\x02H\x00R\x0cloadFraction\x88\x01\x01\x12\'\n\x0f\x61\x63tive_requests\x18\x07 \x01(\x05R\x0e\x61\x63tiveRequests\x12!\n\x0cmemory_bytes\x18\x08 \x01(\x03R\x0bmemoryBytes\x12\x38\n\nexpires_in\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationR\texpiresIn\x12\x16\n\x06pinned\x18\n \x01(\x08R\x06pinned\x12\x16\n\x06reason\x18\x0b \x01(\tR\x06reasonB\x10\n\x0e_load_fraction*l\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_KIND_TEXT\x10\x01\x12\x14\n\x10MODEL_KIND_IMAGE\x10\x02\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x03*\xc6\x01\n\x0bRunnerState\x12\x1c\n\x18RUNNER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15RUNNER_STATE_STARTING\x10\x01\x12\x18\n\x14RUNNER_STATE_LOADING\x10\x02\x12\x18\n\x14RUNNER_STATE_SERVING\x10\x03\x12\x18\n\x14RUNNER_STATE_STALLED\x10\x04\x12\x19\n\x15RUNNER_STATE_DRAINING\x10\x05\x12\x15\n\x11RUNNER_STATE_DEAD\x10\x06\x42;\n\x0f\x64\x65v.headrace.v1P\x01Z&headrace.dev/go/headrace/v1;headracev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.headrace.v1P\001Z&headrace.dev/go/headrace/v1;headracev1'
   _globals['_TOKENIDS'].fields_by_name['ids']._loaded_options = None
   _globals['_TOKENIDS'].fields_by_name['ids']._serialized_options = b'\272H\n\222\001\007\010\001\020\200\200\200\002'
-  _globals['_MODELKIND']._serialized_start=891
-  _globals['_MODELKIND']._serialized_end=999
-  _globals['_RUNNERSTATE']._serialized_start=1002
-  _globals['_RUNNERSTATE']._serialized_end=1200
+  _globals['_MODELKIND']._serialized_start=915
+  _globals['_MODELKIND']._serialized_end=1023
+  _globals['_RUNNERSTATE']._serialized_start=1026
+  _globals['_RUNNERSTATE']._serialized_end=1224
   _globals['_TOKENIDS']._serialized_start=102
   _globals['_TOKENIDS']._serialized_end=145
   _globals['_USAGE']._serialized_start=147
@@ -47,5 +47,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMINGS']._serialized_start=268
   _globals['_TIMINGS']._serialized_end=526
   _globals['_RUNNERSTATUS']._serialized_start=529
-  _globals['_RUNNERSTATUS']._serialized_end=889
+  _globals['_RUNNERSTATUS']._serialized_end=913
 # @@protoc_insertion_point(module_scope)

@@ -218,6 +218,7 @@ class RunnerStatus(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     EXPIRES_IN_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identity of the runner, unique for the life of its controller."""
     model: _builtins.str
@@ -238,6 +239,12 @@ class RunnerStatus(_message.Message):
     """
     pinned: _builtins.bool
     """Whether the runner stays until it is unloaded by hand."""
+    reason: _builtins.str
+    """Why the runner goes or has gone. By order: UNLOADED, KEEP_ALIVE (it was
+    idle for so long), EVICTED (another model needed the memory) or DRAINED.
+    Of itself: its cause, as in the metadata of ERROR_REASON_RUNNER_CRASHED.
+    Empty while it stays, and while it finishes requests before it goes.
+    """
     @_builtins.property
     def expires_in(self) -> _duration_pb2.Duration:
         """Time until the runner is unloaded if no request comes. Absent while it is
@@ -257,10 +264,11 @@ class RunnerStatus(_message.Message):
         memory_bytes: _builtins.int = ...,
         expires_in: _duration_pb2.Duration | None = ...,
         pinned: _builtins.bool = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_load_fraction", b"_load_fraction", "expires_in", b"expires_in", "load_fraction", b"load_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_load_fraction", b"_load_fraction", "active_requests", b"active_requests", "digest", b"digest", "expires_in", b"expires_in", "id", b"id", "load_fraction", b"load_fraction", "memory_bytes", b"memory_bytes", "model", b"model", "pid", b"pid", "pinned", b"pinned", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_load_fraction", b"_load_fraction", "active_requests", b"active_requests", "digest", b"digest", "expires_in", b"expires_in", "id", b"id", "load_fraction", b"load_fraction", "memory_bytes", b"memory_bytes", "model", b"model", "pid", b"pid", "pinned", b"pinned", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__load_fraction: _TypeAlias = _typing.Literal["load_fraction"]  # noqa: Y015
     _WhichOneofArgType__load_fraction: _TypeAlias = _typing.Literal["_load_fraction", b"_load_fraction"]  # noqa: Y015

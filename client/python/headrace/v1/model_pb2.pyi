@@ -86,7 +86,8 @@ class Model(_message.Message):
     """The network's architecture, such as "llama"."""
     digest: _builtins.str
     """Digest of all its files, "sha256:" and 64 hexadecimal digits. Names with
-    the same digest share their files and their runner.
+    the same digest share their files; and their runner, unless the
+    controller's settings differ between them.
     """
     parameters: _builtins.int
     """Number of weights."""
@@ -596,8 +597,9 @@ class WatchModelsRequest(_message.Message):
 
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """The last checkpoint that was seen. Absent: begin with a snapshot. One that
-    is too old begins with a snapshot too.
+    """The last checkpoint that was seen: what has changed since then is sent.
+    Absent: begin with a snapshot. One that is too old, or of another
+    controller, begins with a snapshot too.
     """
     def __init__(
         self,
@@ -628,11 +630,19 @@ class WatchModelsResponse(_message.Message):
     """Name of a model that is gone."""
     @_builtins.property
     def snapshot(self) -> Global___ModelsSnapshot:
-        """All models as they are now."""
+        """All models as they are now, in place of all that was known. First, and
+        again for a reader so slow that changes were dropped meanwhile.
+        """
 
     @_builtins.property
     def changed(self) -> Global___Model:
-        """One model as it is now."""
+        """One model as it was after a change, in place of what was known of it. A
+        runner that has ended is in it once, as RUNNER_STATE_DEAD with its
+        `reason`, and not in the next. How far a load is, how many requests a
+        runner has and when it is unloaded may change several times between two
+        messages; every other change has its own. `expires_in` counts from the
+        message.
+        """
 
     @_builtins.property
     def checkpoint(self) -> Global___WatchCheckpoint:

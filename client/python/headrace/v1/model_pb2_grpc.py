@@ -148,8 +148,10 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchModels(self, request, context):
-        """WatchModels sends a snapshot of all models and runners, then every change,
-        with a checkpoint now and then from which the stream can be resumed.
+        """WatchModels sends a snapshot of all models and runners, then every change
+        of them in order. A checkpoint follows the snapshot, and the changes that
+        are there at a time; the stream can be resumed from each of them. It has no
+        end of its own: a controller that stops ends it with DRAINING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

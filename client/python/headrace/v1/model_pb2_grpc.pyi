@@ -58,8 +58,10 @@ class ModelServiceStub:
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
     """UnloadModel stops a model's runners once their requests have ended."""
     WatchModels: _grpc.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.WatchModelsResponse]
-    """WatchModels sends a snapshot of all models and runners, then every change,
-    with a checkpoint now and then from which the stream can be resumed.
+    """WatchModels sends a snapshot of all models and runners, then every change
+    of them in order. A checkpoint follows the snapshot, and the changes that
+    are there at a time; the stream can be resumed from each of them. It has no
+    end of its own: a controller that stops ends it with DRAINING.
     """
 
 @_typing.type_check_only
@@ -92,8 +94,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """UnloadModel stops a model's runners once their requests have ended."""
     WatchModels: _aio.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.WatchModelsResponse]  # type: ignore[assignment]
-    """WatchModels sends a snapshot of all models and runners, then every change,
-    with a checkpoint now and then from which the stream can be resumed.
+    """WatchModels sends a snapshot of all models and runners, then every change
+    of them in order. A checkpoint follows the snapshot, and the changes that
+    are there at a time; the stream can be resumed from each of them. It has no
+    end of its own: a controller that stops ends it with DRAINING.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -177,8 +181,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.WatchModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_pb2.WatchModelsResponse], _abc.AsyncIterator[_model_pb2.WatchModelsResponse]]:
-        """WatchModels sends a snapshot of all models and runners, then every change,
-        with a checkpoint now and then from which the stream can be resumed.
+        """WatchModels sends a snapshot of all models and runners, then every change
+        of them in order. A checkpoint follows the snapshot, and the changes that
+        are there at a time; the stream can be resumed from each of them. It has no
+        end of its own: a controller that stops ends it with DRAINING.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
