@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headrace._aio_streams import AsyncCompletionStream as AsyncCompletionStream
+    from headrace._aio_streams import AsyncModelWatch as AsyncModelWatch
     from headrace._aio_streams import AsyncTransferStream as AsyncTransferStream
     from headrace._streams import CompletionStream as CompletionStream
+    from headrace._streams import ModelWatch as ModelWatch
     from headrace._streams import TransferStream as TransferStream
     from headrace.aio import AsyncClient as AsyncClient
     from headrace.client import Client as Client
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "AsyncClient": "headrace.aio",
     "AsyncCompletionStream": "headrace._aio_streams",
+    "AsyncModelWatch": "headrace._aio_streams",
     "AsyncTransferStream": "headrace._aio_streams",
     "Client": "headrace.client",
     "CompletionStream": "headrace._streams",
+    "ModelWatch": "headrace._streams",
     "TransferStream": "headrace._streams",
     "HeadraceError": "headrace.errors",
     "Completed": "headrace.types",

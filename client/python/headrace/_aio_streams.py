@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 import grpc
 
 from headrace import types
-from headrace._folds import Fold
+from headrace._folds import Fold, WatchFold
 from headrace._trace import TraceSlot, failure
 from headrace.errors import Cancelled, HeadraceError
 
@@ -119,3 +119,24 @@ class AsyncCompletionStream(AsyncStream[types.CompletionEvent, types.Completion]
 
 class AsyncTransferStream(AsyncStream[types.TransferProgress, types.Model]):
     """A pull or an import as it goes on."""
+
+
+class AsyncModelWatch(AsyncStream[types.ModelsEvent, NoReturn]):
+    """The models and their runners as they change. It goes on until it is cancelled or fails."""
+
+    @property
+    def models(self) -> tuple[types.Model, ...]:
+        """All models by name, as of the last event. With a `resume_token` given, what has changed
+        since then alone."""
+        return self._watched.models
+
+    @property
+    def resume_token(self) -> str | None:
+        """Of the last checkpoint, to go on from with another watch. None before the first."""
+        return self._watched.resume_token
+
+    @property
+    def _watched(self) -> WatchFold:
+        fold = self._fold
+        assert isinstance(fold, WatchFold)
+        return fold

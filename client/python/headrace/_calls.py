@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
 
 from headrace import _convert, types
-from headrace._folds import CompletionFold, Fold, TransferFold
+from headrace._folds import CompletionFold, Fold, TransferFold, WatchFold
 from headrace._requests import chat, completion, fill_input, put, put_all, put_duration
 from headrace.types import ChatMessage, CompletionOptions
 from headrace.v1 import completion_pb2, model_pb2, tokenize_pb2
@@ -46,6 +46,7 @@ class Streaming(Generic[MessageT, EventT, ResultT]):
 
 _Response = completion_pb2.StreamCompletionResponse
 CompletionCall = Streaming[_Response, types.CompletionEvent, types.Completion]
+WatchCall = Streaming[model_pb2.WatchModelsResponse, types.ModelsEvent, NoReturn]
 
 
 def stream_completion(
@@ -227,6 +228,17 @@ def unload_model(model: str) -> Unary[model_pb2.UnloadModelResponse, int]:
         request,
         model_pb2.UnloadModelResponse,
         lambda answer: answer.stopped,
+    )
+
+
+def watch_models(resume_token: str | None) -> WatchCall:
+    request = model_pb2.WatchModelsRequest()
+    put(request, "resume_token", resume_token)
+    return Streaming(
+        "/headrace.v1.ModelService/WatchModels",
+        request,
+        model_pb2.WatchModelsResponse,
+        WatchFold(),
     )
 
 

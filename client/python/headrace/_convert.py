@@ -95,7 +95,23 @@ def runner(message: common_pb2.RunnerStatus) -> types.Runner:
         memory_bytes=message.memory_bytes,
         expires_in=_seconds(message.expires_in) if message.HasField("expires_in") else None,
         pinned=message.pinned,
+        reason=message.reason,
     )
+
+
+def models_event(message: model_pb2.WatchModelsResponse) -> types.ModelsEvent | None:
+    """One event of a watch; None for one that this version does not know."""
+    match message.WhichOneof("event"):
+        case "snapshot":
+            return types.ModelsSnapshot(tuple(model(item) for item in message.snapshot.models))
+        case "changed":
+            return types.ModelChanged(model(message.changed))
+        case "deleted":
+            return types.ModelDeleted(message.deleted)
+        case "checkpoint":
+            return types.WatchCheckpoint(message.checkpoint.resume_token)
+        case _:
+            return None
 
 
 def transfer_progress(message: model_pb2.TransferProgress) -> types.TransferProgress:

@@ -7,7 +7,7 @@ something after it, is an error here and never a quiet end.
 from __future__ import annotations
 
 import time
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from grpc import StatusCode
 
@@ -114,6 +114,37 @@ class TransferFold:
         if not self._model:
             raise _incomplete()
         return self._model
+
+
+class WatchFold:
+    """Folds a watch into the models as they are."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, types.Model] = {}
+        self.resume_token: str | None = None
+
+    @property
+    def models(self) -> tuple[types.Model, ...]:
+        """All models by name, as of the last event."""
+        return tuple(model for _, model in sorted(self._models.items()))
+
+    def add(self, message: model_pb2.WatchModelsResponse) -> types.ModelsEvent | None:
+        """Takes the next message; gives its event."""
+        event = _convert.models_event(message)
+        match event:
+            case types.ModelsSnapshot(models):
+                self._models = {model.name: model for model in models}
+            case types.ModelChanged(model):
+                self._models[model.name] = model
+            case types.ModelDeleted(name):
+                self._models.pop(name, None)
+            case types.WatchCheckpoint(token):
+                self.resume_token = token
+        return event
+
+    def result(self, trace_id: str) -> NoReturn:
+        """A watch has no end of its own."""
+        raise _incomplete()
 
 
 def _incomplete() -> RpcFailed:

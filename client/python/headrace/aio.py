@@ -14,7 +14,12 @@ import grpc
 from google.protobuf.message import Message as ProtoMessage
 
 from headrace import _calls, types
-from headrace._aio_streams import AsyncCompletionStream, AsyncStream, AsyncTransferStream
+from headrace._aio_streams import (
+    AsyncCompletionStream,
+    AsyncModelWatch,
+    AsyncStream,
+    AsyncTransferStream,
+)
 from headrace._requests import deadline
 from headrace._target import resolve_target
 from headrace._trace import TraceSlot, aio_trace_ids, failure
@@ -198,6 +203,12 @@ class AsyncClient:
     async def unload_model(self, model: str, *, timeout: float | None = None) -> int:
         """Stops a model's runners once their requests have ended. Gives how many there were."""
         return await self._unary(_calls.unload_model(model), timeout)
+
+    def watch_models(
+        self, *, resume_token: str | None = None, timeout: float | None = None
+    ) -> AsyncModelWatch:
+        """Tells all models and their runners, then every change of them."""
+        return self._stream(AsyncModelWatch, _calls.watch_models(resume_token), timeout)
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> bool:
         """Says whether the server, one of its services, or "model/<name>" serves."""

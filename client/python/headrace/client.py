@@ -13,7 +13,7 @@ from google.protobuf.message import Message as ProtoMessage
 
 from headrace import _calls, types
 from headrace._requests import deadline
-from headrace._streams import CompletionStream, Stream, TransferStream
+from headrace._streams import CompletionStream, ModelWatch, Stream, TransferStream
 from headrace._target import resolve_target
 from headrace._trace import SyncTraceIds, TraceSlot, failure
 from headrace.rpc.options import channel_options
@@ -233,6 +233,18 @@ class Client:
     def unload_model(self, model: str, *, timeout: float | None = None) -> int:
         """Stops a model's runners once their requests have ended. Gives how many there were."""
         return self._unary(_calls.unload_model(model), timeout)
+
+    def watch_models(
+        self, *, resume_token: str | None = None, timeout: float | None = None
+    ) -> ModelWatch:
+        """Tells all models and their runners, then every change of them.
+
+        Args:
+            resume_token: of an earlier watch's checkpoint, to be told what has changed since. One
+                that is too old, or None, begins with a snapshot.
+            timeout: seconds that the watch may take; `math.inf` for no limit.
+        """
+        return self._stream(ModelWatch, _calls.watch_models(resume_token), timeout)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> bool:
         """Says whether the server, one of its services, or "model/<name>" serves."""

@@ -216,6 +216,25 @@ def test_runners(fake: Fake, headrace: Run) -> None:
     assert headrace("stop", "m:1", "n:1")[1] == "stopped m:1\nwas not loaded: n:1\n"
 
 
+def test_runners_are_watched_until_the_controller_ends(fake: Fake, headrace: Run) -> None:
+    fake.watch = say.changes()
+    code, out, err = headrace("ps", "--watch")
+    assert code == 4
+    assert "shutting down" in err
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[:3] for line in lines] == [
+        ["MODEL", "RUNNER", "STATE"],
+        ["m:1", "a", "serving"],
+        ["m:1", "a", "dead"],
+    ]
+    assert lines[2][3] == "(SIGNAL)"
+    told = [json.loads(line) for line in headrace("ps", "--watch", "--json")[1].splitlines()]
+    assert [(runner["state"], runner["reason"]) for runner in told] == [
+        ("serving", ""),
+        ("dead", "SIGNAL"),
+    ]
+
+
 def test_tokenize(fake: Fake, headrace: Run) -> None:
     assert headrace("tokenize", "m", "hi")[1] == "104 105\n"
     assert headrace("tokenize", "m", stdin="a\n")[1] == "97 10\n"

@@ -91,7 +91,7 @@ def test_a_store_command_preloads_nothing(shell: Shell) -> None:
     process = shell.start("list")
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out.splitlines()[1].split()[0]) == (0, "m:1"), err
-    assert shell.diary()["preload"] == "None"
+    assert shell.diary()["preload"] == ""  # Said, so that no file or environment says otherwise.
     assert shell.nothing_is_left()
 
 

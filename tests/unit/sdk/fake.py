@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from headrace.errors import HeadraceError, ModelNotFound, to_status, trailing_metadata
+from headrace.errors import Draining, HeadraceError, ModelNotFound, to_status, trailing_metadata
 from headrace.v1 import (
     common_pb2,
     completion_pb2,
@@ -80,10 +80,31 @@ def model(name: str = "m:1", **fields: Any) -> model_pb2.Model:
     return message
 
 
+def watched(**event: Any) -> model_pb2.WatchModelsResponse:
+    return model_pb2.WatchModelsResponse(**event)
+
+
+def changes() -> list[object]:
+    """A model that is loaded, its runner's death, a second model's end, and the controller's."""
+    dying = runner(state=common_pb2.RUNNER_STATE_DEAD, reason="SIGNAL")
+    checkpoint = model_pb2.WatchCheckpoint
+    snapshot = model_pb2.ModelsSnapshot(models=[model("m:1", runners=[runner()]), model("n:1")])
+    return [
+        watched(snapshot=snapshot),
+        watched(checkpoint=checkpoint(resume_token="t.1")),
+        watched(changed=model("m:1", runners=[dying])),
+        watched(),  # of a kind that a later version has
+        watched(changed=model("m:1")),
+        watched(deleted="n:1"),
+        watched(checkpoint=checkpoint(resume_token="t.4")),
+        Draining(1.0),
+    ]
+
+
 def runner(**fields: Any) -> common_pb2.RunnerStatus:
     values: dict[str, Any] = {"id": "a", "model": "m:1", "pid": 42, "memory_bytes": 1 << 30}
-    state = common_pb2.RUNNER_STATE_SERVING
-    message = common_pb2.RunnerStatus(state=state, **(values | fields))
+    values["state"] = common_pb2.RUNNER_STATE_SERVING
+    message = common_pb2.RunnerStatus(**(values | fields))
     message.expires_in.FromSeconds(300)
     return message
 
@@ -95,6 +116,7 @@ class Fake:
     target: str
     completion: Sequence[object] = ANSWER
     transfer: Sequence[object] = ()
+    watch: Sequence[object] = ()
     models: dict[str, model_pb2.Model] = field(default_factory=dict)
     failure: HeadraceError | None = None
     """Raised by every unary method, if set."""
@@ -227,7 +249,7 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.UnloadModelResponse(stopped=len(found.runners))
 
     def WatchModels(self, request: Any, context: Any) -> Any:
-        raise NotImplementedError
+        return self.fake.play(self.fake.watch, request, context)
 
 
 @contextmanager

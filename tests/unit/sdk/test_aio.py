@@ -11,6 +11,7 @@ from headrace import AsyncClient, Client, Completed, Delta, Started
 from headrace.errors import (
     Cancelled,
     DeadlineExceeded,
+    Draining,
     HeadraceError,
     InvalidRequest,
     ModelNotFound,
@@ -127,6 +128,15 @@ async def test_pull(fake: Fake) -> None:
         for stream in (client.pull_model("m"), client.import_model("/m", "m")):
             with pytest.raises(HeadraceError):
                 await stream.collect()
+
+
+async def test_a_watch(fake: Fake) -> None:
+    fake.watch = say.changes()
+    async with AsyncClient(fake.target) as client, client.watch_models() as watch:
+        with pytest.raises(Draining):
+            await watch.collect()
+        assert [model.name for model in watch.models] == ["m:1"]
+        assert watch.resume_token == "t.4"
 
 
 def test_both_clients_have_the_same_methods() -> None:

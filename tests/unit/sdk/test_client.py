@@ -13,6 +13,7 @@ from headrace import Client, Completed, Delta, FinishReason, Progress, Started
 from headrace.errors import (
     Cancelled,
     DeadlineExceeded,
+    Draining,
     InvalidRequest,
     ModelNotFound,
     QueueFull,
@@ -20,7 +21,17 @@ from headrace.errors import (
     RunnerCrashed,
     Unavailable,
 )
-from headrace.types import ModelKind, RunnerState, TransferPhase, TransferProgress
+from headrace.types import (
+    ModelChanged,
+    ModelDeleted,
+    ModelKind,
+    ModelsEvent,
+    ModelsSnapshot,
+    RunnerState,
+    TransferPhase,
+    TransferProgress,
+    WatchCheckpoint,
+)
 from headrace.v1 import completion_pb2, model_pb2
 from tests.unit.sdk import fake as say
 from tests.unit.sdk.fake import Fake
@@ -238,6 +249,33 @@ def test_pull_and_import(fake: Fake, tmp_path: Path) -> None:
         fake.transfer = []
         with pytest.raises(RpcFailed, match="without being completed"):
             client.pull_model("m").collect()
+
+
+def test_a_watch_tells_every_change_and_knows_the_models(fake: Fake) -> None:
+    fake.watch = say.changes()
+    told: list[ModelsEvent] = []
+    with Client(fake.target) as client, client.watch_models(resume_token="t.0") as watch:
+        with pytest.raises(Draining):
+            told.extend(watch)
+        assert [model.name for model in watch.models] == ["m:1"]
+        assert watch.resume_token == "t.4"
+    assert fake.requests[-1].resume_token == "t.0"
+    snapshot, first, dead, gone, deleted, last = told
+    assert isinstance(snapshot, ModelsSnapshot)
+    assert [model.name for model in snapshot.models] == ["m:1", "n:1"]
+    assert isinstance(dead, ModelChanged)
+    assert (dead.model.runners[0].state, dead.model.runners[0].reason) == ("dead", "SIGNAL")
+    assert isinstance(gone, ModelChanged)
+    assert gone.model.runners == ()
+    assert (first, deleted) == (WatchCheckpoint("t.1"), ModelDeleted("n:1"))
+    assert last == WatchCheckpoint("t.4")
+
+
+def test_a_watch_that_just_ends_is_an_error(fake: Fake) -> None:
+    fake.watch = say.changes()[:2]
+    with Client(fake.target) as client, pytest.raises(RpcFailed):
+        client.watch_models().collect()
+    assert not fake.requests[-1].HasField("resume_token")
 
 
 def test_health(fake: Fake) -> None:

@@ -18,6 +18,7 @@ def test_exports() -> None:
     assert sorted(headrace.__all__) == [
         "AsyncClient",
         "AsyncCompletionStream",
+        "AsyncModelWatch",
         "AsyncTransferStream",
         "Client",
         "Completed",
@@ -28,6 +29,7 @@ def test_exports() -> None:
         "HeadraceError",
         "Message",
         "Model",
+        "ModelWatch",
         "Progress",
         "Started",
         "TransferStream",
@@ -67,6 +69,7 @@ def test_every_method_is_in_the_contract() -> None:
         _calls.delete_model("m"),
         _calls.load_model("m", None),
         _calls.unload_model("m"),
+        _calls.watch_models(None),
         _calls.health(""),
     ]
     for call in calls:

@@ -18,6 +18,11 @@ def echo_json(value: object) -> None:
     click.echo(json.dumps(_plain(value), default=_scalar, ensure_ascii=False, indent=2))
 
 
+def as_line(value: object) -> str:
+    """A value as JSON on one line."""
+    return json.dumps(_plain(value), default=_scalar, ensure_ascii=False)
+
+
 def echo_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints rows in aligned columns."""
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]

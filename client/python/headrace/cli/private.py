@@ -42,8 +42,8 @@ class PrivateController:
         command = [sys.executable, "-m", "headrace_server", "--listen", self.target]
         command += ["--parent", "stdin", "--ready-fd", str(ready)]
         command += ["--log-format", "text", "--grace", "1s"]
-        if preload is not None:
-            command += ["--preload", preload]
+        # Also where it is empty: what a file or the environment preloads is for a lasting one.
+        command += ["--preload", preload or ""]
         try:
             self._process = subprocess.Popen(
                 command,

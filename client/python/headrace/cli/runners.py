@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
 from headrace.cli.connection import controller
-from headrace.cli.output import duration, echo_json, echo_table, json_option, size
+from headrace.cli.output import (
+    as_line,
+    duration,
+    echo_json,
+    echo_table,
+    json_option,
+    size,
+)
+
+if TYPE_CHECKING:
+    from headrace._streams import ModelWatch
+    from headrace.types import Model, Runner
 
 _UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+_COLUMNS = ("MODEL", "RUNNER", "STATE", "MEMORY", "REQUESTS", "UNLOADED", "PID")
 
 
 def parse_time(text: str) -> float:
@@ -23,36 +41,64 @@ def parse_time(text: str) -> float:
 
 
 @click.command("ps")
+@click.option("--watch", is_flag=True, help="Go on, and show every change.")
 @json_option
-def ps_command(as_json: bool) -> None:
+def ps_command(watch: bool, as_json: bool) -> None:
     """List the loaded models."""
     with controller(private=False) as client:
-        models = client.list_models(loaded=True)
-    # Names of the same files share a runner, which belongs here once.
-    runners = list({r.id: r for model in models for r in model.runners}.values())
+        if watch:
+            with client.watch_models(timeout=math.inf) as changes:
+                _follow(changes, as_json)
+            return
+        runners = _runners(client.list_models(loaded=True))
     if as_json:
         echo_json(runners)
-        return
-    rows = []
-    for runner in runners:
-        state = str(runner.state)
-        if runner.load_fraction is not None:
-            state += f" {runner.load_fraction:.0%}"
-        until = "stays" if runner.pinned else "-"
-        if runner.expires_in is not None:
-            until = f"in {duration(runner.expires_in)}"
-        rows.append(
-            (
-                runner.model,
-                runner.id,
-                state,
-                size(runner.memory_bytes),
-                str(runner.active_requests),
-                until,
-                str(runner.pid),
-            )
-        )
-    echo_table(("MODEL", "RUNNER", "STATE", "MEMORY", "REQUESTS", "UNLOADED", "PID"), rows)
+    else:
+        echo_table(_COLUMNS, [_row(runner) for runner in runners])
+
+
+def _follow(watch: ModelWatch, as_json: bool) -> None:
+    """Shows the runners until the watch ends: anew on a terminal, else a line for each change."""
+    terminal = not as_json and sys.stdout.isatty()
+    known: dict[str, Runner] = {}
+    if not terminal and not as_json:
+        click.echo("  ".join(_COLUMNS))
+    for _ in watch:
+        runners = _runners(watch.models)
+        if terminal:
+            click.clear()
+            echo_table(_COLUMNS, [_row(runner) for runner in runners])
+            continue
+        for runner in runners:
+            if known.get(runner.id) != runner:
+                click.echo(as_line(runner) if as_json else "  ".join(_row(runner)))
+        known = {runner.id: runner for runner in runners}
+        sys.stdout.flush()
+
+
+def _runners(models: Iterable[Model]) -> list[Runner]:
+    """Names of the same files share a runner, which is here once."""
+    return list({r.id: r for model in models for r in model.runners}.values())
+
+
+def _row(runner: Runner) -> tuple[str, ...]:
+    state = str(runner.state)
+    if runner.load_fraction is not None:
+        state += f" {runner.load_fraction:.0%}"
+    if runner.reason:
+        state += f" ({runner.reason})"
+    until = "stays" if runner.pinned else "-"
+    if runner.expires_in is not None:
+        until = f"in {duration(runner.expires_in)}"
+    return (
+        runner.model,
+        runner.id,
+        state,
+        size(runner.memory_bytes),
+        str(runner.active_requests),
+        until,
+        str(runner.pid),
+    )
 
 
 @click.command("load")

@@ -25,11 +25,16 @@ from headrace.types.inputs import (
 from headrace.types.models import (
     Loaded,
     Model,
+    ModelChanged,
+    ModelDeleted,
     ModelKind,
+    ModelsEvent,
+    ModelsSnapshot,
     Runner,
     RunnerState,
     TransferPhase,
     TransferProgress,
+    WatchCheckpoint,
 )
 from headrace.types.tokens import (
     Detokenized,
@@ -51,7 +56,11 @@ __all__ = [
     "Loaded",
     "Message",
     "Model",
+    "ModelChanged",
+    "ModelDeleted",
     "ModelKind",
+    "ModelsEvent",
+    "ModelsSnapshot",
     "Progress",
     "RenderedChat",
     "Role",
@@ -66,4 +75,5 @@ __all__ = [
     "TransferPhase",
     "TransferProgress",
     "Usage",
+    "WatchCheckpoint",
 ]

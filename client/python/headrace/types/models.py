@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import TypeAlias
 
 
 class ModelKind(StrEnum):
@@ -61,6 +62,9 @@ class Runner:
 
     pinned: bool
     """Whether it stays until it is unloaded by hand."""
+
+    reason: str = ""
+    """Why it goes or has gone, such as "EVICTED" or "SIGNAL". Empty: it stays, or does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +153,39 @@ class Loaded:
 
     load_time: float
     """Seconds that the load took. 0 when the model was loaded already."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsSnapshot:
+    """All models as they are now, in place of all that was known."""
+
+    models: tuple[Model, ...]
+    """The models, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChanged:
+    """A model is new, or something of it or its runners has changed."""
+
+    model: Model
+    """The model as it was then. A runner that has ended is in it once, dead and with its reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDeleted:
+    """A model is gone."""
+
+    name: str
+    """Its name with the tag."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchCheckpoint:
+    """All that there is to tell has been told; the watch can be resumed from here."""
+
+    resume_token: str
+    """For `watch_models`."""
+
+
+ModelsEvent: TypeAlias = ModelsSnapshot | ModelChanged | ModelDeleted | WatchCheckpoint
+"""What a watch tells."""
