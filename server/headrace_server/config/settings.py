@@ -147,7 +147,7 @@ SETTINGS = (
         other_variable="HEADRACE_HOST",
     ),
     Setting("insecure", "where", values.FLAG, "allow an address beyond this machine, without TLS"),
-    Setting("home", "where", values.PATH, "models and caches"),
+    Setting("home", "where", values.DIRECTORY, "models and caches"),
     Setting("preload", "models", values.MODELS, "load MODEL at once", live=True, unset="none"),
     Setting(
         "memory",
@@ -174,7 +174,7 @@ SETTINGS = (
     Setting(
         "context",
         "models",
-        values.COUNT,
+        values.TOKENS,
         "tokens of prompt and output together; never more than the model was made for",
         live=True,
         unset="the model's own",
@@ -203,7 +203,7 @@ SETTINGS = (
         unset="half of the weights, within 10% of what is free",
     ),
     Setting("drafts", "models", values.FLAG, "guess tokens to verify several in a step", live=True),
-    Setting("blas", "models", values.TEXT, "BLAS library for a Linux CPU", unset="found"),
+    Setting("blas", "models", values.LIBRARY, "BLAS library for a Linux CPU", unset="found"),
     Setting("threads", "models", values.COUNT, "CPU cores of a runner", unset="all usable cores"),
     Setting(
         "queue_per_model",

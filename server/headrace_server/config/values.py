@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,9 +225,10 @@ def _show_list(value: Sequence[str]) -> str:
 
 
 ADDRESS = Kind(_address, quoted, "ADDRESS")
-PATH = Kind(_path, quoted, "PATH")
-TEXT = Kind(str, quoted, "TEXT")
+DIRECTORY = Kind(_path, quoted, "DIR")
+LIBRARY = Kind(str, quoted, "LIBRARY")
 COUNT = Kind(_count, str, "N", (int,))
+TOKENS = replace(COUNT, metavar="TOKENS")
 TIME = Kind(_time, show_time, "TIME", (str, int, float))
 PATIENCE = Kind(_patience, show_time, "TIME", (str, int, float))
 KEEP_ALIVE = Kind(_keep_alive, show_time, "TIME", (str, int, float))

@@ -215,9 +215,6 @@ class RunningRunner:
         self._set_timer()
         if self._life.state is State.SERVING and not self._ready.done():
             self._ready.set_result(None)
-        if self._life.state is not before.state:
-            extra = {"runner_id": self.spec.id, "model": self.spec.model}
-            logger.info("runner is %s", self._life.state.value, extra=extra)
         self._on_change(self)
 
     def _set_timer(self) -> None:

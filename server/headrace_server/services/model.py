@@ -135,11 +135,10 @@ class ModelServicer(ModelServiceServicer):
             raise DeadlineExceeded(f"the model was not loaded within {limit:g} s") from None
         begin, end = ticket.load_span
         took = duration(end - begin)
-        for slot, life in self._scheduler.runners():
-            if slot.runner == ticket.life.id:
-                status = runner_status(runner_view(slot, life), self._scheduler.now())
-                return LoadModelResponse(runner=status, load_time=took)
-        return LoadModelResponse(load_time=took)  # It has gone already.
+        granted = (view for view in self._every_runner() if view.id == ticket.life.id)
+        now = self._scheduler.now()
+        status = next((runner_status(view, now) for view in granted), None)
+        return LoadModelResponse(runner=status, load_time=took)
 
     async def UnloadModel(
         self, request: UnloadModelRequest, context: Context
@@ -192,8 +191,10 @@ class ModelServicer(ModelServiceServicer):
 
     def _runners(self, manifest: Manifest) -> list[RunnerView]:
         model = model_view(self._planner, manifest)
-        views = (runner_view(slot, life) for slot, life in self._scheduler.runners())
-        return [view for view in views if model.served_by(view)]
+        return [view for view in self._every_runner() if model.served_by(view)]
+
+    def _every_runner(self) -> list[RunnerView]:
+        return [runner_view(*found) for found in self._scheduler.runners()]
 
     async def _unload(self, keys: Collection[str]) -> int:
         return sum(await asyncio.gather(*map(self._scheduler.unload, keys)))

@@ -132,10 +132,27 @@ def test_every_command_and_option_has_its_place(options: dict[str, set[str]]) ->
             assert flag in _FLAG.findall(text[command]), f"docs/cli.md: {command} {flag}"
 
     operations = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    controller, _, runner = operations.partition("## A runner alone")
-    for where, section in (("serve", controller), (_RUNNER, runner)):
-        for flag in options[where]:
-            assert f"| `{flag}" in section, f"docs/operations.md: no row for {flag} of {where}"
+    runner = operations.partition("## A runner alone")[2]
+    for flag in options[_RUNNER]:
+        assert f"| `{flag}" in runner, f"docs/operations.md: no row for {flag} of a runner"
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    table = headrace_server.config.reference()
+    assert table in text, f"docs/configuration.md has another table than:\n{table}"
+
+
+def test_the_example_of_a_configuration_is_taken_and_sets_what_it_says(tmp_path: Path) -> None:
+    (example,) = [
+        text for kind, text in read(ROOT / "docs/configuration.md").blocks if kind == "toml"
+    ]
+    file = tmp_path / "config.toml"
+    file.write_text(example, encoding="utf-8")
+    config = headrace_server.config.Sources(["--config", str(file)], {}).read().config
+    assert config.options("smollm2:135m").pinned
+    assert config.options("team/coder:30b").prefix_cache == 2 << 30
+    assert config.options("other:latest").context == 4096
 
 
 def test_every_error_reason_is_in_the_table_with_its_code() -> None:
@@ -195,5 +212,6 @@ def test_every_variable_of_ours_is_read_somewhere(page: Path) -> None:
         for path in (ROOT / package).rglob("*.py")
         if "v1" not in path.parts
     )
+    settings = {setting.variable for setting in headrace_server.config.SETTINGS}
     for name in set(re.findall(r"\bHEADRACE_[A-Z_]+\b", page.read_text(encoding="utf-8"))):
-        assert f'"{name}"' in code, f"nothing reads {name}"
+        assert f'"{name}"' in code or name in settings, f"nothing reads {name}"
