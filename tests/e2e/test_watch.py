@@ -28,7 +28,7 @@ async def states(
         async for _ in watch:
             for found in (r for model in watch.models for r in model.runners if r.id == runner):
                 now = (str(found.state), found.reason)
-                if now != (told or [None])[-1]:
+                if not told or now != told[-1]:
                     told.append(now)
             if told and told[-1] == until:
                 return told

@@ -41,6 +41,8 @@ from headrace.v1.model_pb2_grpc import ModelServiceStub
 from headrace.v1.tokenize_pb2_grpc import TokenizeServiceStub
 from headrace_server.app import SERVICES, App
 from headrace_server.config import ServerConfig
+from headrace_server.events import recorder
+from headrace_server.services.watch import Watch
 from tests.unit.control.fakes import put_manifest
 
 
@@ -158,6 +160,27 @@ async def test_a_checkpoint_of_another_controller_begins_with_a_snapshot(
     watch: Any = ModelServiceStub(channel).WatchModels(request)
     assert len((await watch.read()).snapshot.models) == 2
     watch.cancel()
+
+
+async def test_one_who_reads_too_slowly_gets_another_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "KEPT", 2)
+    put_manifest(tmp_path, "words", "text")
+    app = App(ServerConfig(listen=f"unix:{tmp_path}/c.sock", home=tmp_path, memory=1 << 30))
+    watch = Watch(app._recorder, app._planner, app._scheduler.now)
+    try:
+        async with grpc.aio.insecure_channel(await app.start()) as channel:
+            told = watch.responses(model.WatchModelsRequest())
+            assert len((await anext(told)).snapshot.models) == 1
+            await anext(told)
+            for number in range(3):
+                copy = model.CopyModelRequest(source="words", destination=f"w:{number}")
+                await ModelServiceStub(channel).CopyModel(copy)
+            assert len((await anext(told)).snapshot.models) == 4
+            await told.aclose()
+    finally:
+        await app.close()
 
 
 async def test_a_watch_ends_when_the_controller_drains(tmp_path: Path) -> None:
