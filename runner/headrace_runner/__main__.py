@@ -7,24 +7,56 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from headrace.host.orders import SPARE, OrdersError, receive
 from headrace_runner.config import RunnerConfig, parse
+from headrace_runner.limits import allow_core_dumps, limit_process
 
 _PREPARED = "HEADRACE_RUNNER_PREPARED"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs a runner until it is told to stop. Gives the exit status."""
-    config = parse()
+    words = sys.argv[1:] if argv is None else list(argv)
+    spare = words == [SPARE]
+    if spare:
+        words = _wait_for_orders()
+    config = parse(words)
     if config.parent is not None:
         _die_with_parent()
     elif os.environ.get(_PREPARED) is None:
-        _restart_prepared(config)
+        _restart_prepared(config, words)
     # Late: this imports MLX, which reads the environment once.
     from headrace_runner.app import run
 
+    if not spare:
+        limit_process()
+    if config.core_dumps:
+        allow_core_dumps()
     return run(config)
+
+
+def _wait_for_orders() -> list[str]:
+    """Does what every start begins with, and waits to be told the rest.
+
+    Exits with status 0 when nobody will: the controller needs no spare any more, or has gone.
+    """
+    _die_with_parent()
+    # Imports alone: nothing of MLX is computed, and no thread started, before there is a model.
+    import headrace_runner.app  # noqa: F401
+
+    limit_process()
+    try:
+        orders = receive(0)
+    except OrdersError as error:
+        print(f"headrace_runner: {SPARE}: bad orders: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    if orders is None:
+        raise SystemExit(0)
+    os.environ.update(orders.environment)
+    return list(orders.arguments)
 
 
 def _die_with_parent() -> None:
@@ -41,7 +73,7 @@ def _die_with_parent() -> None:
         sys.exit(0)  # The parent died before this process could ask to be told.
 
 
-def _restart_prepared(config: RunnerConfig) -> None:
+def _restart_prepared(config: RunnerConfig, words: Sequence[str]) -> None:
     """Starts this program anew with the environment that a controller would have given it.
 
     A library to preload and the number of BLAS threads are read once, before Python runs.
@@ -59,7 +91,7 @@ def _restart_prepared(config: RunnerConfig) -> None:
         raise SystemExit(2) from None
     environment = runner_environment(os.environ, describe(), blas, has_cxx(), config.threads)
     environment[_PREPARED] = "1"
-    os.execve(sys.executable, [sys.executable, "-m", "headrace_runner", *sys.argv[1:]], environment)
+    os.execve(sys.executable, [sys.executable, "-m", "headrace_runner", *words], environment)
 
 
 if __name__ == "__main__":

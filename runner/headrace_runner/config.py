@@ -50,6 +50,8 @@ class RunnerConfig:
     log_level: str
     blas: str | None
     threads: int | None
+    core_dumps: bool
+    """Whether a crash may write the process's memory to disk."""
 
 
 def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
@@ -130,6 +132,7 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
     add("--insecure", action="store_true", help="allow an address beyond loopback, without TLS")
     add("--blas", metavar="LIBRARY", help="BLAS library to preload on a Linux CPU")
     add("--threads", type=_positive, metavar="N", help="CPU cores to compute on (default: all)")
+    add("--core-dumps", action="store_true", help="let a crash write a core file (default: none)")
     add("--log-format", choices=("auto", "json", "text"), default="auto")
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     # What follows is for the controller.

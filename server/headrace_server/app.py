@@ -41,9 +41,10 @@ from headrace_server.events.recorder import Recorder
 from headrace_server.events.views import ModelView, runner_view
 from headrace_server.relay import Relay
 from headrace_server.runners.lifecycle import State
+from headrace_server.runners.spares import Activity
 from headrace_server.scheduling.planner import Planner
 from headrace_server.scheduling.shell import Scheduler
-from headrace_server.scheduling.state import Limits
+from headrace_server.scheduling.state import Limits, Phase
 from headrace_server.services.completion import CompletionServicer
 from headrace_server.services.model import ModelServicer
 from headrace_server.services.not_yet import EmbeddingServicer, ImageServicer
@@ -186,6 +187,7 @@ class App:
             self._hosting,
             limits.memory,
             lambda _: self._scheduler.runner_changed(),
+            self._activity,
         )
         self._planner = planner
         self._scheduler = Scheduler(
@@ -254,6 +256,7 @@ class App:
         self._health.shutdown()
         self._recorder.end()
         self._scheduler.drain()
+        await self._planner.close()
         tasks = {
             asyncio.create_task(self._scheduler.drained()),
             asyncio.create_task(hasten.wait()),
@@ -268,6 +271,7 @@ class App:
         self._recorder.end()
         self._relay.end()
         await self._server.stop(_LAST_WORDS)
+        await self._planner.close()
         await self._scheduler.close()
         self._recorder.close()
         await _cancel([self._hosting])
@@ -367,6 +371,13 @@ class App:
     def _runners_changed(self) -> None:
         self._publish_health()
         self._recorder.look()
+        self._planner.look()
+
+    def _activity(self) -> Activity:
+        slots = [slot for slot, _ in self._scheduler.runners()]
+        if any(slot.phase is Phase.LOADING for slot in slots):
+            return Activity.LOADING
+        return Activity.BUSY if any(slot.leases for slot in slots) else Activity.QUIET
 
     def _publish_health(self) -> None:
         """A model is SERVING while a runner of it is."""

@@ -96,7 +96,8 @@ class Controller(Place):
         command = [sys.executable, "-m", program, "--listen", listen]
         command += ["--home", str(home), "--ready-fd", str(ready_writer), "--parent", "stdin"]
         # Models that share two cores with each other and with the tests are quickest on one each.
-        command += ["--log-format", "json", "--threads", "1", *arguments]
+        # A spare runner is no runner of a model: tests that want one say so.
+        command += ["--log-format", "json", "--threads", "1", "--no-spare", *arguments]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

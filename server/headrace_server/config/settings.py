@@ -81,6 +81,12 @@ class ServerConfig:
     """Time without progress after which a runner counts as stalled."""
     grace: float = 30.0
     """How long running streams may go on after SIGTERM."""
+    spare: bool | None = None
+    """Whether a runner without a model is kept ready; None: unless memory is short."""
+    core_dumps: bool = False
+    """Whether a runner that crashes may write its memory to disk."""
+    takeover: bool = False
+    """Whether to take the address over from the controller that listens there."""
     log_format: Literal["auto", "json", "text"] = "auto"
     log_level: str = "info"
     parent: Literal["stdin"] | None = None
@@ -147,6 +153,12 @@ SETTINGS = (
         other_variable="HEADRACE_HOST",
     ),
     Setting("insecure", "where", values.FLAG, "allow an address beyond this machine, without TLS"),
+    Setting(
+        "takeover",
+        "where",
+        values.FLAG,
+        "take the address over from the controller that has it, which finishes its streams",
+    ),
     Setting("home", "where", values.DIRECTORY, "models and caches"),
     Setting("preload", "models", values.MODELS, "load MODEL at once", live=True, unset="none"),
     Setting(
@@ -205,6 +217,14 @@ SETTINGS = (
     Setting("drafts", "models", values.FLAG, "guess tokens to verify several in a step", live=True),
     Setting("blas", "models", values.LIBRARY, "BLAS library for a Linux CPU", unset="found"),
     Setting("threads", "models", values.COUNT, "CPU cores of a runner", unset="all usable cores"),
+    Setting(
+        "spare",
+        "models",
+        values.FLAG,
+        "keep a runner without a model ready",
+        unset="where the memory is 4 GiB or more",
+    ),
+    Setting("core_dumps", "models", values.FLAG, "let a runner that crashes write a core file"),
     Setting(
         "queue_per_model",
         "bounds",

@@ -30,6 +30,8 @@ class RunnerSpec:
     stall_timeout: float = 30.0
     """Seconds without progress, or without an answer, after which the runner counts as stalled."""
     log_level: str = "info"
+    core_dumps: bool = False
+    """Whether a crash may write the process's memory to disk."""
 
     def arguments(self, listen: str, report_fd: int) -> list[str]:
         """The runner's command line after the program."""
@@ -52,4 +54,8 @@ class RunnerSpec:
         if self.prefix_cache is not None:
             options["--prefix-cache"] = str(self.prefix_cache)
         words = [word for option in options.items() for word in option]
-        return words if self.drafts else [*words, "--no-drafts"]
+        if not self.drafts:
+            words.append("--no-drafts")
+        if self.core_dumps:
+            words.append("--core-dumps")
+        return words

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from headrace.host.handover import Listening, Report
+from headrace.host.orders import SPARE
 from headrace_server.runners.diagnosis import Death, Verdict
 from headrace_server.runners.lifecycle import (
     Died,
@@ -28,6 +29,8 @@ from headrace_server.runners.lifecycle import (
     begin,
 )
 from headrace_server.runners.process import RUNNER_COMMAND, RunnerProcess
+from headrace_server.runners.spares import Activity, Spares
+from headrace_server.runners.spawn import Spawned, spawn
 from headrace_server.runners.spec import RunnerSpec
 
 logger = logging.getLogger(__name__)
@@ -54,16 +57,14 @@ class RunningRunner:
     def __init__(
         self,
         spec: RunnerSpec,
-        environment: Mapping[str, str],
+        start: Callable[[RunnerSpec, Callable[[Report], None]], Awaitable[RunnerProcess]],
         *,
-        command: Sequence[str],
         connect: Connect,
         limits: Limits,
         on_change: Callable[[RunningRunner], None],
     ) -> None:
         self.spec = spec
-        self._environment = environment
-        self._command = command
+        self._start = start
         self._connect = connect
         self._limits = limits
         self._on_change = on_change
@@ -146,10 +147,7 @@ class RunningRunner:
         return death
 
     async def _run(self) -> Death:
-        process = await RunnerProcess.start(
-            self.spec, self._environment, self._on_report, self._command
-        )
-        self._process = process
+        process = self._process = await self._start(self.spec, self._on_report)
         if self._stop_grace is not None:
             return await process.stop(self._stop_grace)
         watcher = asyncio.create_task(self._watch_health(), name=f"health {self.spec.id}")
@@ -247,28 +245,39 @@ class Supervisor:
         connect: Connect = grpc.aio.insecure_channel,
         command: Sequence[str] = RUNNER_COMMAND,
         limits: Limits | None = None,
+        activity: Callable[[], Activity] | None = None,
     ) -> None:
         """`environment`: of every runner. `on_change`: called on the event loop after each change
         of a runner's state or load fraction; the last one is DEAD. `connect`: makes the channel to
-        an address. `limits`: how long a runner may take; defaults otherwise."""
+        an address. `limits`: how long a runner may take; defaults otherwise. `activity`: what goes
+        on, for a spare to be made by; none is without it."""
         self._environment = dict(environment)
         self._on_change = on_change
         self._connect = connect
         self._command = command
         self._limits = limits or Limits()
+        self.spares = None if activity is None else Spares(self._start_spare, activity)
+        """Call its `look`, and its `close` before the last runner is stopped."""
 
     def start(
         self, spec: RunnerSpec, extra_environment: Mapping[str, str] | None = None
     ) -> RunningRunner:
-        """Start a runner and return at once; wait with its `ready()`.
+        """Start a runner, of the spare if there is one, and return at once.
 
-        `extra_environment` is this runner's alone, such as TRACEPARENT.
+        Wait with its `ready()`. `extra_environment` is this runner's alone, such as TRACEPARENT.
         """
+        extra = extra_environment or {}
+
+        async def begin(spec: RunnerSpec, on_report: Callable[[Report], None]) -> RunnerProcess:
+            spare = self.spares.take() if self.spares else None
+            if spare is not None:
+                return RunnerProcess.adopt(spec, spare, extra, on_report)
+            environment = {**self._environment, **extra}
+            return await RunnerProcess.start(spec, environment, on_report, self._command)
+
         return RunningRunner(
-            spec,
-            {**self._environment, **(extra_environment or {})},
-            command=self._command,
-            connect=self._connect,
-            limits=self._limits,
-            on_change=self._on_change,
+            spec, begin, connect=self._connect, limits=self._limits, on_change=self._on_change
         )
+
+    async def _start_spare(self) -> Spawned:
+        return await spawn(self._command, lambda *_: [SPARE], self._environment)

@@ -20,6 +20,7 @@ from headrace.v1.runner_pb2_grpc import RunnerServiceStub
 from headrace_server.config import ModelOptions, ServerConfig
 from headrace_server.hosting import Hosting
 from headrace_server.runners.lifecycle import Limits as LifeLimits
+from headrace_server.runners.spares import Activity
 from headrace_server.runners.spec import RunnerSpec
 from headrace_server.runners.supervisor import RunningRunner, Supervisor
 from headrace_server.scheduling import estimates
@@ -31,6 +32,8 @@ from headrace_server.store import Manifest, Store
 logger = logging.getLogger(__name__)
 
 _REPORT_TIMEOUT = 5.0  # seconds
+_LEAST_FOR_SPARE = 4 << 30
+"""Bytes of the budget from which a spare runner, of some 100 MB, is kept unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,17 @@ class Planner:
         hosting: asyncio.Task[Hosting],
         memory: int,
         on_change: Callable[[RunningRunner], None],
+        activity: Callable[[], Activity],
     ) -> None:
-        """`hosting` may still be under way: what needs it waits. `memory`: the budget, in bytes."""
+        """`hosting` may still be under way: what needs it waits. `memory`: the budget, in bytes.
+        `activity`: what goes on, for a spare runner to be made by."""
         self._config = config
         self._store = store
         self._hosting = hosting
         self._memory = memory
         self._on_change = on_change
+        wants_spare = config.spare or (config.spare is None and memory >= _LEAST_FOR_SPARE)
+        self._activity = activity if wants_spare else None
         self._supervisor: Supervisor | None = None
         self._leaving: set[str] = set()
         self._keys: dict[str, set[str]] = {}
@@ -181,6 +188,7 @@ class Planner:
                 on_change=self._on_change,
                 connect=connect,
                 limits=LifeLimits(stalled=self._config.stall_timeout),
+                activity=self._activity,
             )
         options = wanted.options
         spec = RunnerSpec(
@@ -196,6 +204,7 @@ class Planner:
             drafts=options.drafts,
             stall_timeout=self._config.stall_timeout,
             log_level=self._config.log_level,
+            core_dumps=self._config.core_dumps,
         )
         if options.dtype == "auto" and wanted.dtype == "stored" and hosting.has_blas:
             logger.info(
@@ -206,6 +215,16 @@ class Planner:
         environment: dict[str, str] = {}
         propagation.inject_env(environment, wanted.origin)
         return self._supervisor.start(spec, environment)
+
+    def look(self) -> None:
+        """See whether it is time for a spare runner."""
+        if self._supervisor and self._supervisor.spares:
+            self._supervisor.spares.look()
+
+    async def close(self) -> None:
+        """End the spare runner. Call it when nothing more will be loaded."""
+        if self._supervisor and self._supervisor.spares:
+            await self._supervisor.spares.close()
 
     async def measure(self, runner: Runner, wanted: Wanted) -> int | None:
         """The bytes to account for a loaded runner, by its own report.

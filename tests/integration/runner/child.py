@@ -23,6 +23,7 @@ from headrace.host.compiler import has_cxx
 from headrace.host.environment import runner_environment
 from headrace.host.handover import Listening, Ready, Report, decode
 from headrace.host.machine import describe
+from headrace.host.orders import SPARE, Orders, encode
 
 R = TypeVar("R", bound=Report)
 
@@ -34,25 +35,31 @@ class Child:
     """A runner that has been started. Its socket is in a folder of its own."""
 
     def __init__(
-        self, home: Path, model_dir: Path, *arguments: str, program: str = "headrace_runner"
+        self,
+        home: Path,
+        model_dir: Path,
+        *arguments: str,
+        program: str = "headrace_runner",
+        spare: bool = False,
     ) -> None:
+        """`spare`: it is started without a model, and waits for `go_on`."""
         self._folder = Path(tempfile.mkdtemp(prefix="hr-"))
         self.socket = self._folder / "r.sock"
         self._log = self._folder / "log"
         self._unread = b""
         self.reports: list[Report] = []
         self._report_fd, report_fd = os.pipe()
+        self._arguments = [
+            *("--model", str(model_dir)),
+            *("--listen", f"unix:{self.socket}"),
+            *("--report-fd", str(report_fd)),
+            *("--parent", "stdin"),
+            *("--log-format", "json"),
+            *arguments,
+        ]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", program),
-                    *("--model", str(model_dir)),
-                    *("--listen", f"unix:{self.socket}"),
-                    *("--report-fd", str(report_fd)),
-                    *("--parent", "stdin"),
-                    *("--log-format", "json"),
-                    *arguments,
-                ],
+                [sys.executable, "-m", program, *([SPARE] if spare else self._arguments)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -60,6 +67,16 @@ class Child:
                 env=child_environment(home),
             )
         os.close(report_fd)
+
+    def go_on(self) -> None:
+        """Give a spare its arguments."""
+        self.tell(encode(Orders(self._arguments)))
+
+    def tell(self, line: bytes) -> None:
+        """Write to its stdin."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line)
+        self.process.stdin.flush()
 
     @property
     def address(self) -> str:
@@ -122,10 +139,14 @@ def child_environment(home: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def started(
-    home: Path, model_dir: Path, *arguments: str, program: str = "headrace_runner"
+    home: Path,
+    model_dir: Path,
+    *arguments: str,
+    program: str = "headrace_runner",
+    spare: bool = False,
 ) -> Iterator[Child]:
     """A runner in whatever state it is just after its start."""
-    child = Child(home, model_dir, *arguments, program=program)
+    child = Child(home, model_dir, *arguments, program=program, spare=spare)
     try:
         yield child
     finally:

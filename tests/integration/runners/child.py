@@ -15,6 +15,7 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from headrace.host.handover import ReportWriter
+from headrace.host.orders import SPARE, receive
 
 
 class Health:
@@ -102,14 +103,23 @@ async def main(mode: str, options: argparse.Namespace, reports: ReportWriter) ->
 
 
 def parse() -> tuple[str, argparse.Namespace]:
+    mode, words = sys.argv[1], sys.argv[2:]
+    if words == [SPARE]:
+        if mode == "bad-spare":
+            sys.exit("broken on purpose")
+        orders = receive(0)
+        if orders is None:
+            sys.exit(0)
+        os.environ.update(orders.environment)
+        words = list(orders.arguments)
     parser = argparse.ArgumentParser()
-    words = ("listen", "digest", "id", "model", "name", "parent", "dtype")
-    for name in (*words, "log-format", "log-level"):
+    texts = ("listen", "digest", "id", "model", "name", "parent", "dtype")
+    for name in (*texts, "log-format", "log-level"):
         parser.add_argument(f"--{name}", required=True)
     for name in ("report-fd", "max-concurrency"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--stall-timeout", type=float, required=True)
-    return sys.argv[1], parser.parse_args(sys.argv[2:])
+    return mode, parser.parse_args(words)
 
 
 def run() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from headrace_server.runners.lifecycle import Limits
+from headrace_server.runners.spares import Activity
 from headrace_server.runners.spec import RunnerSpec
 from tests.integration.runners.support import CHILD, Command, Supervise, Watched
 
@@ -52,11 +53,17 @@ async def supervise(
     """Makes supervisors, stops their runners, and looks for what they left behind."""
     made: list[Watched] = []
 
-    def make(mode: str, limits: Limits | None = None) -> Watched:
-        made.append(Watched(environment, command(mode), limits))
+    def make(
+        mode: str,
+        limits: Limits | None = None,
+        activity: Callable[[], Activity] | None = None,
+    ) -> Watched:
+        made.append(Watched(environment, command(mode), limits, activity))
         return made[-1]
 
     yield make
     for watched in made:
+        if watched.supervisor.spares is not None:
+            await watched.supervisor.spares.close()
         await asyncio.gather(*(runner.stop(grace=2.0) for runner in watched.runners))
     assert list(sockets.iterdir()) == []

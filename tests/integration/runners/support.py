@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headrace_server.runners.lifecycle import Limits, State
+from headrace_server.runners.spares import Activity
 from headrace_server.runners.spec import RunnerSpec
 from headrace_server.runners.supervisor import RunningRunner, Supervisor
 
@@ -19,13 +20,21 @@ class Watched:
     """A supervisor, the runners it started, and every state it told of, in order."""
 
     def __init__(
-        self, environment: dict[str, str], command: Sequence[str], limits: Limits | None
+        self,
+        environment: dict[str, str],
+        command: Sequence[str],
+        limits: Limits | None,
+        activity: Callable[[], Activity] | None = None,
     ) -> None:
         self.states: list[State] = []
         self.runners: list[RunningRunner] = []
         self._changed = asyncio.Event()
         self.supervisor = Supervisor(
-            environment, on_change=self._on_change, command=command, limits=limits
+            environment,
+            on_change=self._on_change,
+            command=command,
+            limits=limits,
+            activity=activity,
         )
 
     def start(self, spec: RunnerSpec) -> RunningRunner:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace_server.runners.process import MAX_SOCKET_PATH, make_socket_dir
+from headrace_server.runners.spawn import MAX_SOCKET_PATH, make_socket_dir
 from headrace_server.runners.spec import RunnerSpec
 
 
