@@ -55,6 +55,7 @@ from headrace_runner.services.not_yet import EmbeddingServicer, ImageServicer
 from headrace_runner.services.runner import RunnerServicer
 from headrace_runner.services.tokenize import TokenizeServicer
 from headrace_runner.state import RunnerContext
+from headrace_runner.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 _tracer = trace.get_tracer("headrace.runner")
@@ -250,14 +251,15 @@ async def _watch_progress(runner: RunnerContext, health: HealthServicer) -> None
     """
     await asyncio.wait({runner.loaded})
     limit = runner.config.stall_timeout
+    watchdog = Watchdog(limit, time.monotonic())
     while not runner.draining.is_set():
-        stalled = runner.engine.stalled_for() > limit
+        stalled = watchdog.is_stalled(runner.engine.stalled_for(), time.monotonic())
         if stalled != runner.stalled:
             runner.stalled = stalled
             _set_health(health, NOT_SERVING if stalled else SERVING)
             logger.warning(f"no progress for {limit:.0f} s" if stalled else "progress again")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit / 4):
+            async with asyncio.timeout(watchdog.interval):
                 await runner.draining.wait()
     _set_health(health, NOT_SERVING)
 

@@ -58,14 +58,18 @@ def diagnose(
     reported: Failed | None = None,
     verdict: Verdict | None = None,
     stopping: bool = False,
+    oom_killed: bool | None = None,
 ) -> Death:
     """Name the cause of a death.
 
     `last_lines`: what the process printed outside its log in its last moments. `reported`: what it
     said itself. `verdict`: why it was killed, if it was. `stopping`: it was told to go.
+    `oom_killed`: whether the kernel killed a process for lack of memory just then; None: unknown.
     What was decided outweighs what was said, and both outweigh what can be guessed from a text.
     """
-    cause, message = _explain(returncode, last_lines, reported, verdict, stopping=stopping)
+    cause, message = _explain(
+        returncode, last_lines, reported, verdict, stopping=stopping, oom_killed=oom_killed
+    )
     return Death(
         cause=cause,
         message=message,
@@ -83,13 +87,15 @@ def _explain(
     verdict: Verdict | None,
     *,
     stopping: bool,
+    oom_killed: bool | None,
 ) -> tuple[DeathCause, str]:
     if verdict:
         return verdict.cause, f"the runner was killed: {verdict.reason}"
     if reported:
         return reported.cause, reported.message
     if returncode == 0:
-        return "EXITED", "the runner stopped"
+        how = "stopped" if stopping else "stopped, though nothing of this controller's told it to"
+        return "EXITED", f"the runner {how}"
     if any(_OUT_OF_MEMORY.search(line) for line in last_lines):
         return "OUT_OF_MEMORY", "the runner ran out of memory"
     if returncode > 0:
@@ -97,9 +103,12 @@ def _explain(
     name = _signal_name(-returncode)
     if name in _NATIVE_SIGNALS:
         return "NATIVE_ABORT", f"the runner crashed in native code ({name})"
+    if name == "SIGKILL" and oom_killed:
+        return "OUT_OF_MEMORY", "the system killed the runner, for it was short of memory"
     if stopping:
         return "SIGNAL", f"the runner did not stop by itself and was ended by {name}"
-    hint = ", perhaps by the system for lack of memory" if name == "SIGKILL" else ""
+    unknown = name == "SIGKILL" and oom_killed is None
+    hint = ", perhaps by the system for lack of memory" if unknown else ""
     return "SIGNAL", f"the runner was killed by {name}{hint}"
 
 

@@ -16,6 +16,7 @@ from contextvars import Context
 
 from headrace.host import handover, orders
 from headrace_server.runners.diagnosis import Death, Verdict, diagnose
+from headrace_server.runners.oom import OomKills
 from headrace_server.runners.output import RunnerOutput
 from headrace_server.runners.spawn import Spawned, spawn
 from headrace_server.runners.spec import RunnerSpec
@@ -23,6 +24,9 @@ from headrace_server.runners.spec import RunnerSpec
 logger = logging.getLogger(__name__)
 
 RUNNER_COMMAND = (sys.executable, "-m", "headrace_runner")
+
+OnReport = Callable[[handover.Report | None], None]
+"""Takes a runner's reports, and None once no more can come."""
 
 _LAST_MOMENTS = 10.0  # seconds before the end in which a printed line may explain it
 _DRAIN_PIPES = 1.0  # seconds for output still in the pipes; a grandchild may hold them open
@@ -32,12 +36,13 @@ class RunnerProcess:
     """A started process. Make one with `start` or `adopt`."""
 
     def __init__(
-        self, spec: RunnerSpec, spawned: Spawned, on_report: Callable[[handover.Report], None]
+        self, spec: RunnerSpec, spawned: Spawned, on_report: OnReport, oom_kills: OomKills
     ) -> None:
         self.pid = spawned.process.pid
         self._spec = spec
         self._spawned = spawned
         self._on_report = on_report
+        self._oom_kills = oom_kills
         self._output = RunnerOutput(spec)
         self._reported: handover.Failed | None = None
         self._verdict: Verdict | None = None
@@ -57,8 +62,9 @@ class RunnerProcess:
         cls,
         spec: RunnerSpec,
         environment: Mapping[str, str],
-        on_report: Callable[[handover.Report], None],
+        on_report: OnReport,
         command: Sequence[str] = RUNNER_COMMAND,
+        oom_kills: OomKills | None = None,
     ) -> RunnerProcess:
         """Start a runner; its reports go to `on_report` on this event loop.
 
@@ -66,7 +72,7 @@ class RunnerProcess:
         """
         spawned = await spawn(command, spec.arguments, environment)
         # No await from here: the process has no other owner until the object's task exists.
-        return cls(spec, spawned, on_report)
+        return cls(spec, spawned, on_report, oom_kills or OomKills())
 
     @classmethod
     def adopt(
@@ -74,7 +80,8 @@ class RunnerProcess:
         spec: RunnerSpec,
         spare: Spawned,
         environment: Mapping[str, str],
-        on_report: Callable[[handover.Report], None],
+        on_report: OnReport,
+        oom_kills: OomKills,
     ) -> RunnerProcess:
         """Make a spare process this runner. `environment` is added to what the spare has.
 
@@ -82,7 +89,7 @@ class RunnerProcess:
         """
         arguments = spec.arguments(spare.listen, spare.reports.write_fd)
         spare.tell(orders.encode(orders.Orders(arguments, environment)))
-        return cls(spec, spare, on_report)
+        return cls(spec, spare, on_report, oom_kills)
 
     async def stop(self, grace: float) -> Death:
         """Ask for a drain, and kill after `grace` seconds. Returns when the process is reaped.
@@ -100,8 +107,12 @@ class RunnerProcess:
         return await asyncio.shield(self.dead)
 
     def kill(self, verdict: Verdict) -> None:
-        """Kill a process that does not do its duty; the first verdict explains its death."""
-        self._verdict = self._verdict or verdict
+        """Kill a process that does not do its duty; the first verdict explains its death.
+
+        What it has said of itself before explains it better.
+        """
+        if self._reported is None:
+            self._verdict = self._verdict or verdict
         self._signal(signal.SIGKILL)
 
     def _end_grace(self, grace: float) -> None:
@@ -138,6 +149,7 @@ class RunnerProcess:
             reported=self._reported,
             verdict=self._verdict,
             stopping=self._stopping,
+            oom_killed=self._oom_kills.explains() if returncode == -signal.SIGKILL else False,
         )
 
     async def _read_reports(self, reports: asyncio.StreamReader) -> None:
@@ -145,6 +157,7 @@ class RunnerProcess:
             try:
                 line = await reports.readline()
                 if not line:
+                    self._on_report(None)
                     return
                 report = handover.decode(line)
             except ValueError as error:  # HandoverError, or a line over the reader's limit

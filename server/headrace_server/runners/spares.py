@@ -24,6 +24,9 @@ PATIENCE = 30.0
 second or two of a core."""
 BACKOFF = 5.0
 """Seconds from the death of a spare to the next one; each further death doubles them."""
+LEAST_MEMORY = 4 << 30
+"""Bytes of the memory budget below which there is no spare unless it is asked for. It takes some
+100 MB beside the budget, of what the budget leaves free."""
 MOST_DEATHS = 3
 """In a row, without one that was taken; then no more are made."""
 
@@ -35,6 +38,11 @@ class Activity(enum.Enum):
     BUSY = "busy"
     """Requests run."""
     QUIET = "quiet"
+
+
+def is_wanted(told: bool | None, memory: int) -> bool:
+    """Whether a spare is kept: what the operator said, else by the budget, in bytes."""
+    return memory >= LEAST_MEMORY if told is None else told
 
 
 def due(activity: Activity, deaths: int, wanted_at: float, now: float) -> float | None:

@@ -23,12 +23,15 @@ from headrace_server.runners.lifecycle import (
     Event,
     Health,
     Limits,
+    Silent,
     State,
     Stopping,
     advance,
     begin,
+    overslept,
 )
-from headrace_server.runners.process import RUNNER_COMMAND, RunnerProcess
+from headrace_server.runners.oom import OomKills
+from headrace_server.runners.process import RUNNER_COMMAND, OnReport, RunnerProcess
 from headrace_server.runners.spares import Activity, Spares
 from headrace_server.runners.spawn import Spawned, spawn
 from headrace_server.runners.spec import RunnerSpec
@@ -57,14 +60,16 @@ class RunningRunner:
     def __init__(
         self,
         spec: RunnerSpec,
-        start: Callable[[RunnerSpec, Callable[[Report], None]], Awaitable[RunnerProcess]],
+        start: Callable[[RunnerSpec, OnReport], Awaitable[RunnerProcess]],
         *,
         connect: Connect,
         limits: Limits,
+        oom_kills: OomKills,
         on_change: Callable[[RunningRunner], None],
     ) -> None:
         self.spec = spec
         self._start = start
+        self._oom_kills = oom_kills
         self._connect = connect
         self._limits = limits
         self._on_change = on_change
@@ -158,7 +163,10 @@ class RunningRunner:
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
 
-    def _on_report(self, report: Report) -> None:
+    def _on_report(self, report: Report | None) -> None:
+        if report is None:
+            self._apply(Silent())
+            return
         if isinstance(report, Listening) and not self._listening.done():
             if report.digest != self.spec.digest:
                 reason = f"it holds {report.digest} instead of {self.spec.digest}"
@@ -179,7 +187,8 @@ class RunningRunner:
         try:
             while True:
                 try:
-                    async for response in watch(HealthCheckRequest(), wait_for_ready=True):
+                    call = watch(HealthCheckRequest(), wait_for_ready=True)
+                    while (response := await call.read()) is not grpc.aio.EOF:
                         self._apply(_health(response))
                 except grpc.aio.AioRpcError as error:
                     logger.info("health stream of %s broke: %s", self.spec.id, error.code())
@@ -200,6 +209,7 @@ class RunningRunner:
         half = self.spec.stall_timeout / 2
         while True:
             await asyncio.sleep(half)
+            self._oom_kills.look()
             try:
                 self._apply(_health(await check(HealthCheckRequest(), timeout=half)))
             except grpc.aio.AioRpcError:
@@ -221,8 +231,16 @@ class RunningRunner:
             self._timer = None
         if self._life.deadline is not None:
             loop = asyncio.get_running_loop()
-            verdict = Verdict("STALLED", self._life.overdue)
-            self._timer = loop.call_at(self._life.deadline, self._kill, verdict)
+            self._timer = loop.call_at(self._life.deadline, self._overdue)
+
+    def _overdue(self) -> None:
+        more = overslept(self._life, self._clock())
+        if more is None:
+            self._kill(Verdict("STALLED", self._life.owes))
+            return
+        logger.warning("this process was suspended; runner %s gets more time", self.spec.id)
+        self._life = more
+        self._set_timer()
 
     def _kill(self, verdict: Verdict) -> None:
         if self._process is not None:
@@ -230,8 +248,9 @@ class RunningRunner:
             self._process.kill(verdict)
 
 
-def _health(response: HealthCheckResponse) -> Health:
-    return Health(serving=response.status == HealthCheckResponse.SERVING)
+def _health(response: HealthCheckResponse | None) -> Health:
+    """What an answer means; None: it could not be decoded."""
+    return Health(serving=response is not None and response.status == HealthCheckResponse.SERVING)
 
 
 class Supervisor:
@@ -256,6 +275,7 @@ class Supervisor:
         self._connect = connect
         self._command = command
         self._limits = limits or Limits()
+        self._oom_kills = OomKills()
         self.spares = None if activity is None else Spares(self._start_spare, activity)
         """Call its `look`, and its `close` before the last runner is stopped."""
 
@@ -267,16 +287,24 @@ class Supervisor:
         Wait with its `ready()`. `extra_environment` is this runner's alone, such as TRACEPARENT.
         """
         extra = extra_environment or {}
+        self._oom_kills.look()
 
-        async def begin(spec: RunnerSpec, on_report: Callable[[Report], None]) -> RunnerProcess:
+        async def begin(spec: RunnerSpec, on_report: OnReport) -> RunnerProcess:
             spare = self.spares.take() if self.spares else None
             if spare is not None:
-                return RunnerProcess.adopt(spec, spare, extra, on_report)
+                return RunnerProcess.adopt(spec, spare, extra, on_report, self._oom_kills)
             environment = {**self._environment, **extra}
-            return await RunnerProcess.start(spec, environment, on_report, self._command)
+            return await RunnerProcess.start(
+                spec, environment, on_report, self._command, self._oom_kills
+            )
 
         return RunningRunner(
-            spec, begin, connect=self._connect, limits=self._limits, on_change=self._on_change
+            spec,
+            begin,
+            connect=self._connect,
+            limits=self._limits,
+            oom_kills=self._oom_kills,
+            on_change=self._on_change,
         )
 
     async def _start_spare(self) -> Spawned:

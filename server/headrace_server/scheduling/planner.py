@@ -20,7 +20,7 @@ from headrace.v1.runner_pb2_grpc import RunnerServiceStub
 from headrace_server.config import ModelOptions, ServerConfig
 from headrace_server.hosting import Hosting
 from headrace_server.runners.lifecycle import Limits as LifeLimits
-from headrace_server.runners.spares import Activity
+from headrace_server.runners.spares import Activity, is_wanted
 from headrace_server.runners.spec import RunnerSpec
 from headrace_server.runners.supervisor import RunningRunner, Supervisor
 from headrace_server.scheduling import estimates
@@ -32,8 +32,6 @@ from headrace_server.store import Manifest, Store
 logger = logging.getLogger(__name__)
 
 _REPORT_TIMEOUT = 5.0  # seconds
-_LEAST_FOR_SPARE = 4 << 30
-"""Bytes of the budget from which a spare runner, of some 100 MB, is kept unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,7 @@ class Planner:
         self._hosting = hosting
         self._memory = memory
         self._on_change = on_change
-        wants_spare = config.spare or (config.spare is None and memory >= _LEAST_FOR_SPARE)
-        self._activity = activity if wants_spare else None
+        self._activity = activity if is_wanted(config.spare, memory) else None
         self._supervisor: Supervisor | None = None
         self._leaving: set[str] = set()
         self._keys: dict[str, set[str]] = {}

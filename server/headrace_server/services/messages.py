@@ -27,6 +27,7 @@ _STATES = {
     State.LOADING: RunnerState.RUNNER_STATE_LOADING,
     State.SERVING: RunnerState.RUNNER_STATE_SERVING,
     State.STALLED: RunnerState.RUNNER_STATE_STALLED,
+    State.FAILING: RunnerState.RUNNER_STATE_DRAINING,
     State.STOPPING: RunnerState.RUNNER_STATE_DRAINING,
     State.DEAD: RunnerState.RUNNER_STATE_DEAD,
 }

@@ -45,8 +45,10 @@ class Health:
                 while self._response() == response:
                     await self._changed.wait()
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self, mode: str) -> grpc.GenericRpcHandler:
         decode, encode = HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString
+        if mode == "babbles":
+            encode = lambda _: b"\xff\xff nonsense"  # noqa: E731
         return grpc.method_handlers_generic_handler(
             "grpc.health.v1.Health",
             {
@@ -60,7 +62,7 @@ async def serve(mode: str, options: argparse.Namespace, reports: ReportWriter) -
     loop = asyncio.get_running_loop()
     health, done = Health(), asyncio.Event()
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((health.handler(),))
+    server.add_generic_rpc_handlers((health.handler(mode),))
     server.add_insecure_port(options.listen)
     await server.start()
     if mode == "stubborn":
@@ -74,11 +76,21 @@ async def serve(mode: str, options: argparse.Namespace, reports: ReportWriter) -
 
     loop.add_signal_handler(signal.SIGUSR1, turn, False)
     loop.add_signal_handler(signal.SIGUSR2, turn, True)
+    if mode == "mute-at-start":
+        reports.close()
     reports.listening(options.listen, "sha256:other" if mode == "impostor" else options.digest)
-    if mode != "stuck":
+    if mode == "mute-at-load":
+        reports.close()
+    elif mode == "lingers":
+        reports.failed("UNSUPPORTED_MODEL", "no such architecture")
+    elif mode == "claims":
+        reports.ready()
+    elif mode != "stuck":
         reports.loading(0.5)
         await health.set(True)
         reports.ready()
+    if mode == "mute-in-service":
+        reports.close()
     await done.wait()
     await server.stop(0)
 

@@ -89,6 +89,67 @@ async def test_a_load_without_progress(supervise: Supervise, spec: RunnerSpec) -
         await asyncio.wait_for(runner.ready(), 30)
 
 
+@pytest.mark.parametrize("mode", ["mute-at-start", "mute-at-load"])
+async def test_a_child_that_closes_its_report_pipe(
+    supervise: Supervise, spec: RunnerSpec, mode: str
+) -> None:
+    runner = supervise(mode, Limits(leave=0.3)).start(spec)
+    with pytest.raises(RunnerDied, match="closed its report pipe"):
+        await asyncio.wait_for(runner.ready(), 30)
+    assert (await runner.dead).cause == "STALLED"
+
+
+async def test_a_report_pipe_that_closes_in_service_harms_nobody(
+    supervise: Supervise, spec: RunnerSpec
+) -> None:
+    watched = supervise("mute-in-service", Limits(leave=0.1))
+    runner = watched.start(spec)
+    await asyncio.wait_for(runner.ready(), 30)
+    assert (await runner.stop(grace=10)).expected
+    assert State.STALLED not in watched.states
+
+
+async def test_a_failure_that_was_told_explains_a_child_that_does_not_go(
+    supervise: Supervise, spec: RunnerSpec
+) -> None:
+    watched = supervise("lingers", Limits(leave=0.3))
+    runner = watched.start(spec)
+    with pytest.raises(RunnerDied, match="no such architecture"):
+        await asyncio.wait_for(runner.ready(), 30)
+    assert (await runner.dead).cause == "UNSUPPORTED_MODEL"
+    assert State.FAILING in watched.states
+
+
+async def test_a_child_that_is_ready_by_its_word_alone(
+    supervise: Supervise, spec: RunnerSpec
+) -> None:
+    runner = supervise("claims", Limits(agree=0.3)).start(spec)
+    with pytest.raises(RunnerDied, match="health service did not say so"):
+        await asyncio.wait_for(runner.ready(), 30)
+    assert (await runner.dead).cause == "STALLED"
+
+
+async def test_a_health_service_that_answers_nonsense(
+    supervise: Supervise, spec: RunnerSpec
+) -> None:
+    runner = supervise("babbles", Limits(agree=0.3)).start(spec)
+    with pytest.raises(RunnerDied, match="health service"):
+        await asyncio.wait_for(runner.ready(), 30)
+    assert (await runner.dead).cause == "STALLED"
+
+
+async def test_a_child_that_ends_unasked_while_it_serves(
+    supervise: Supervise, spec: RunnerSpec
+) -> None:
+    """Its exit status is that of a clean stop, and it is a death all the same."""
+    runner = supervise("serve").start(spec)
+    await runner.ready()
+    assert runner.pid is not None
+    os.kill(runner.pid, signal.SIGTERM)
+    death = await asyncio.wait_for(asyncio.shield(runner.dead), 20)
+    assert (death.cause, death.returncode, death.expected) == ("EXITED", 0, False)
+
+
 async def test_a_runner_of_another_model(supervise: Supervise, spec: RunnerSpec) -> None:
     runner = supervise("impostor").start(spec)
     with pytest.raises(RunnerDied, match="sha256:other"):

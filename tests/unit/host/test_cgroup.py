@@ -56,3 +56,40 @@ def test_a_container_whose_path_names_a_folder_of_the_host(tmp_path: Path) -> No
 
 def test_no_control_groups(tmp_path: Path) -> None:
     assert cgroup.read(tmp_path / "proc", tmp_path / "sys") == cgroup.Limits()
+
+
+def test_kills_for_lack_of_memory_are_counted_in_the_own_group(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        {
+            "proc": "0::/a/b",
+            "sys/a/memory.events": "low 0\noom 9\noom_kill 9",
+            "sys/a/b/memory.events": "low 0\noom 3\noom_kill 2",
+            "vmstat": "pgfault 1\noom_kill 40",
+        },
+    )
+    assert oom_kills(tmp_path) == 2
+
+
+def test_kills_in_version_1(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        {
+            "proc": "4:memory:/a\n1:cpu:/",
+            "sys/memory/a/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 7",
+        },
+    )
+    assert oom_kills(tmp_path) == 7
+
+
+def test_without_a_group_the_machine_counts(tmp_path: Path) -> None:
+    put(tmp_path, {"proc": "0::/", "sys/cpu.stat": "x 1", "vmstat": "pgfault 1\noom_kill 40"})
+    assert oom_kills(tmp_path) == 40
+
+
+def test_where_nobody_counts_there_is_no_count(tmp_path: Path) -> None:
+    assert oom_kills(tmp_path) is None
+
+
+def oom_kills(folder: Path) -> int | None:
+    return cgroup.oom_kills(folder / "proc", folder / "sys", folder / "vmstat")

@@ -60,6 +60,24 @@ def test_sigkill_hints_at_memory() -> None:
     assert "lack of memory" not in diagnose(-signal.SIGTERM, []).message
 
 
+def test_the_kernels_count_names_the_cause_of_a_sigkill() -> None:
+    killed = diagnose(-signal.SIGKILL, [], oom_killed=True)
+    assert killed.cause == "OUT_OF_MEMORY"
+    # Where the kernel counts and has not counted, memory is not guessed at.
+    other = diagnose(-signal.SIGKILL, [], oom_killed=False)
+    assert other.cause == "SIGNAL"
+    assert "memory" not in other.message
+    # What is known better stays.
+    verdict = Verdict("STALLED", "no step")
+    assert diagnose(-signal.SIGKILL, [], verdict=verdict, oom_killed=True).cause == "STALLED"
+    assert diagnose(-signal.SIGSEGV, [], oom_killed=True).cause == "NATIVE_ABORT"
+
+
+def test_a_stop_that_nobody_ordered_is_said_to_be_one() -> None:
+    assert "though" in diagnose(0, []).message
+    assert "though" not in diagnose(0, [], stopping=True).message
+
+
 def test_a_clients_message_quotes_nothing_printed() -> None:
     death = diagnose(-signal.SIGABRT, ["secret prompt", "abort"])
     assert "secret" not in death.message

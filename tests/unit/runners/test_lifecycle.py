@@ -13,13 +13,15 @@ from headrace_server.runners.lifecycle import (
     Health,
     Life,
     Limits,
+    Silent,
     State,
     Stopping,
     advance,
     begin,
+    overslept,
 )
 
-LIMITS = Limits(start=10, load=20, stalled=30)
+LIMITS = Limits(start=10, load=20, stalled=30, agree=5, leave=3)
 LISTENING = Listening("unix:/r", 1, "sha256:ab")
 EVENTS: list[Event] = [
     LISTENING,
@@ -28,6 +30,7 @@ EVENTS: list[Event] = [
     Failed("LOAD_FAILED", "no"),
     Health(True),
     Health(False),
+    Silent(),
     Stopping(),
     Died(),
 ]
@@ -57,6 +60,7 @@ def test_an_ordinary_life() -> None:
         (State.STARTING, 0.0, 110),
         (State.LOADING, 0.0, 121),
         (State.LOADING, 0.5, 123),
+        (State.LOADING, 0.5, 109),  # ready, it says; its health has to agree
         (State.SERVING, 1.0, None),
         (State.STALLED, 1.0, 136),  # not put off by the second sign of it
         (State.SERVING, 1.0, None),
@@ -72,9 +76,49 @@ def test_progress_never_falls_and_only_progress_buys_time() -> None:
     assert advance(life, Loading(0.6), 10, LIMITS) == Life(State.LOADING, 0.6, 30)
 
 
-@pytest.mark.parametrize("state", [State.STARTING, State.LOADING, State.STALLED])
-def test_every_state_with_a_deadline_says_what_was_missed(state: State) -> None:
-    assert Life(state).overdue.startswith("it")
+def test_a_runner_that_says_it_is_ready_has_to_be_so_soon() -> None:
+    life = advance(Life(State.LOADING, 0.9, 20), Ready(), 10, LIMITS)
+    assert (life.state, life.deadline) == (State.LOADING, 15)
+    assert "health" in life.owes
+    assert advance(life, Ready(), 12, LIMITS) is life
+    assert advance(life, Health(False), 12, LIMITS) is life
+    assert advance(life, Health(True), 12, LIMITS) == Life(State.SERVING, 1.0)
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.LOADING])
+def test_a_runner_that_stops_reporting_before_it_serves_has_little_time(state: State) -> None:
+    life = advance(Life(state, deadline=100), Silent(), 10, LIMITS)
+    assert (life.state, life.deadline) == (state, 13)
+    assert "report pipe" in life.owes
+    # It may be about to go for lack of time anyway.
+    assert advance(Life(state, deadline=11), Silent(), 10, LIMITS).deadline == 11
+
+
+@pytest.mark.parametrize("state", [State.SERVING, State.STALLED])
+def test_a_runner_that_served_may_stop_reporting(state: State) -> None:
+    life = Life(state, 1.0)
+    assert advance(life, Silent(), 10, LIMITS) is life
+
+
+@pytest.mark.parametrize(
+    "state", [State.STARTING, State.LOADING, State.SERVING, State.STALLED], ids=lambda s: s.value
+)
+def test_a_runner_that_fails_has_little_time_to_go(state: State) -> None:
+    life = advance(Life(state), Failed("LOAD_FAILED", "no"), 10, LIMITS)
+    assert (life.state, life.deadline) == (State.FAILING, 13)
+    assert advance(life, Health(True), 11, LIMITS) is life
+
+
+def test_one_who_wakes_long_after_a_deadline_gives_more_time() -> None:
+    life = Life(State.LOADING, 0.5, deadline=100)
+    assert overslept(life, 100) is None
+    assert overslept(life, 101) is None
+    more = overslept(life, 3600)
+    assert more is not None
+    assert more.deadline is not None
+    assert more.deadline > 3600
+    assert more.state is State.LOADING
+    assert overslept(Life(State.SERVING), 3600) is None
 
 
 @given(st.lists(st.tuples(st.sampled_from(EVENTS), st.floats(0, 100)), max_size=30))
@@ -89,5 +133,7 @@ def test_no_way_back_from_stopping_and_death(steps: list[tuple[Event, float]]) -
         if stopping and not died:
             assert life.state is State.STOPPING
         # What may get stuck has a deadline; nothing else has.
-        waiting = life.state in (State.STARTING, State.LOADING, State.STALLED)
-        assert (life.deadline is not None) == waiting
+        waits = life.state in (State.STARTING, State.LOADING, State.STALLED, State.FAILING)
+        assert (life.deadline is not None) == waits
+        if waits:
+            assert life.owes.startswith("it")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from headrace_server.runners.spares import BACKOFF, MOST_DEATHS, PATIENCE, QUIET, Activity, due
+from headrace_server.runners.spares import (
+    BACKOFF,
+    LEAST_MEMORY,
+    MOST_DEATHS,
+    PATIENCE,
+    QUIET,
+    Activity,
+    due,
+    is_wanted,
+)
 
 
 def test_none_is_made_while_a_model_is_loading() -> None:
@@ -29,3 +38,18 @@ def test_one_that_died_is_replaced_later_and_later_and_then_no_more(activity: Ac
     assert len(made) == MOST_DEATHS
     assert made == sorted(made)
     assert made[-1] >= BACKOFF * 2 ** (MOST_DEATHS - 2)
+
+
+@pytest.mark.parametrize(
+    ("told", "memory", "wanted"),
+    [
+        (None, LEAST_MEMORY, True),
+        (None, LEAST_MEMORY - 1, False),
+        (True, 1, True),
+        (False, 1 << 40, False),
+    ],
+)
+def test_the_operators_word_counts_else_the_memory(
+    told: bool | None, memory: int, wanted: bool
+) -> None:
+    assert is_wanted(told, memory) is wanted

@@ -40,6 +40,24 @@ def read(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgro
     )
 
 
+def oom_kills(
+    proc: Path = Path("/proc/self/cgroup"),
+    root: Path = Path("/sys/fs/cgroup"),
+    vmstat: Path = Path("/proc/vmstat"),
+) -> int | None:
+    """How many processes the kernel has killed for lack of memory in this process's group, which
+    its children are in too; on the whole machine where the group does not count them.
+
+    None where nobody counts them.
+    """
+    for folder in _folders(proc, root):
+        for name in ("memory.events", "memory.oom_control"):
+            if (count := _fields(folder / name).get("oom_kill")) is not None:
+                return int(count)
+    count = _fields(vmstat).get("oom_kill")
+    return None if count is None else int(count)
+
+
 def _folders(proc: Path, root: Path) -> list[Path]:
     """Each group of this process and its ancestors, as folders.
 
@@ -76,10 +94,12 @@ def _memory(folder: Path) -> tuple[int, int] | None:
 
 
 def _inactive_file(folder: Path) -> int:
-    fields = dict(
-        line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line
-    )
+    fields = _fields(folder / "memory.stat")
     return int(fields.get("total_inactive_file", fields.get("inactive_file", "0")))
+
+
+def _fields(file: Path) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in _text(file).splitlines() if " " in line)
 
 
 def _text(file: Path) -> str:
