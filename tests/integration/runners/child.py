@@ -145,6 +145,10 @@ def run() -> None:
         case "out-of-memory":
             print("[METAL] Command buffer execution failed: Insufficient Memory", file=sys.stderr)
             os.abort()
+        case "glutton":
+            eaten = []
+            while True:
+                eaten.append(b"x" * (1 << 20))
         case "fail":
             reports.failed("MODEL_CORRUPT", "model.safetensors is cut short", "model.safetensors")
             sys.exit(1)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from headrace.host.handover import Listening, Report
-from headrace_server.runners.process import RunnerProcess
+from headrace_server.runners.process import OnReport, RunnerProcess
 from headrace_server.runners.spec import RunnerSpec
 from tests.integration.runners.support import Command
 
@@ -30,9 +30,7 @@ def start(
     sockets: Path,
     command: Command,
 ) -> Start:
-    async def _start(
-        mode: str, on_report: Callable[[Report], None] = lambda _: None
-    ) -> RunnerProcess:
+    async def _start(mode: str, on_report: OnReport = lambda _: None) -> RunnerProcess:
         return await RunnerProcess.start(spec, environment, on_report, command(mode))
 
     return _start
@@ -41,7 +39,7 @@ def start(
 async def listening(start: Start, mode: str) -> tuple[RunnerProcess, Listening]:
     heard: asyncio.Future[Listening] = asyncio.get_running_loop().create_future()
 
-    def on_report(report: Report) -> None:
+    def on_report(report: Report | None) -> None:
         if isinstance(report, Listening):
             heard.set_result(report)
 
