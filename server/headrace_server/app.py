@@ -11,7 +11,6 @@ import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -19,9 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from headrace.errors import HeadraceError
 from headrace.host import machine as host
-from headrace.host.sockets import remove_stale
 from headrace.rpc.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
-from headrace.rpc.options import server_options
 from headrace.rpc.service import server_interceptors
 from headrace.telemetry.setup import configure, set_level
 from headrace.v1 import embedding_pb2_grpc, image_pb2_grpc, model_pb2_grpc
@@ -39,6 +36,8 @@ from headrace_server.config import (
 )
 from headrace_server.events.recorder import Recorder
 from headrace_server.events.views import ModelView, runner_view
+from headrace_server.listening import SETTLED, Address, CannotListenError
+from headrace_server.predecessor import HAND_OVER, TAKEOVER, find
 from headrace_server.relay import Relay
 from headrace_server.runners.lifecycle import State
 from headrace_server.runners.spares import Activity
@@ -74,10 +73,6 @@ _LAST_WORDS = 1.0
 """Seconds for calls that are being ended to say so."""
 
 
-class CannotListenError(Exception):
-    """The address to listen on is taken, or cannot be used."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a controller until it is told to stop. Gives the exit status: 0 after a clean stop."""
     sources = Sources(argv)
@@ -103,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _run(sources: Sources, effective: Effective) -> int:
     config = effective.config
-    stop = Stop()
+    stop = Stop(can_hand_over=config.takeover)
     if config.parent is not None:
         await stop.with_stdin()
     for warning in effective.warnings:
@@ -114,6 +109,8 @@ async def _run(sources: Sources, effective: Effective) -> int:
         address = await app.start()
         _report_ready(config.ready_fd, address)
         await stop.wanted.wait()
+        if stop.has_successor:
+            await app.hand_over()
         stop.wanted.clear()
         await app.drain(stop.wanted)
     finally:
@@ -144,21 +141,32 @@ async def _reload(wanted: asyncio.Event, sources: Sources, app: App) -> None:
 class Stop:
     """Hears that the process is to stop, by a signal or the end of its stdin; or to read anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, can_hand_over: bool) -> None:
         self.wanted = asyncio.Event()
         """Set with each wish to stop; clear it to hear the next one."""
         self.reread = asyncio.Event()
         """Set with each wish to have the configuration read again."""
+        self.has_successor = False
+        """Whether another controller has taken the address over."""
+        self._can_hand_over = can_hand_over
         self._terminal = os.isatty(2)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.wanted.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        loop.add_signal_handler(HAND_OVER, self._hand_over)
 
     def _hang_up(self) -> None:
         # Also the signal of a terminal that is closed: then nobody is there to serve on for.
         gone = self._terminal and not os.isatty(2)
         (self.wanted if gone else self.reread).set()
+
+    def _hand_over(self) -> None:
+        if not self._can_hand_over:
+            logger.warning("not handing over: started without --takeover")
+            return
+        self.has_successor = True
+        self.wanted.set()
 
     async def with_stdin(self) -> None:
         """Stop when stdin ends, too: whoever started this process has gone."""
@@ -177,7 +185,7 @@ class App:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._machine = host.describe()
-        self._listening = asyncio.Event()
+        self._may_prepare = asyncio.Event()
         self._hosting = asyncio.create_task(self._prepare(), name="hosting")
         self._store = Store(config.home)
         limits = self._limits()
@@ -199,8 +207,10 @@ class App:
         self._models: dict[str, ModelView] = {}
         self._rereading = asyncio.Lock()
         self._model_health: dict[str, int] = {}
-        self._server = grpc.aio.server(interceptors=server_interceptors(), options=server_options())
-        self._socket: Path | None = None
+        self._address = Address(config.listen, takeover=config.takeover)
+        self._server = grpc.aio.server(
+            interceptors=server_interceptors(), options=self._address.options()
+        )
         self._preloads: list[asyncio.Task[None]] = []
         self._add_services()
 
@@ -211,12 +221,40 @@ class App:
         """
         await self._reread_store()
         self._warn_of_missing_models()
-        address = self._bind(self._config.listen)
-        await self._server.start()
-        self._listening.set()
-        logger.info("listening", extra={"address": address, "pid": os.getpid()})
-        self._preload(self._config.preload)
+        takeover = self._config.takeover
+        predecessor = await find(self._config.listen) if takeover else None
+        try:
+            if predecessor is not None:
+                # It serves until this one can do so as well.
+                await asyncio.gather(*self._begin_to_load())
+            address = self._address.bind(self._server)
+            await self._server.start()
+            self._address.publish()
+            extra = {"address": address, "pid": os.getpid()}
+            logger.info("listening", extra=extra)
+            if predecessor is not None:
+                logger.info("taking over", extra={"predecessor": predecessor.pid})
+                predecessor.tell()
+            else:
+                self._begin_to_load()
+        finally:
+            if predecessor is not None:
+                predecessor.close()
         return address
+
+    def _begin_to_load(self) -> list[asyncio.Task[None]]:
+        self._may_prepare.set()
+        self._preload(self._config.preload)
+        return self._preloads
+
+    async def hand_over(self) -> None:
+        """Leave the address to a successor that serves there: return when no new call can come.
+
+        Until then what comes on old connections is served as ever.
+        """
+        logger.info("handing over", extra={"seconds": SETTLED})
+        self._address.let_go()
+        await asyncio.sleep(SETTLED)
 
     async def reconfigure(self, config: ServerConfig) -> None:
         """Go on with other settings, as far as they can change while streams run.
@@ -275,12 +313,11 @@ class App:
         await self._scheduler.close()
         self._recorder.close()
         await _cancel([self._hosting])
-        if self._socket is not None:
-            self._socket.unlink(missing_ok=True)
+        self._address.close()
         logger.info("stopped")
 
     async def _prepare(self) -> hosting.Hosting:
-        await self._listening.wait()
+        await self._may_prepare.wait()
         return await asyncio.to_thread(hosting.prepare, self._machine, self._config)
 
     def _limits(self) -> Limits:
@@ -323,26 +360,11 @@ class App:
         self._health.add_to(server)
         for service in ("", *SERVICES):
             self._health.set(service, NOT_SERVING if service in _NOT_YET else SERVING)
+        if self._config.takeover:
+            self._health.set(TAKEOVER, SERVING)
         reflection.enable_server_reflection(
             (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
         )
-
-    def _bind(self, listen: str) -> str:
-        try:
-            if not listen.startswith("unix:"):
-                port = self._server.add_insecure_port(listen)
-                return f"{listen.rpartition(':')[0]}:{port}"
-            path = Path(listen.removeprefix("unix:"))
-            remove_stale(path)
-            self._server.add_insecure_port(listen)
-            path.chmod(0o600)
-        except (OSError, RuntimeError) as error:
-            raise CannotListenError(
-                f"cannot listen on {listen}: {error}; does a controller listen there already? "
-                "Choose another address with --listen"
-            ) from error
-        self._socket = path
-        return listen
 
     def _memory_shortage(self) -> int:
         """Bytes that the machine lacks to what has to stay free on it."""
