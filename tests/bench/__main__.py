@@ -30,7 +30,7 @@ what to measure:
   prefix    time to first token with a shared prefix, cold and warm
   fairness  inter-token time of running streams while a long prompt arrives
   soak      memory of a runner over many requests, a third of them cancelled
-  startup   starts of `headrace serve` and `headrace run`
+  startup   starts of `headrace serve` and `headrace run`, and a runner's return after SIGKILL
   import    import of the SDK, memory of an idle controller
   peers     nothing: builds llama.cpp's server, which takes part from then on
 """

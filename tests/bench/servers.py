@@ -52,12 +52,12 @@ async def runner(setting: Setting) -> AsyncIterator[Stream]:
 
 
 @asynccontextmanager
-async def controller(setting: Setting) -> AsyncIterator[tuple[Child, str]]:
+async def controller(setting: Setting, *options: str) -> AsyncIterator[tuple[Child, str]]:
     """A controller as users start it, ready, and its address."""
     address = f"unix:{setting.sockets}/controller.sock"
     command = (sys.executable, "-m", "headrace_server", "--listen", address, "--grace", "1s")
     life = ("--home", setting.home, "--ready-fd", _STDOUT, "--parent", "stdin")
-    async with running((*command, *life), os.environ, b'{"event": "listening"') as child:
+    async with running((*command, *life, *options), os.environ, b'{"event": "listening"') as child:
         await child.ready()
         yield child, address
 
