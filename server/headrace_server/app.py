@@ -106,7 +106,9 @@ async def _run(sources: Sources, effective: Effective) -> int:
     app = App(config)
     reloading = asyncio.create_task(_reload(stop.reread, sources, app), name="reloading")
     try:
-        address = await app.start()
+        address = await _start(app, stop)
+        if address is None:
+            return 0
         _report_ready(config.ready_fd, address)
         await stop.wanted.wait()
         if stop.has_successor:
@@ -117,6 +119,18 @@ async def _run(sources: Sources, effective: Effective) -> int:
         await _cancel([reloading])
         await app.close()
     return 0
+
+
+async def _start(app: App, stop: Stop) -> str | None:
+    """The address that is listened on; None if this is called off before: nothing is taken over."""
+    starting = asyncio.create_task(app.start())
+    called_off = asyncio.create_task(stop.wanted.wait())
+    await asyncio.wait({starting, called_off}, return_when=asyncio.FIRST_COMPLETED)
+    called_off.cancel()
+    if starting.done():
+        return starting.result()
+    await _cancel([starting])
+    return None
 
 
 async def _reload(wanted: asyncio.Event, sources: Sources, app: App) -> None:

@@ -93,6 +93,29 @@ async def test_c10_a_manifest_that_is_damaged(home: Path, start: StartController
         await client.delete_model(TINY)
 
 
+async def test_files_that_vanish_while_the_model_is_served(
+    home: Path, start: StartController
+) -> None:
+    """What is loaded serves on. Once it has gone, the next load says what is missing, at once."""
+    snapshot = own_snapshot(home, TINY)
+    controller = start(home=home)
+    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
+        before = await client.complete(TINY, "fox", temperature=0, max_tokens=4)
+        shutil.rmtree(snapshot)
+        after = await client.complete(TINY, "fox", temperature=0, max_tokens=4)
+        assert after.text == before.text
+        controller.runner().kill()
+        for _ in range(2):
+            with pytest.raises(ModelCorrupt) as caught:
+                await client.complete(TINY, "fox", max_tokens=1)
+            assert caught.value.code is grpc.StatusCode.DATA_LOSS
+            assert caught.value.metadata["file"]
+        assert controller.runners() == []
+        # Another model's requests do not notice.
+        other = await client.complete(MODEL, "1, 2, 3,", temperature=0, max_tokens=3)
+        assert other.text.startswith(" 4")
+
+
 @pytest.mark.parametrize("damage", [cut, spoil_the_header])
 async def test_c10_a_file_that_is_damaged_at_import(
     damage: Callable[[Path], None],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -14,7 +15,7 @@ import pytest
 from headrace import AsyncClient
 from headrace.types import Delta, FinishReason
 from tests.e2e.conftest import TINY
-from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, headrace
+from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, headrace, start_headrace
 
 TAKEOVER = "--takeover"
 CLIENTS = 4
@@ -145,6 +146,24 @@ def test_where_nobody_listens_it_just_listens(start: StartController, mode: str)
         assert headrace(second, "list").returncode == 0
     else:
         assert headrace(first, "list").returncode == 0
+
+
+def test_one_that_is_called_off_while_it_loads_takes_nothing_over(
+    start: StartController,
+) -> None:
+    old = start(TAKEOVER)
+    with start_headrace(
+        old, "serve", "--listen", old.target, TAKEOVER, "--preload", MODEL, "--log-format", "json"
+    ) as new:
+        assert new.stderr is not None
+        for line in new.stderr:
+            if "runner is loading" in line:
+                break
+        new.send_signal(signal.SIGTERM)
+        new.communicate(timeout=PATIENCE)
+        assert new.returncode == 0
+    assert headrace(old, "list").returncode == 0
+    assert not [line for line in old.log() if line["message"] == "handing over"]
 
 
 def test_a_program_of_another_kind_is_sent_no_signal(start: StartController) -> None:
