@@ -166,21 +166,28 @@ class Stop:
         self._terminal = os.isatty(2)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.wanted.set)
+            loop.add_signal_handler(number, self._hear)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         loop.add_signal_handler(HAND_OVER, self._hand_over)
 
+    def _hear(self) -> None:
+        self._can_hand_over = False
+        self.wanted.set()
+
     def _hang_up(self) -> None:
         # Also the signal of a terminal that is closed: then nobody is there to serve on for.
-        gone = self._terminal and not os.isatty(2)
-        (self.wanted if gone else self.reread).set()
+        if self._terminal and not os.isatty(2):
+            self._hear()
+        else:
+            self.reread.set()
 
     def _hand_over(self) -> None:
+        # One that drains already would take it for a wish to be quick.
         if not self._can_hand_over:
-            logger.warning("not handing over: started without --takeover")
+            logger.warning("not handing over: started without --takeover, or stopping already")
             return
         self.has_successor = True
-        self.wanted.set()
+        self._hear()
 
     async def with_stdin(self) -> None:
         """Stop when stdin ends, too: whoever started this process has gone."""

@@ -16,7 +16,7 @@ from headrace_server.events.views import ModelView, runner_view
 from headrace_server.runners.diagnosis import Death
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.planner import runner_key
-from headrace_server.scheduling.state import Phase, Slot
+from headrace_server.scheduling.state import Phase, Policy, Slot
 from headrace_server.scheduling.ticket import Life
 from headrace_server.store.manifest import Manifest
 from tests.unit.control.fakes import FakeModel
@@ -75,7 +75,7 @@ class Stage:
         process: Any = Process(asyncio.create_task(dies()))
         await process.dead
         wanted = FakeModel(runner_key(digest, OPTIONS), digest, name="words:latest")
-        slot = Slot(name, wanted.key, 10, 300.0, idle_since=0.0)
+        slot = Slot(name, wanted.key, 10, Policy(), 300.0, started_at=0.0, idle_since=0.0)
         self.runners[name] = (slot, Life(name, wanted, 0.0, runner=process))
         return process
 
