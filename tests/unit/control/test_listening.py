@@ -57,7 +57,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 async def check(channel: grpc.aio.Channel) -> int:
     request = HealthCheckRequest(service=TAKEOVER)
-    return (await HealthStub(channel).Check(request, timeout=20)).status
+    return int((await HealthStub(channel).Check(request, timeout=20)).status)
 
 
 async def test_a_socket_has_its_path_once_it_is_served(path: Path, serve: Serve) -> None:
