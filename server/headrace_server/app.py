@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +36,7 @@ from headrace_server.config import (
 from headrace_server.events.recorder import Recorder
 from headrace_server.events.views import ModelView, runner_view
 from headrace_server.listening import SETTLED, Address, CannotListenError
-from headrace_server.predecessor import HAND_OVER, TAKEOVER, find
+from headrace_server.predecessor import TAKEOVER, find
 from headrace_server.relay import Relay
 from headrace_server.runners.lifecycle import State
 from headrace_server.runners.spares import Activity
@@ -49,6 +48,7 @@ from headrace_server.services.model import ModelServicer
 from headrace_server.services.not_yet import EmbeddingServicer, ImageServicer
 from headrace_server.services.tokenize import TokenizeServicer
 from headrace_server.services.watch import Watch, model_view
+from headrace_server.signals import Stop
 from headrace_server.store import Store
 
 logger = logging.getLogger(__name__)
@@ -150,54 +150,6 @@ async def _reload(wanted: asyncio.Event, sources: Sources, app: App) -> None:
             await app.reconfigure(effective.config)
         except Exception:  # a bug; the next wish is heard all the same
             logger.exception("the configuration was not taken over whole")
-
-
-class Stop:
-    """Hears that the process is to stop, by a signal or the end of its stdin; or to read anew."""
-
-    def __init__(self, *, can_hand_over: bool) -> None:
-        self.wanted = asyncio.Event()
-        """Set with each wish to stop; clear it to hear the next one."""
-        self.reread = asyncio.Event()
-        """Set with each wish to have the configuration read again."""
-        self.has_successor = False
-        """Whether another controller has taken the address over."""
-        self._can_hand_over = can_hand_over
-        self._terminal = os.isatty(2)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._hear)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        loop.add_signal_handler(HAND_OVER, self._hand_over)
-
-    def _hear(self) -> None:
-        self._can_hand_over = False
-        self.wanted.set()
-
-    def _hang_up(self) -> None:
-        # Also the signal of a terminal that is closed: then nobody is there to serve on for.
-        if self._terminal and not os.isatty(2):
-            self._hear()
-        else:
-            self.reread.set()
-
-    def _hand_over(self) -> None:
-        # One that drains already would take it for a wish to be quick.
-        if not self._can_hand_over:
-            logger.warning("not handing over: started without --takeover, or stopping already")
-            return
-        self.has_successor = True
-        self._hear()
-
-    async def with_stdin(self) -> None:
-        """Stop when stdin ends, too: whoever started this process has gone."""
-        wanted = self.wanted
-
-        class Stdin(asyncio.Protocol):
-            def connection_lost(self, exc: Exception | None) -> None:
-                wanted.set()
-
-        await asyncio.get_running_loop().connect_read_pipe(Stdin, sys.stdin)
 
 
 class App:
