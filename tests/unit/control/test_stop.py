@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from headrace_server.app import Stop
 from headrace_server.predecessor import HAND_OVER
+from headrace_server.signals import Stop
 
 
 @pytest.fixture
