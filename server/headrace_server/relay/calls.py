@@ -20,8 +20,14 @@ from headrace_server.scheduling.ticket import Ticket
 
 _tracer = trace.get_tracer("headrace.controller")
 
-# How a call ends, without details of Headrace's, when its runner is gone.
-_LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
+# How a call ends, without details of Headrace's, when its runner is gone; CANCELLED, when its
+# channel was closed under it.
+_LOST = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.CANCELLED,
+}
 
 
 class Lost(Exception):

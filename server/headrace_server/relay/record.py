@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from enum import Enum
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -21,9 +22,22 @@ from headrace.v1.completion_pb2 import (
 
 MAX_DEATHS = 2
 """Runners that may die in a row under a call that does not advance."""
+MAX_KILLS = 16
+"""Runners that may be killed so from outside, which is no request's doing."""
 
 # The first byte of a StreamCompletionResponse is the tag of its event.
 _STARTED, _DELTA, _COMPLETED = b"\x0a", b"\x1a", b"\x22"
+
+
+class End(Enum):
+    """How a call lost its runner."""
+
+    DIED = "died"
+    """Or hung. The call may be the cause."""
+    KILLED = "killed"
+    """By a signal that nobody here has sent, and that is no fault of the process."""
+    WENT = "went"
+    """It is being stopped."""
 
 
 class OutOfStepError(Exception):
@@ -42,7 +56,8 @@ class Record:
     """Attempts after the first."""
     completed: bool = False
     _deaths: int = 0
-    """Since it last advanced."""
+    """Since it last advanced, as are the kills."""
+    _kills: int = 0
 
     @property
     def tokens_sent(self) -> int | None:
@@ -59,12 +74,12 @@ class Record:
         self.queue += queue
         self.load += load
 
-    def lost(self, now: float, *, died: bool) -> bool:
-        """The runner is lost: it died under the call, or only wants to go. Gives whether another
-        may be tried."""
-        self._deaths += died
+    def lost(self, now: float, end: End) -> bool:
+        """The runner is lost. Gives whether another may be tried."""
+        self._deaths += end is End.DIED
+        self._kills += end is End.KILLED
         self.moves += 1
-        return self._deaths < MAX_DEATHS
+        return self._deaths < MAX_DEATHS and self._kills < MAX_KILLS
 
 
 @dataclass(slots=True)
@@ -170,7 +185,7 @@ class StreamRecord(Record):
                 f"{new} more make {delta.output_tokens}"
             )
         choice.sent.extend(delta.token_ids)
-        self._deaths = 0
+        self._deaths = self._kills = 0
         attempt = self._attempt
         attempt.last_token_at = now
         if attempt.first_token_at is None:
@@ -198,7 +213,7 @@ class StreamRecord(Record):
             part.FromNanoseconds(part.ToNanoseconds() + int(seconds * 1e9))
         timings.total.CopyFrom(duration(now - self.arrived))
 
-    def lost(self, now: float, *, died: bool) -> bool:
+    def lost(self, now: float, end: End) -> bool:
         # What the runner itself would have told at the end, as far as it was seen from here.
         attempt = self._attempt
         started_at = now if attempt.started_at is None else attempt.started_at
@@ -208,7 +223,7 @@ class StreamRecord(Record):
             self._decode += attempt.last_token_at - attempt.first_token_at
         else:
             self._prefill += now - started_at
-        return super().lost(now, died=died)
+        return super().lost(now, end)
 
 
 def duration(seconds: float) -> Duration:

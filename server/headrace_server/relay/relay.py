@@ -19,7 +19,7 @@ from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCra
 from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
 from headrace_server.relay.calls import Lost, answers, ask_once, note_wait, span
 from headrace_server.relay.probation import Probation, Turn
-from headrace_server.relay.record import Record, StreamRecord
+from headrace_server.relay.record import End, Record, StreamRecord
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Prefixes
 from headrace_server.scheduling.ticket import Life, Ticket, Wait, Wanted
@@ -73,8 +73,7 @@ class _Loss:
     cause: str
     """A cause of `ERROR_REASON_RUNNER_CRASHED`."""
     message: str
-    died: bool = True
-    """Or hung, which is no better. Otherwise it only goes."""
+    end: End
 
 
 class Relay:
@@ -190,7 +189,7 @@ class Relay:
         record = call.record
         loss = await self._attempt(call, deadline, before=None)
         while loss is not None:
-            if not record.lost(self._scheduler.now(), died=loss.died):
+            if not record.lost(self._scheduler.now(), loss.end):
                 message = f"{loss.message}, as did the one before: the request may be the cause"
                 raise RunnerCrashed(message, cause=loss.cause, tokens_sent=record.tokens_sent)
             extra = {
@@ -200,7 +199,7 @@ class Relay:
                 "output_tokens": record.tokens_sent or 0,
             }
             logger.warning("moving to another runner: %s", loss.message, extra=extra)
-            if not loss.died:
+            if loss.end is End.WENT:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(loss.life.gone.wait(), _PAUSE)
             loss = await self._attempt(call, deadline, before=loss)
@@ -242,7 +241,7 @@ class Relay:
                     async for wait in waits:
                         await call.tell(wait)
             except HeadraceError as refusal:
-                if before is None or not before.died or record.tokens_sent is None:
+                if before is None or before.end is End.WENT or record.tokens_sent is None:
                     raise
                 message = f"{before.message}, and no other could go on: {refusal.message}"
                 raise RunnerCrashed(
@@ -266,17 +265,21 @@ class Relay:
         """Why the runner is lost. Raises the error itself where it is not the runner's end."""
         life = ticket.life
         if isinstance(error, Draining):
-            return _Loss(life, "EXITED", "the runner is being stopped", died=False)
+            return _Loss(life, "EXITED", "the runner is being stopped", End.WENT)
         if life.stalled.done():
-            return _Loss(life, "STALLED", "the runner makes no progress, or does not answer")
+            message = "the runner makes no progress, or does not answer"
+            return _Loss(life, "STALLED", message, End.DIED)
         # Its process tells, and may take a moment to.
         with suppress(TimeoutError):
             await asyncio.wait_for(life.gone.wait(), self._diagnosis)
         dead = ticket.runner.dead
         if dead.done():
-            return _Loss(life, dead.result().cause, dead.result().message)
+            death = dead.result()
+            # The kernel's kills for want of memory have a cause of their own, as have ours.
+            end = End.KILLED if death.cause == "SIGNAL" else End.DIED
+            return _Loss(life, death.cause, death.message, end)
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-            return _Loss(life, "STALLED", "the runner does not answer")
+            return _Loss(life, "STALLED", "the runner does not answer", End.DIED)
         raise error
 
 

@@ -16,7 +16,14 @@ from headrace.v1.completion_pb2 import (
     StreamCompletionResponse,
     TokenLogprob,
 )
-from headrace_server.relay.record import MAX_DEATHS, OutOfStepError, StreamRecord, duration
+from headrace_server.relay.record import (
+    MAX_DEATHS,
+    MAX_KILLS,
+    End,
+    OutOfStepError,
+    StreamRecord,
+    duration,
+)
 
 RESUMED = 2
 """Tokens of the first choice that the client itself resumed."""
@@ -171,9 +178,9 @@ def test_the_client_s_view_is_the_undisturbed_one(data: st.DataObject) -> None:
         if play.attempt(number, whole=False):
             in_place = 0
         play.pass_time()
-        died = data.draw(st.booleans())
-        in_place += died
-        another = play.record.lost(play.now, died=died)
+        end = data.draw(st.sampled_from(End))
+        in_place += end is End.DIED
+        another = play.record.lost(play.now, end)
         assert another is (in_place < MAX_DEATHS)
         if not another:
             sent = {c: ids for c, ids in play.view.ids.items() if ids}
@@ -189,9 +196,17 @@ def test_what_was_not_started_is_asked_for_as_it_came() -> None:
     request = StreamCompletionRequest(model="m", prompt="p").SerializeToString()
     record = StreamRecord(request, 0.0)
     assert record.ask(0.0) == request
-    assert record.lost(1.0, died=True)
+    assert record.lost(1.0, End.DIED)
     assert record.ask(1.0) == request
     assert record.tokens_sent is None
+
+
+def test_kills_from_outside_are_no_evidence_but_have_an_end_too() -> None:
+    record = StreamRecord(b"", 0.0)
+    for _ in range(MAX_KILLS - 1):
+        assert record.lost(1.0, End.KILLED)
+        assert not record.suspect
+    assert not record.lost(1.0, End.KILLED)
 
 
 def test_a_delta_that_is_out_of_step_is_noticed() -> None:
