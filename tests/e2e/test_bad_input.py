@@ -236,13 +236,6 @@ CASES = [
         metadata={"model": MODEL, "capability": "embedding"},
         method="/headrace.v1.EmbeddingService/Embed",
     ),
-    Case(
-        "a watch",
-        b"",
-        code=grpc.StatusCode.UNIMPLEMENTED,
-        reason="NOT_IMPLEMENTED",
-        method=MODELS + "WatchModels",
-    ),
 ]
 
 

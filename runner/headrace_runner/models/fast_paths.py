@@ -35,6 +35,16 @@ class Head:
 
     def __init__(self) -> None:
         self._rows: int | None = None
+        self._seen: list[mx.array] | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[list[mx.array]]:
+        """Meanwhile gathers what comes to the head, each [tokens, 1, size]."""
+        self._seen = []
+        try:
+            yield self._seen
+        finally:
+            self._seen = None
 
     @contextmanager
     def first(self, rows: int) -> Iterator[None]:
@@ -47,6 +57,8 @@ class Head:
 
     def inputs(self, x: mx.array) -> mx.array:
         """What of the inputs the logits are wanted for."""
+        if self._seen is not None:
+            self._seen.append(x)
         return x if self._rows is None else x[: self._rows]
 
 

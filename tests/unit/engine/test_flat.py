@@ -15,7 +15,7 @@ import pytest
 
 from headrace_runner.engine.text.flat import FlatPass
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
-from headrace_runner.models.fast_paths import route_attention, trim_head
+from headrace_runner.models.fast_paths import Head, route_attention, trim_head
 from tests.unit.engine.tiny import VOCABULARY, tiny_model
 
 Floats = npt.NDArray[np.float32]
@@ -176,3 +176,17 @@ def test_a_model_that_attends_to_the_last_tokens_only_is_refused() -> None:
         FlatPass(model, LAYERS, trim_head(model), by_products=False).prefill(
             [(Prompt(3), [1, 2, 3])]
         )
+
+
+def test_states_of_prompts_of_any_lengths(flat: FlatPass, routed: Any) -> None:
+    source = random.Random(23)
+    prompts = [tokens_of(source, length) for length in (1, 30, 7)]
+    for prompt, found in zip(prompts, flat.states(prompts), strict=True):
+        wanted = np.array(routed.model(mx.array([prompt])))[0]
+        assert found.shape == wanted.shape
+        assert close(found, wanted)
+
+
+def test_no_states_of_a_model_whose_head_is_not_known(routed: Any) -> None:
+    with pytest.raises(NotImplementedError, match="head"):
+        FlatPass(routed, LAYERS, Head(), by_products=False).states([[1, 2]])

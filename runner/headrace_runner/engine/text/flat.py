@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -132,6 +133,22 @@ class FlatPass:
         # Nothing that is evaluated depends on the logits, so they are not computed.
         self._run([], chunks, mx.zeros((0,), mx.uint32), 1)
         mx.eval([prompt.state() for prompt, _ in chunks])
+
+    def states(self, prompts: Sequence[Sequence[int]]) -> list[mx.array]:
+        """What the model makes of each prompt's tokens before its head, [tokens, size] each. Lazy.
+
+        For embeddings: prompts of any lengths in one pass. Raises NotImplementedError for a model
+        whose head has not been found.
+        """
+        chunks = [(Prompt(len(prompt)), prompt) for prompt in prompts]
+        with self._head.watched() as seen:
+            self._run([], chunks, mx.zeros((0,), mx.uint32), 1)
+        if not seen:
+            raise NotImplementedError("a model whose head has another name")
+        ends = list(accumulate(map(len, prompts)))
+        return [
+            seen[0][end - len(prompt) : end, 0] for prompt, end in zip(prompts, ends, strict=True)
+        ]
 
     def decode(
         self,
