@@ -34,6 +34,8 @@ class Head:
     """Where a model computes its logits: for all of its inputs, if it is not told otherwise."""
 
     def __init__(self) -> None:
+        self.used = False
+        """Whether the model has asked it yet: there may be a head of another name."""
         self._rows: int | None = None
         self._seen: list[mx.array] | None = None
 
@@ -57,6 +59,7 @@ class Head:
 
     def inputs(self, x: mx.array) -> mx.array:
         """What of the inputs the logits are wanted for."""
+        self.used = True
         if self._seen is not None:
             self._seen.append(x)
         return x if self._rows is None else x[: self._rows]

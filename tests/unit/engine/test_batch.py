@@ -13,6 +13,7 @@ from mlx_lm.models.cache import ChunkedKVCache
 from headrace.errors import UnsupportedModel
 from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.layouts import choose_layout
+from headrace_runner.engine.text.pace import Pace
 from headrace_runner.engine.text.rows import Drawn, NewRow
 from headrace_runner.engine.text.sampling import SamplingParams
 from tests.unit.engine.reference import expected
@@ -281,3 +282,39 @@ def test_who_has_begun_goes_on_while_others_are_prefilled(model: Any) -> None:
     steps = prompts_and_draws(batch, 6)
     assert all(0 in drawn for _, drawn in steps)
     assert any(prefilled for prefilled, _ in steps)
+
+
+def test_a_ready_row_does_not_wait_for_prompts_of_a_lower_priority(model: Any) -> None:
+    batch = new_batch(model, chunk=8)
+    batch.add([9] * 3, [NewRow(0, GREEDY)], priority=5)
+    for uid in (1, 2, 3):
+        batch.add([uid] * 20, [NewRow(uid, GREEDY)])
+    first = next(drawn for _, drawn in prompts_and_draws(batch, 6) if drawn)
+    assert first == {0}
+
+
+class Measured(Pace):
+    """Notes for how many prompt tokens each step's time was taken."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.tokens_of_steps: list[int] = []
+
+    def together(self, tokens: int, seconds: float, *, rows: int = 1) -> None:
+        self.tokens_of_steps.append(tokens)
+
+    def decoded(self, seconds: float, *, rows: int = 1, beside: bool = False) -> None:
+        self.tokens_of_steps.append(0)
+
+
+def test_a_step_s_time_is_that_of_the_pass_that_was_waited_for(model: Any, ahead: bool) -> None:
+    batch = new_batch(model, chunk=8, ahead=ahead)
+    batch._pace = pace = Measured()
+    batch.add([1, 2, 3], [NewRow(0, GREEDY)])
+    while not batch.step()[1]:
+        pass
+    pace.tokens_of_steps.clear()
+    batch.add([4] * 20, [NewRow(1, GREEDY)])
+    for _ in range(5):
+        batch.step()
+    assert pace.tokens_of_steps == [0, 8, 8, 3, 0] if ahead else [8, 8, 3, 0, 0]

@@ -190,3 +190,11 @@ def test_states_of_prompts_of_any_lengths(flat: FlatPass, routed: Any) -> None:
 def test_no_states_of_a_model_whose_head_is_not_known(routed: Any) -> None:
     with pytest.raises(NotImplementedError, match="head"):
         FlatPass(routed, LAYERS, Head(), by_products=False).states([[1, 2]])
+
+
+def test_few_prompt_tokens_ride_along_where_all_their_logits_are_computed(routed: Any) -> None:
+    known = FlatPass(routed, LAYERS, trim_head(routed), by_products=False)
+    other = FlatPass(routed, LAYERS, Head(), by_products=False)
+    for each in (known, other):
+        prefilled(each, [1, 2, 3])
+    assert other.beside < 100 < known.beside

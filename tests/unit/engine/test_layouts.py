@@ -244,3 +244,17 @@ def test_rows_that_fill_their_reservations_fit_into_the_memory(count: int) -> No
     state = rows.prefill(tokens_of(random.Random(2), length), chunk=256)
     rows.layout.join([(uid, state) for uid in range(count)])
     assert rows.layout.nbytes <= available - plan(available, 0).prefix_bytes
+
+
+def test_room_is_made_for_short_rows_that_come_soon_and_not_for_long_ones() -> None:
+    source = random.Random(5)
+
+    def size(soon: list[int]) -> int:
+        rows = rows_of("llama", prefix_bytes=0)
+        tokens = tokens_of(source, 200)
+        rows.layout.join([(0, rows.prefill(tokens))], soon)
+        return int(rows.layout.nbytes)
+
+    alone = size([])
+    assert size([190] * 8) > 4 * alone
+    assert size([400] * 8) == alone

@@ -46,6 +46,8 @@ class TextBatch:
         self._rows: dict[int, Row] = {}
         self._parked: dict[int, Row] = {}
         self._begun_at = 0.0
+        self._launched = 0
+        """Prompt tokens in the pass that is under way, beside rows that decode."""
         # The tokens drawn last, [rows], whose rows these are, and what is read beside them.
         self._next = mx.zeros((0,), mx.uint32)
         self._order: list[int] = []
@@ -155,10 +157,10 @@ class TextBatch:
             mx.eval(self._next)  # Or the step under way would count as part of the prefill.
         decoding = bool(self._rows) and not self._gathering()
         budget = self._pace.tokens(decoding=decoding)
-        if decoding and self._line and self._layout.together:
+        if decoding and self._line and budget <= self._layout.together:
             chunks = self._chunks(budget)
             rows, drawn = len(self._rows), self._decode(chunks)
-            self._pace.together(_count(chunks), time.perf_counter() - began, rows=rows)
+            self._measured(_count(chunks), time.perf_counter() - began, rows)
             return self._progress(chunks), drawn
         waited = time.perf_counter() - began
         prefilled = self._prefill(budget, decoding=decoding)
@@ -168,15 +170,28 @@ class TextBatch:
         alone = self._drafts and len(self._rows) == 1 and not self._line
         drawn = self._draft() if alone else self._decode()
         seconds = waited + time.perf_counter() - began
-        self._pace.decoded(seconds, rows=len(self._rows), beside=bool(prefilled))
+        self._measured(0, seconds, len(self._rows), beside=bool(prefilled))
         return prefilled, drawn
+
+    def _measured(self, tokens: int, seconds: float, rows: int, *, beside: bool = False) -> None:
+        """A step took so long in which so many prompt tokens were launched; `beside` a prefill.
+
+        A step ahead, what was waited for is the pass that was launched before.
+        """
+        if self._ahead:
+            tokens, self._launched = self._launched, tokens
+        if tokens:
+            self._pace.together(tokens, seconds, rows=rows)
+        else:
+            self._pace.decoded(seconds, rows=rows, beside=beside)
 
     def _gathering(self) -> bool:
         """Whether nobody draws yet, so that all who are in line can begin together."""
-        if not self._line or any(row.position for row in self._rows.values()):
+        if not self._rows or any(row.position for row in self._rows.values()):
             return False
-        left = sum(joining.remaining for joining in self._line)
-        return self._pace.gathers(left, time.perf_counter() - self._begun_at)
+        first = max(row.priority for row in self._rows.values())
+        left = sum(joining.remaining for joining in self._line if joining.priority >= first)
+        return left > 0 and self._pace.gathers(left, time.perf_counter() - self._begun_at)
 
     def shed(self) -> list[int]:
         """After an allocation failed: gives up the newest row, and begins all others anew.
@@ -196,7 +211,7 @@ class TextBatch:
         rows = sorted(self._rows.values(), key=lambda row: row.new.uid)
         waiting = [Joining(j.tokens, j.rows, j.priority, j.borders) for j in self._line]
         self._rows, self._line = {}, [*map(again, rows), *waiting]
-        self._order, self._aside = [], None
+        self._order, self._aside, self._launched = [], None, 0
         self._next = mx.zeros((0,), mx.uint32)
         self._layout.reset()
         self._layout.forget()

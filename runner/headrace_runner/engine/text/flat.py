@@ -9,6 +9,7 @@ attend over everything that was before; `choose_layout` finds out.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Protocol
@@ -18,6 +19,9 @@ import mlx.core as mx
 from headrace_runner.engine.text.attention import attend
 from headrace_runner.engine.text.windows import Prompt, Window
 from headrace_runner.models.fast_paths import Head
+
+_WITH_LOGITS = 64
+"""Prompt tokens beside rows that decode where their logits are computed too."""
 
 
 class _Part(Protocol):
@@ -128,6 +132,14 @@ class FlatPass:
         self._head = head
         self._by_products = by_products
 
+    @property
+    def beside(self) -> int:
+        """Prompt tokens to compute beside rows that decode, at most.
+
+        They are few where the logits of all of them are computed, though nobody needs these.
+        """
+        return sys.maxsize if self._head.used else _WITH_LOGITS
+
     def prefill(self, chunks: Sequence[tuple[Prompt, Sequence[int]]]) -> None:
         """Computes the next tokens of some rows in prefill."""
         # Nothing that is evaluated depends on the logits, so they are not computed.
@@ -160,7 +172,7 @@ class FlatPass:
         """The logits, [inputs, vocabulary], after the next token of every row. Lazy.
 
         `each` tokens of a row are taken where there is but one. In the same pass the next tokens of
-        rows in prefill, for which no logits are computed: the weights are read once for all.
+        rows in prefill: the weights are read once for all.
         """
         return self._run(windows, chunks, inputs, each)[: inputs.shape[0]]
 

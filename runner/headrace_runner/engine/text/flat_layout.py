@@ -10,6 +10,10 @@ from headrace_runner.engine.text.flat import FlatPass
 from headrace_runner.engine.text.prefix_cache import PrefixCache, Tokens
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
 
+_SOON = 256
+"""Tokens of a row for which room is made before it comes, at most: until it joins, what is computed
+of its prompt is held as well."""
+
 
 class FlatLayout:
     """Rows in windows, prompts prefilled together, and what was computed cached by prefix.
@@ -18,11 +22,11 @@ class FlatLayout:
     """
 
     drafts = True
-    together = True
 
     def __init__(self, flat: FlatPass, nothing: Segment, prefix_bytes: int) -> None:
         """`nothing`: keys and values of no tokens, in the model's shapes."""
         self._pass = flat
+        self.together = flat.beside
         self._nothing = nothing
         self._windows: list[Window] = []
         self.prefixes: PrefixCache[Segment] = PrefixCache(prefix_bytes, Segment.divide)
@@ -67,7 +71,7 @@ class FlatLayout:
                 window = Window()
                 self._windows.append(window)
             mine = [row for row in left if window.suits(longest, row[1].length)]
-            more = [length for length in soon if window.suits(longest, length)]
+            more = [length for length in soon if length <= _SOON and window.suits(longest, length)]
             more += [prompt.length for _, prompt in reversed(mine)]
             for uid, prompt in mine:
                 segment = prompt.segment() if prompt.length else self._nothing

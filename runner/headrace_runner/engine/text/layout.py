@@ -31,8 +31,8 @@ class Layout(Protocol[S]):
     leaves. Everything belongs to one thread.
     """
 
-    together: bool
-    """Whether prompts can be computed in the same pass as the rows that decode."""
+    together: int
+    """Prompt tokens that can be computed in the same pass as the rows that decode, at most."""
 
     drafts: bool
     """Whether `draft` and `undo` are possible."""

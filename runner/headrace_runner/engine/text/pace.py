@@ -74,8 +74,7 @@ class Pace:
     def together(self, tokens: int, seconds: float, *, rows: int = 1) -> None:
         """A step of so many rows, with so many prompt tokens in it, took so long."""
         step = self._step(rows)
-        if tokens:
-            self.prefilled(tokens, max(seconds - step, 0.1 * seconds), decoding=True)
+        self.prefilled(tokens, max(seconds - step, 0.1 * seconds), decoding=True)
         self._saved = min(self._saved + SHARE * step, BURST)
 
     def _step(self, rows: int) -> float:

@@ -48,7 +48,7 @@ class StockLayout:
     """Rows in mlx-lm's batch caches. A prompt is prefilled alone."""
 
     drafts = False
-    together = False
+    together = 0
 
     def __init__(self, model: Any, *, prefix_bytes: int) -> None:
         self._model = model
