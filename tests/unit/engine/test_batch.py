@@ -254,22 +254,32 @@ def prompts_and_draws(batch: TextBatch, steps: int) -> list[tuple[set[int], set[
     return found
 
 
-def test_rows_that_come_together_begin_together(model: Any) -> None:
+def hard_pressed(model: Any) -> TextBatch:
+    """A batch of chunks of eight tokens, whose rows have no time to spare for prompts."""
     batch = new_batch(model, chunk=8)
+    batch._pace._saved = -100.0
+    return batch
+
+
+def test_prompts_that_come_together_are_computed_before_their_rows_go_on(model: Any) -> None:
+    batch = hard_pressed(model)
     for uid in range(4):
         batch.add([uid] * 9, [NewRow(uid, GREEDY)])
-    first = next(drawn for _, drawn in prompts_and_draws(batch, 6) if drawn)
-    assert first == {0, 1, 2, 3}
+    # A chunk is a prompt's length; those that are ready have a step each time.
+    drawn = [drawn for _, drawn in prompts_and_draws(batch, 4)]
+    assert drawn[1] == {0, 1}
+    assert drawn[3] == {0, 1, 2, 3}
+    batch.add([9] * 20, [NewRow(4, GREEDY)])  # It comes later, and takes what is left for it.
+    assert all(4 not in drawn for _, drawn in prompts_and_draws(batch, 8))
 
 
-def test_a_row_does_not_wait_for_a_prompt_that_takes_long(model: Any) -> None:
-    batch = new_batch(model, chunk=8)
+def test_rows_do_not_let_a_prompt_go_first_that_takes_long(model: Any) -> None:
+    batch = hard_pressed(model)
     batch.add([1] * 3000, [NewRow(0, GREEDY)])
     batch.add([2] * 3, [NewRow(1, GREEDY)])
     batch._pace.prefilled(10**6, 10**4, decoding=False)  # As on a slow machine.
-    steps = prompts_and_draws(batch, 5)
-    assert next(drawn for _, drawn in steps if drawn) == {1}
-    assert any(0 in prefilled for prefilled, _ in steps)
+    done = [each.done for _ in range(8) for each in batch.step()[0] if each.uid == 0]
+    assert done[-1] < 8 + 8
 
 
 def test_who_has_begun_goes_on_while_others_are_prefilled(model: Any) -> None:
@@ -284,13 +294,13 @@ def test_who_has_begun_goes_on_while_others_are_prefilled(model: Any) -> None:
     assert any(prefilled for prefilled, _ in steps)
 
 
-def test_a_ready_row_does_not_wait_for_prompts_of_a_lower_priority(model: Any) -> None:
-    batch = new_batch(model, chunk=8)
+def test_rows_do_not_let_prompts_of_a_lower_priority_go_first(model: Any) -> None:
+    batch = hard_pressed(model)
     batch.add([9] * 3, [NewRow(0, GREEDY)], priority=5)
     for uid in (1, 2, 3):
         batch.add([uid] * 20, [NewRow(uid, GREEDY)])
-    first = next(drawn for _, drawn in prompts_and_draws(batch, 6) if drawn)
-    assert first == {0}
+    steps = prompts_and_draws(batch, 6)
+    assert [drawn for _, drawn in steps] == [{0}] * 6
 
 
 class Measured(Pace):

@@ -220,7 +220,7 @@ def test_nobody_starves(first: list[int], tokens: int, source: random.Random) ->
         assert done_at[who] <= 2 * before / tokens + who + 1
 
 
-def test_first_tokens_wait_for_prompts_that_are_soon_done() -> None:
+def test_prompts_that_are_soon_done_go_first() -> None:
     pace = Pace(512)
     assert not pace.gathers(1, 0.0)  # Nothing is known yet.
     pace.prefilled(100, 1.0, decoding=False)

@@ -45,7 +45,8 @@ class TextBatch:
         self._line: list[Joining] = []
         self._rows: dict[int, Row] = {}
         self._parked: dict[int, Row] = {}
-        self._begun_at = 0.0
+        self._begun_at: float | None = None
+        """When the first rows began, as long as others that came with them do not decode."""
         self._launched = 0
         """Prompt tokens in the pass that is under way, beside rows that decode."""
         # The tokens drawn last, [rows], whose rows these are, and what is read beside them.
@@ -155,16 +156,16 @@ class TextBatch:
         began = time.perf_counter()
         if self._line and self._order:
             mx.eval(self._next)  # Or the step under way would count as part of the prefill.
-        decoding = bool(self._rows) and not self._gathering()
-        budget = self._pace.tokens(decoding=decoding)
-        if decoding and self._line and budget <= self._layout.together:
+        hurried = bool(self._rows) and not self._gathering()
+        budget = self._pace.tokens(decoding=hurried)
+        if hurried and self._line and budget <= self._layout.together:
             chunks = self._chunks(budget)
             rows, drawn = len(self._rows), self._decode(chunks)
             self._measured(_count(chunks), time.perf_counter() - began, rows)
             return self._progress(chunks), drawn
         waited = time.perf_counter() - began
-        prefilled = self._prefill(budget, decoding=decoding)
-        if not self._rows or self._gathering():
+        prefilled = self._prefill(budget, decoding=hurried)
+        if not self._rows:
             return prefilled, []
         began = time.perf_counter()
         alone = self._drafts and len(self._rows) == 1 and not self._line
@@ -186,12 +187,13 @@ class TextBatch:
             self._pace.decoded(seconds, rows=rows, beside=beside)
 
     def _gathering(self) -> bool:
-        """Whether nobody draws yet, so that all who are in line can begin together."""
-        if not self._rows or any(row.position for row in self._rows.values()):
-            return False
-        first = max(row.priority for row in self._rows.values())
-        left = sum(joining.remaining for joining in self._line if joining.priority >= first)
-        return left > 0 and self._pace.gathers(left, time.perf_counter() - self._begun_at)
+        """Whether prompts that came with the first rows are computed before these go on at pace."""
+        if self._begun_at is not None:
+            first = max((row.priority for row in self._rows.values()), default=0)
+            left = sum(joining.remaining for joining in self._line if joining.priority >= first)
+            if not left or not self._pace.gathers(left, time.perf_counter() - self._begun_at):
+                self._begun_at = None
+        return self._begun_at is not None
 
     def shed(self) -> list[int]:
         """After an allocation failed: gives up the newest row, and begins all others anew.
@@ -354,7 +356,9 @@ class TextBatch:
 
     def _join(self, ready: list[Joining]) -> None:
         self._line = [joining for joining in self._line if joining not in ready]
-        if not self._rows:
+        if not self._line:
+            self._begun_at = None
+        elif not self._rows:
             self._begun_at = time.perf_counter()
         for joining in ready:
             with self._spare_memory():

@@ -5,9 +5,9 @@ that run keep that much of their pace, however long the prompts are. What was no
 to `BURST`, so that a few prompts that arrive together start at once: that is also the longest that
 a running stream ever waits, but for what a misjudged chunk takes longer.
 
-Streams that have not begun lose nothing of their pace. Their first tokens wait for the prompts that
-came with them where that is over within `START`: one after another would have each step of the
-first ones lengthen the wait of all others, and begin with batches that are hardly filled.
+Where nothing ran before, prompts that came together are computed first, if that is over within
+`START`: the first rows that are ready have a step for each `BURST` of it. At their own pace their
+steps would lengthen the wait of all others, and be those of batches that are hardly filled.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Pace:
         return self._most
 
     def gathers(self, tokens: int, waited: float) -> bool:
-        """Whether first tokens that have waited so long do so until so many are computed."""
+        """Whether rows that began so long ago let so many prompt tokens be computed first."""
         return bool(self._per_token) and waited + tokens * self._per_token <= START
 
     def prefilled(self, tokens: int, seconds: float, *, decoding: bool) -> None:
