@@ -361,6 +361,7 @@ class App:
             self._models = models
             self._recorder.store_has([*models.values()], whys)
         self._publish_health()
+        self._planner.keep_only({manifest.digest for manifest in listed})
         self._scheduler.keep_only({model.key for model in models.values()})
 
     def _runners_changed(self) -> None:

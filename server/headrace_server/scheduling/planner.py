@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -118,6 +118,11 @@ class Planner:
     def keys(self, digest: str) -> frozenset[str]:
         """Every key that models of these files have had so far."""
         return frozenset(self._keys.get(digest, ()))
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Forget the keys of other files."""
+        for digest in self._keys.keys() - digests:
+            del self._keys[digest]
 
     async def model(self, name: str, kind: str | None = None) -> Model:
         """The model called `name`, if it is of the kind.

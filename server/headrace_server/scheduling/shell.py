@@ -83,6 +83,8 @@ class Scheduler:
         self._requests = 0
         self._tickets: dict[int, Ticket] = {}
         self._wanted: dict[str, Wanted] = {}
+        self._current: set[str] = set()
+        """Keys that models have now, as far as is known."""
         self._lives: dict[str, Life] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -114,6 +116,8 @@ class Scheduler:
         """
         self._requests += 1
         self._wanted[wanted.key] = wanted
+        if not moved:  # One that moves may have been planned by the settings of before.
+            self._current.add(wanted.key)
         asked = Asked(
             self._requests,
             wanted.key,
@@ -161,8 +165,16 @@ class Scheduler:
         return len(slots)
 
     def keep_only(self, keys: Collection[str]) -> None:
-        """Unload every other model once its requests have ended, without waiting for that."""
+        """Unload every other model once its requests have ended, without waiting for that.
+
+        Streams of those others may still need another runner, which goes likewise.
+        """
+        self._current = set(keys)
+        waited_for = {asked.key for asked in self._state.waiting}
         self._timings.keep_only(keys)
+        self._state = self._state.remembering({*keys, *waited_for})
+        for key in self._wanted.keys() - keys - waited_for:
+            del self._wanted[key]
         for key in self.loaded().keys() - keys:
             self._feed(Unload(key))
 
@@ -321,6 +333,8 @@ class Scheduler:
         logger.info("loaded in %.2f s", seconds, extra=extra)
         self._timings.loaded(life.wanted.key, life.wanted.needs, seconds)
         self._feed(Loaded(life.id, memory))
+        if life.wanted.key not in self._current:
+            self._feed(Unload(life.wanted.key))  # It was started for streams from before.
         self._look_at(life)  # Its health may have changed since it was ready.
 
     async def _watch_memory(self, life: Life, runner: Runner) -> None:

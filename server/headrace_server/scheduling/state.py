@@ -6,8 +6,8 @@ Times are seconds on one monotonic clock, memory is bytes. Nothing here acts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import TypeAlias
@@ -225,6 +225,11 @@ class State:
     def slots_of(self, key: str) -> tuple[Slot, ...]:
         """The runners of a model, whatever their phase, the oldest first."""
         return tuple(slot for slot in self.slots.values() if slot.key == key)
+
+    def remembering(self, keys: Collection[str]) -> State:
+        """The same, without the crashes of other models."""
+        crashes = {key: crashes for key, crashes in self.crashes.items() if key in keys}
+        return replace(self, crashes=MappingProxyType(crashes))
 
     def position(self, request: int) -> int:
         """How many requests for the same model are ahead of a waiting one."""

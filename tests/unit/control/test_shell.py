@@ -163,3 +163,54 @@ async def test_a9_what_was_measured_decides_whether_a_deadline_can_be_met(stage:
         FakeModel(), deadline=scheduler.now() + 150.0, prompt_bytes=prompt
     ) as ticket:
         await ticket.granted()
+
+
+async def test_a_stream_from_before_has_a_runner_of_its_own_options_which_goes_after_it(
+    stage: Stage,
+) -> None:
+    scheduler, old = stage.scheduler, FakeModel("old", policy=Policy(pinned=True))
+    with scheduler.ask(old) as ticket:
+        await ticket.granted()
+        scheduler.keep_only({"new"})
+        await stage.launcher.runners[0].die()
+        await ticket.life.gone.wait()
+    with scheduler.ask(old, moved=True) as ticket:
+        await ticket.granted()
+        await stage.until(lambda: stage.phases("old") == [Phase.RETIRING])
+    await stage.until(lambda: not scheduler.loaded())
+
+
+async def test_one_that_waits_since_before_has_such_a_runner_too(stage: Stage) -> None:
+    scheduler, old = stage.scheduler, FakeModel("old", policy=Policy(pinned=True))
+    stage.launcher.hold = True
+    with scheduler.ask(old) as ticket:
+        await stage.launcher.launched.get()
+        scheduler.keep_only({"new"})
+        stage.launcher.hold = False
+        await stage.launcher.runners[0].die("NATIVE_ABORT")
+        await ticket.granted()
+    await stage.until(lambda: not scheduler.loaded())
+
+
+async def test_a_model_that_another_process_has_stored_stays_loaded(stage: Stage) -> None:
+    stage.scheduler.keep_only({"known"})
+    with stage.scheduler.ask(FakeModel("unknown")) as ticket:
+        await ticket.granted()
+    assert stage.phases("unknown") == [Phase.SERVING]
+    stage.scheduler.runner_changed()
+    assert stage.phases("unknown") == [Phase.SERVING]
+
+
+async def test_what_went_wrong_with_a_model_is_forgotten_with_it(stage: Stage) -> None:
+    async def crash() -> None:
+        with stage.scheduler.ask(FakeModel()) as ticket:
+            await ticket.granted()
+            await stage.launcher.runners[-1].die()
+            await ticket.life.gone.wait()
+
+    for _ in range(2):
+        await crash()
+    stage.scheduler.keep_only(())
+    await crash()
+    with stage.scheduler.ask(FakeModel()) as ticket:
+        await ticket.granted()
