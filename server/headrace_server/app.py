@@ -40,7 +40,7 @@ from headrace_server.predecessor import TAKEOVER, find
 from headrace_server.relay import Relay
 from headrace_server.runners.lifecycle import State
 from headrace_server.runners.spares import Activity
-from headrace_server.scheduling.planner import Planner
+from headrace_server.scheduling.planner import Planner, policies
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Limits, Phase
 from headrace_server.services.completion import CompletionServicer
@@ -362,7 +362,7 @@ class App:
             self._recorder.store_has([*models.values()], whys)
         self._publish_health()
         self._planner.keep_only({manifest.digest for manifest in listed})
-        self._scheduler.keep_only({model.key for model in models.values()})
+        self._scheduler.keep_only(policies((m.key, m.options) for m in models.values()))
 
     def _runners_changed(self) -> None:
         self._publish_health()

@@ -92,7 +92,7 @@ def _rank_of(world: World, request: int) -> tuple[bool, int, int]:
 def _stop_is_right(world: World, runner: str, why: str) -> None:
     slot = world.before.slots.get(runner)
     if slot is not None and why not in ("unloaded", "drained"):
-        kept = slot.policy.pinned or slot.keep_alive == FOREVER
+        kept = _pinned(world.state.slots.get(runner, slot))
         movable = slot.extra or slot.phase in (Phase.LOADING, Phase.RETIRING)
         movable |= runner in world.stalled
         others = any(
@@ -170,6 +170,8 @@ def _world_and_state_agree(world: World) -> None:
     assert leases == world.served, "a request is lost, or on two runners"
     alive = len(world.loading) + len(world.serving) + len(world.stopping)
     assert len(state.slots) == alive, "a runner is lost"
+    for one in (*state.slots.values(), *state.waiting):
+        assert one.policy == world.policies[one.key], "served by the policy of before"
     for slot in state.slots.values():
         if slot.phase in (Phase.SERVING, Phase.STALLED):
             assert slot.runner in world.serving, "taken for serving"

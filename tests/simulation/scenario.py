@@ -22,6 +22,7 @@ TRAITS = (
     "estimates",
     "lies",
     "pins",
+    "policies",
     "pressure",
     "priorities",
     "stalls",
@@ -76,13 +77,18 @@ def draw(seed: int, random: Random) -> Scenario:
 
 
 def _model(key: str, traits: frozenset[str], random: Random) -> Model:
-    policy = Policy(
-        concurrency=random.choice((1, 1, 2, 3, 8)),
+    policy = draw_policy(random.choice((1, 1, 2, 3, 8)), traits, random)
+    return Model(key, random.choice((15, 20, 30, 40, 55, 80, 100, 101)), policy)
+
+
+def draw_policy(concurrency: int, traits: frozenset[str], random: Random) -> Policy:
+    """A policy that a model may have. Those of other concurrency are another model's."""
+    return Policy(
+        concurrency,
         keep_alive=random.choice((0.0, 2.0, 30.0, 300.0)),
         pinned="pins" in traits and random.random() < 0.3,
         replicas=random.choice((1, 1, 2, 3)),
     )
-    return Model(key, random.choice((15, 20, 30, 40, 55, 80, 100, 101)), policy)
 
 
 def _siege(random: Random) -> Scenario:

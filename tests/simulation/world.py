@@ -18,6 +18,7 @@ from headrace_server.scheduling.events import (
     Left,
     Loaded,
     Measured,
+    Policed,
     Pressure,
     Recovered,
     Refuse,
@@ -30,7 +31,7 @@ from headrace_server.scheduling.events import (
 from headrace_server.scheduling.state import FOREVER, Asked, Phase, State
 from headrace_server.scheduling.timing import Pace
 from tests.simulation import invariants
-from tests.simulation.scenario import LOAD, SERVICE, STOP, Model, draw
+from tests.simulation.scenario import LOAD, SERVICE, STOP, Model, draw, draw_policy
 
 MOST_EVENTS = 4000
 """More of them in one schedule, and the core goes round in circles."""
@@ -56,6 +57,7 @@ class World:
         self.served: dict[int, str] = {}
         """The runner of each request that has one."""
         self.over: set[int] = set()
+        self.policies = {model.key: model.policy for model in self.scenario.models}
         self.requests = 0
         self.ranks: dict[int, tuple[bool, int]] = {}
         self.bounds: dict[int, float] = {}
@@ -96,6 +98,7 @@ class World:
             self._at(time, self._ask, random.choice(scenario.models))
         for trait, happening, times in (
             ("unloads", self._unload, 5),
+            ("policies", self._police, 3),
             ("pressure", self._press, 2),
             ("lies", self._measure, 4),
         ):
@@ -176,7 +179,7 @@ class World:
             self.requests,
             model.key,
             model.needs,
-            model.policy,
+            self.policies[model.key],
             keep_alive,
             random.choice((0, 0, 1)) if "priorities" in traits else 0,
             deadline,
@@ -267,6 +270,12 @@ class World:
         key = self.random.choice(self.scenario.models).key
         self.unloaded.update(slot.runner for slot in self.state.slots_of(key))
         self.tell(Unload(key))
+
+    def _police(self) -> None:
+        model = self.random.choice(self.scenario.models)
+        policy = draw_policy(model.policy.concurrency, self.scenario.traits, self.random)
+        self.policies[model.key] = policy
+        self.tell(Policed(model.key, policy))
 
     def _press(self) -> None:
         self.tell(Pressure(self.random.choice((5, 40, 200))))

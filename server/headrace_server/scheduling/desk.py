@@ -76,12 +76,13 @@ class Desk:
             now=self.now,
         )
 
-    def keep_alive(self, asked: Asked) -> float:
-        """How long the model is to stay after this request."""
+    def asked_keep_alive(self, asked: Asked) -> float | None:
+        """How long the model is to stay after this request, by a request's word; None: no word."""
         if asked.keep_alive is not None:
             return asked.keep_alive
-        pinned = any(slot.keep_alive == FOREVER for slot in self.of(asked.key) if slot.usable)
-        return FOREVER if pinned else asked.policy.keep_alive
+        usable = (slot for slot in self.of(asked.key) if slot.usable)
+        pinned = any(slot.asked_keep_alive == FOREVER for slot in usable)
+        return FOREVER if pinned else None
 
     def put(self, slot: Slot, **changes: Any) -> Slot:
         """Change a runner's entry."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.errors import HeadraceError
-from headrace_server.scheduling.state import Asked
+from headrace_server.scheduling.state import Asked, Policy
 
 # What the scheduler hears: of requests, see also `Asked`.
 
@@ -79,6 +79,14 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
+class Policed:
+    """The model of `key` is served by this policy from now on."""
+
+    key: str
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
 class Pressure:
     """The machine itself is short of so many bytes of memory; 0: it is no more."""
 
@@ -96,7 +104,7 @@ class Tick:
 
 
 RunnerEvent = Loaded | Measured | Advanced | Stalled | Recovered | Exited
-Event = Asked | Left | RunnerEvent | Unload | Pressure | Drain | Tick
+Event = Asked | Left | RunnerEvent | Unload | Policed | Pressure | Drain | Tick
 
 
 # What the scheduler orders.

@@ -20,6 +20,7 @@ from headrace_server.scheduling.events import (
     Left,
     Loaded,
     Measured,
+    Policed,
     Pressure,
     Recovered,
     Refuse,
@@ -28,7 +29,7 @@ from headrace_server.scheduling.events import (
     Tick,
     Unload,
 )
-from headrace_server.scheduling.state import Asked, Phase, Slot
+from headrace_server.scheduling.state import Asked, Phase, Policy, Slot
 
 # Causes of a failed load that another try cannot mend.
 _FINAL = frozenset({"LOAD_FAILED", "UNSUPPORTED_MODEL", "MODEL_CORRUPT"})
@@ -43,6 +44,8 @@ def hear(desk: Desk, event: Event) -> None:
             _left(desk, request)
         case Unload(key):
             _unload(desk, key)
+        case Policed(key, policy):
+            _policed(desk, key, policy)
         case Pressure(short):
             _pressed(desk, short)
         case Drain():
@@ -130,6 +133,15 @@ def _unload(desk: Desk, key: str) -> None:
             desk.put(slot, leaving=True)
         else:
             desk.retire(slot, "unloaded")
+
+
+def _policed(desk: Desk, key: str, policy: Policy) -> None:
+    for slot in desk.of(key):
+        # How many it serves at once a runner was told at its start.
+        desk.put(slot, policy=replace(policy, concurrency=slot.policy.concurrency))
+    desk.waiting = [
+        replace(asked, policy=policy) if asked.key == key else asked for asked in desk.waiting
+    ]
 
 
 def _pressed(desk: Desk, short: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -65,12 +65,26 @@ class Model:
     @property
     def policy(self) -> Policy:
         """How it is served."""
-        return Policy(
-            concurrency=self.options.max_concurrency,
-            keep_alive=self.options.keep_alive,
-            pinned=self.options.pinned,
-            replicas=self.options.replicas,
-        )
+        return policy_of(self.options)
+
+
+def policies(models: Iterable[tuple[str, ModelOptions]]) -> dict[str, Policy]:
+    """How the models of each key are served. Names that share one get what any of them asks for."""
+    found: dict[str, Policy] = {}
+    for key, options in models:
+        policy = policy_of(options)
+        found[key] = found[key].with_that_of(policy) if key in found else policy
+    return found
+
+
+def policy_of(options: ModelOptions) -> Policy:
+    """How a model with these options is served."""
+    return Policy(
+        concurrency=options.max_concurrency,
+        keep_alive=options.keep_alive,
+        pinned=options.pinned,
+        replicas=options.replicas,
+    )
 
 
 def runner_key(digest: str, options: ModelOptions) -> str:

@@ -64,13 +64,10 @@ def _serve(desk: Desk) -> None:
 
 def _grant(desk: Desk, asked: Asked, slot: Slot) -> None:
     desk.waiting = [other for other in desk.waiting if other is not asked]
-    keep_alive = desk.keep_alive(asked)
+    keep_alive = desk.asked_keep_alive(asked)
     for other in desk.of(asked.key):
-        policy, told = asked.policy, other.policy.concurrency
-        if policy.concurrency != told:  # How many it serves at once a runner was told at its start.
-            policy = replace(policy, concurrency=told)
-        if (other.keep_alive, other.policy) != (keep_alive, policy):
-            desk.put(other, keep_alive=keep_alive, policy=policy)
+        if other.asked_keep_alive != keep_alive:
+            desk.put(other, asked_keep_alive=keep_alive)
     slot = desk.slots[slot.runner]
     choice = asked.policy.replicas > 1
     served = routing.remember(slot.served, asked.prefixes) if choice else ()
@@ -218,7 +215,7 @@ def _claim(desk: Desk, bytes_short: int, ahead: set[str]) -> None:
 def _start(desk: Desk, asked: Asked) -> None:
     desk.started += 1
     runner, now = f"r{desk.started}", desk.now
-    stay = desk.keep_alive(asked)
+    stay = desk.asked_keep_alive(asked)
     slot = Slot(runner, asked.key, asked.needs, asked.policy, stay, now, idle_since=now)
     desk.slots[runner] = replace(slot, extra=_has_usable(desk, asked.key))
     desk.actions.append(Start(runner, asked.key))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from headrace_server.scheduling.events import (
     Left,
     Loaded,
     Measured,
+    Policed,
     Pressure,
     Recovered,
     Refuse,
@@ -37,7 +38,7 @@ from headrace_server.scheduling.events import (
     Tick,
     Unload,
 )
-from headrace_server.scheduling.state import Asked, Limits, Phase, Prefixes, Slot, State
+from headrace_server.scheduling.state import Asked, Limits, Phase, Policy, Prefixes, Slot, State
 from headrace_server.scheduling.ticket import Life, Runner, Ticket, Wait, Wanted
 from headrace_server.scheduling.timing import Timings
 
@@ -83,6 +84,8 @@ class Scheduler:
         self._requests = 0
         self._tickets: dict[int, Ticket] = {}
         self._wanted: dict[str, Wanted] = {}
+        self._policies: dict[str, Policy] = {}
+        """By key. Those of models that are not known yet come with their requests."""
         self._current: set[str] = set()
         """Keys that models have now, as far as is known."""
         self._lives: dict[str, Life] = {}
@@ -122,7 +125,7 @@ class Scheduler:
             self._requests,
             wanted.key,
             wanted.needs,
-            wanted.policy,
+            self._policies.get(wanted.key, wanted.policy),
             keep_alive,
             priority,
             deadline,
@@ -164,17 +167,23 @@ class Scheduler:
             await asyncio.wait(tasks)
         return len(slots)
 
-    def keep_only(self, keys: Collection[str]) -> None:
-        """Unload every other model once its requests have ended, without waiting for that.
+    def keep_only(self, policies: Mapping[str, Policy]) -> None:
+        """Serve the models of these keys by these policies from now on, and unload every other one
+        once its requests have ended, without waiting for that.
 
         Streams of those others may still need another runner, which goes likewise.
         """
+        keys = policies.keys()
+        changed = [key for key in keys if policies[key] != self._policies.get(key)]
+        self._policies = dict(policies)
         self._current = set(keys)
         waited_for = {asked.key for asked in self._state.waiting}
         self._timings.keep_only(keys)
         self._state = self._state.remembering({*keys, *waited_for})
         for key in self._wanted.keys() - keys - waited_for:
             del self._wanted[key]
+        for key in changed:
+            self._feed(Policed(key, policies[key]))
         for key in self.loaded().keys() - keys:
             self._feed(Unload(key))
 

@@ -34,6 +34,15 @@ class Policy:
     replicas: int = 1
     """Runners of it at most."""
 
+    def with_that_of(self, other: Policy) -> Policy:
+        """One that does as much as either, for models that share their runners."""
+        return replace(
+            self,
+            keep_alive=max(self.keep_alive, other.keep_alive),
+            pinned=self.pinned or other.pinned,
+            replicas=max(self.replicas, other.replicas),
+        )
+
 
 _DEFAULT_POLICY = Policy()
 _DEFAULT_PACE = Pace()
@@ -85,8 +94,8 @@ class Slot:
     key: str
     memory: int
     policy: Policy
-    keep_alive: float
-    """Of its model, as requests have set it."""
+    asked_keep_alive: float | None
+    """Of its model, as the last request that said one has set it; None: none did."""
     started_at: float
     idle_since: float
     """When it last became idle; of no meaning while `leases` is not empty."""
@@ -122,6 +131,12 @@ class Slot:
     def expires_at(self) -> float:
         """When it is to be unloaded; infinite while it is busy, loading or pinned."""
         return self.idle_since + self.stays if self.idle else math.inf
+
+    @property
+    def keep_alive(self) -> float:
+        """Of its model: a request's word, or the policy's."""
+        asked = self.asked_keep_alive
+        return self.policy.keep_alive if asked is None else asked
 
     @property
     def stays(self) -> float:

@@ -18,6 +18,7 @@ from headrace_server.scheduling.events import (
     Grant,
     Left,
     Loaded,
+    Policed,
     Refuse,
     Start,
     Stop,
@@ -173,6 +174,45 @@ def test_a8_a_negative_keep_alive_stays_also_for_those_who_ask_for_nothing() -> 
     assert desk.wait(1e9) == ()
     desk.ask("a", keep_alive=0.0)
     assert desk.tell(Left(3)) == (Stop("r1", "keep_alive"),)
+
+
+def test_a_policy_holds_at_once_for_a_model_that_stayed_by_the_one_before() -> None:
+    desk = Desk(Policy(keep_alive=FOREVER))
+    desk.load("a")
+    desk.tell(Left(1))
+    assert desk.wait(1e6) == ()
+    desk.policy = Policy(keep_alive=300.0)
+    assert desk.tell(Policed("a", desk.policy)) == (Stop("r1", "keep_alive"),)
+
+
+def test_a_keep_alive_that_came_with_a_policy_ends_with_it() -> None:
+    desk = Desk(Policy(keep_alive=FOREVER))
+    desk.load("a")
+    desk.policy = Policy(keep_alive=300.0)
+    desk.tell(Policed("a", desk.policy))
+    desk.tell(Left(1))
+    desk.ask("a")
+    desk.tell(Left(2))
+    assert desk.wait(300.0) == (Stop("r1", "keep_alive"),)
+
+
+def test_a_keep_alive_of_a_request_outlasts_the_policy() -> None:
+    desk = Desk()
+    desk.load("a", keep_alive=FOREVER)
+    desk.tell(Policed("a", Policy(keep_alive=0.0)))
+    desk.tell(Left(1))
+    assert desk.wait(1e6) == ()
+
+
+def test_who_waits_already_is_served_by_the_new_policy() -> None:
+    desk = Desk()
+    desk.load("b", needs=80)
+    desk.ask("a")
+    desk.tell(Policed("a", Policy(pinned=True)))
+    desk.tell(Unload("b"))
+    desk.tell(Left(1))
+    desk.exited("r1")
+    assert desk.slot("r2").policy.pinned
 
 
 def test_a9_a_deadline_that_is_over_starts_no_load() -> None:

@@ -6,7 +6,16 @@ import pytest
 
 from headrace.errors import CircuitOpen, LoadFailed
 from headrace_server.scheduling import routing
-from headrace_server.scheduling.events import Exited, Grant, Left, Loaded, Start, Stop, Unload
+from headrace_server.scheduling.events import (
+    Exited,
+    Grant,
+    Left,
+    Loaded,
+    Policed,
+    Start,
+    Stop,
+    Unload,
+)
 from headrace_server.scheduling.state import FOREVER, Phase, Policy, Slot
 from tests.unit.control.cores import Desk, errors
 
@@ -109,9 +118,7 @@ def test_who_waits_beside_a_runner_is_not_told_of_a_further_one_s_failure(cause:
 
 def test_a_smaller_number_takes_effect_when_one_is_idle() -> None:
     desk = two_runners()
-    desk.policy = Policy(concurrency=1)
-    desk.tell(Left(1))
-    assert desk.ask("a") == (Grant(3, "r1"),)
+    assert desk.tell(Policed("a", Policy(concurrency=1))) == ()
     assert desk.tell(Left(2)) == (Stop("r2", "surplus"),)
 
 

@@ -171,7 +171,7 @@ async def test_a_stream_from_before_has_a_runner_of_its_own_options_which_goes_a
     scheduler, old = stage.scheduler, FakeModel("old", policy=Policy(pinned=True))
     with scheduler.ask(old) as ticket:
         await ticket.granted()
-        scheduler.keep_only({"new"})
+        scheduler.keep_only({"new": Policy()})
         await stage.launcher.runners[0].die()
         await ticket.life.gone.wait()
     with scheduler.ask(old, moved=True) as ticket:
@@ -185,7 +185,7 @@ async def test_one_that_waits_since_before_has_such_a_runner_too(stage: Stage) -
     stage.launcher.hold = True
     with scheduler.ask(old) as ticket:
         await stage.launcher.launched.get()
-        scheduler.keep_only({"new"})
+        scheduler.keep_only({"new": Policy()})
         stage.launcher.hold = False
         await stage.launcher.runners[0].die("NATIVE_ABORT")
         await ticket.granted()
@@ -193,7 +193,7 @@ async def test_one_that_waits_since_before_has_such_a_runner_too(stage: Stage) -
 
 
 async def test_a_model_that_another_process_has_stored_stays_loaded(stage: Stage) -> None:
-    stage.scheduler.keep_only({"known"})
+    stage.scheduler.keep_only({"known": Policy()})
     with stage.scheduler.ask(FakeModel("unknown")) as ticket:
         await ticket.granted()
     assert stage.phases("unknown") == [Phase.SERVING]
@@ -210,7 +210,19 @@ async def test_what_went_wrong_with_a_model_is_forgotten_with_it(stage: Stage) -
 
     for _ in range(2):
         await crash()
-    stage.scheduler.keep_only(())
+    stage.scheduler.keep_only({})
     await crash()
     with stage.scheduler.ask(FakeModel()) as ticket:
         await ticket.granted()
+
+
+async def test_the_policy_of_a_key_is_that_of_all_its_names(stage: Stage) -> None:
+    strongest, weakest = Policy(pinned=True), Policy(keep_alive=0.0)
+    stage.scheduler.keep_only({"shared": strongest})
+    for moved in (False, True):
+        with stage.scheduler.ask(FakeModel("shared", policy=weakest), moved=moved) as ticket:
+            await ticket.granted()
+    ((slot, _),) = stage.scheduler.runners_of("shared")
+    assert slot.policy == strongest
+    stage.scheduler.keep_only({"shared": weakest})
+    await stage.until(lambda: not stage.scheduler.loaded())
