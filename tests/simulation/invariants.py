@@ -24,7 +24,7 @@ from headrace_server.scheduling.events import (
     Stop,
     Tick,
 )
-from headrace_server.scheduling.state import FOREVER, Crashes, Phase, Slot
+from headrace_server.scheduling.state import FOREVER, Asked, Crashes, Phase, Slot
 from tests.simulation.scenario import BUDGET, bound_on_wait
 
 if TYPE_CHECKING:
@@ -170,7 +170,8 @@ def _world_and_state_agree(world: World) -> None:
     assert leases == world.served, "a request is lost, or on two runners"
     alive = len(world.loading) + len(world.serving) + len(world.stopping)
     assert len(state.slots) == alive, "a runner is lost"
-    for one in (*state.slots.values(), *state.waiting):
+    served: list[Slot | Asked] = [*state.slots.values(), *state.waiting]
+    for one in served:
         assert one.policy == world.policies[one.key], "served by the policy of before"
     for slot in state.slots.values():
         if slot.phase in (Phase.SERVING, Phase.STALLED):

@@ -162,7 +162,6 @@ class Relay:
         async def use(ticket: Ticket, options: dict[str, Any], turn: Turn | None) -> None:
             nonlocal response
             response = await ask_once(method, ticket, request, options)
-            ticket.advanced()
 
         record = Record(self._scheduler.now())
         await self._within_time(_Call(method, terms, record, tell, use))

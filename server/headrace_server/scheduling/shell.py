@@ -264,17 +264,21 @@ class Scheduler:
         self._on_change()
 
     def _look_at(self, life: Life) -> None:
-        """See whether a runner that serves has stalled, or one that had has recovered."""
+        """See whether a runner has stalled, or one that had has recovered.
+
+        The requests of one that is to go are freed of it as well.
+        """
         slot = self._state.slots.get(life.id)
         if slot is None or life.runner is None:
             return
-        match slot.phase, life.runner.state:
-            case Phase.SERVING, RunnerState.STALLED:
+        if life.runner.state is RunnerState.STALLED:
+            if not life.stalled.done():
                 life.stalled.set_result(None)
+            if slot.phase is Phase.SERVING:
                 self._feed(Stalled(life.id))
-            case Phase.STALLED, RunnerState.SERVING:
-                life.stalled = self._loop.create_future()
-                self._feed(Recovered(life.id))
+        elif life.runner.state is RunnerState.SERVING and life.stalled.done():
+            life.stalled = self._loop.create_future()
+            self._feed(Recovered(life.id))
 
     def _carry_out(self, action: Action) -> None:
         match action:

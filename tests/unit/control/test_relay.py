@@ -534,3 +534,19 @@ async def test_a_launch_that_fails_is_told_and_a_bug_in_it_strands_nobody(stage:
 
     stage.launcher.before = bug
     assert (await stage.fails(LoadFailed)).metadata["cause"] == "EXITED"
+
+
+async def test_a_call_that_is_no_stream_is_no_evidence_that_a_model_gets_things_done(
+    stage: Stage,
+) -> None:
+    async def once(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        yield completed()
+
+    stage.set(once)
+    method = "/headrace.v1.CompletionService/StreamCompletion"
+    response = await stage.relay.unary(method, REQUEST, Terms(FakeModel()))
+    assert StreamCompletionResponse.FromString(response).HasField("completed")
+    ((slot, life),) = stage.scheduler.runners()
+    assert (slot.advanced, life.advanced) == (False, False)

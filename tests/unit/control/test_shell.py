@@ -82,6 +82,22 @@ async def test_c3_a_runner_whose_health_says_so_is_stalled_and_another_stands_in
         assert stage.phases()[0] is Phase.SERVING
 
 
+async def test_c3_one_that_stalls_while_it_is_to_go_frees_its_requests_too(stage: Stage) -> None:
+    with stage.scheduler.ask(FakeModel()) as ticket:
+        await ticket.granted()
+        unloading = asyncio.create_task(stage.scheduler.unload(FakeModel().key))
+        await stage.until(lambda: stage.phases() == [Phase.RETIRING])
+        runner = stage.launcher.runners[0]
+        runner.state = RunnerState.STALLED
+        stage.scheduler.runner_changed()
+        assert ticket.life.stalled.done()
+        runner.state = RunnerState.SERVING
+        stage.scheduler.runner_changed()
+        assert not ticket.life.stalled.done()
+        assert stage.phases() == [Phase.RETIRING]
+    assert await unloading == 1
+
+
 async def test_several_runners_of_a_model_are_told_counted_and_unloaded(stage: Stage) -> None:
     model = FakeModel(policy=Policy(concurrency=1, replicas=2))
     with stage.scheduler.ask(model) as first, stage.scheduler.ask(model) as second:
