@@ -164,7 +164,7 @@ MUTATIONS = (
         "if slot.phase is Phase.RETIRING:",
         "if False:",
     ),
-    Mutation("an unload is not heard", hearing, 'desk.retire(slot, "unloaded")', "pass"),
+    Mutation("an unload is not heard", hearing, "desk.retire(slot, Why.UNLOADED)", "pass"),
     Mutation("a drain leaves runners", hearing, 'desk.retire(slot, "drained")', "pass"),
     Mutation(
         "who recovers is not heard",

@@ -308,7 +308,7 @@ class World:
             cause = type(event).__name__
             if new is Phase.LOADING:
                 cause = "Start"
-            elif now is not None and new is Phase.RETIRING:
+            elif now is not None and now.going_for is not None and new is Phase.RETIRING:
                 cause = now.going_for
             elif runner in reasons:
                 cause = reasons[runner]

@@ -16,7 +16,7 @@ from dataclasses import replace
 from headrace_server.events.journal import Journal
 from headrace_server.events.views import ModelView, RunnerView, runner_view
 from headrace_server.runners.lifecycle import State
-from headrace_server.scheduling.state import Slot
+from headrace_server.scheduling.state import Slot, Why
 from headrace_server.scheduling.ticket import Life
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ KEPT = 1024
 PACE = 0.25
 """Seconds between two entries about what changes all the time: requests, and how far a load is."""
 
-_ORDERED = frozenset({"UNLOADED", "KEEP_ALIVE", "EVICTED", "DRAINED"})
+_ORDERED = frozenset(why.upper() for why in Why)
 
 
 class Recorder:

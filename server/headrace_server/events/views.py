@@ -22,7 +22,7 @@ class RunnerView:
     digest: str
     state: State
     why: str
-    """Of its end: UNLOADED, KEEP_ALIVE, EVICTED, DRAINED, or the cause of its death."""
+    """Of its end: a `Why` in capitals, or the cause of its death."""
     pid: int
     fraction: float | None
     """Of the load, 0 to 1; None when it is over."""

@@ -7,7 +7,7 @@ from typing import Any
 from headrace.errors import HeadraceError
 from headrace_server.scheduling import admission
 from headrace_server.scheduling.events import Action, Refuse, Stop
-from headrace_server.scheduling.state import FOREVER, Asked, Crashes, Phase, Slot, State
+from headrace_server.scheduling.state import FOREVER, Asked, Crashes, Phase, Slot, State, Why
 
 NO_CRASHES = Crashes()
 
@@ -89,14 +89,14 @@ class Desk:
         changed = self.slots[slot.runner] = replace(slot, **changes)
         return changed
 
-    def retire(self, slot: Slot, why: str) -> None:
+    def retire(self, slot: Slot, why: Why) -> None:
         """Stop a runner as soon as it has no requests."""
         if slot.leases:
             self.put(slot, phase=Phase.RETIRING, going_for=why)
         elif slot.phase is not Phase.STOPPING:
             self.stop(slot, why)
 
-    def stop(self, slot: Slot, why: str) -> None:
+    def stop(self, slot: Slot, why: Why) -> None:
         """Stop a runner that has no requests."""
         self.put(slot, phase=Phase.STOPPING)
         self.actions.append(Stop(slot.runner, why))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.errors import HeadraceError
-from headrace_server.scheduling.state import Asked, Policy
+from headrace_server.scheduling.state import Asked, Policy, Why
 
 # What the scheduler hears: of requests, see also `Asked`.
 
@@ -123,7 +123,7 @@ class Stop:
     """Stop a runner. It has no requests."""
 
     runner: str
-    why: str
+    why: Why
 
 
 @dataclass(frozen=True, slots=True)

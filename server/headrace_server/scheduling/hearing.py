@@ -29,7 +29,7 @@ from headrace_server.scheduling.events import (
     Tick,
     Unload,
 )
-from headrace_server.scheduling.state import Asked, Phase, Policy, Slot
+from headrace_server.scheduling.state import Asked, Phase, Policy, Slot, Why
 
 # Causes of a failed load that another try cannot mend.
 _FINAL = frozenset({"LOAD_FAILED", "UNSUPPORTED_MODEL", "MODEL_CORRUPT"})
@@ -116,7 +116,7 @@ def _left(desk: Desk, request: int) -> None:
     for slot in tuple(desk.slots.values()):
         if request in slot.leases:
             slot = desk.put(slot, leases=slot.leases - {request}, idle_since=desk.now)
-            if slot.phase is Phase.RETIRING:
+            if slot.going_for is not None:
                 desk.retire(slot, slot.going_for)
 
 
@@ -132,7 +132,7 @@ def _unload(desk: Desk, key: str) -> None:
         if slot.phase is Phase.LOADING and desk.waiters(key):
             desk.put(slot, leaving=True)
         else:
-            desk.retire(slot, "unloaded")
+            desk.retire(slot, Why.UNLOADED)
 
 
 def _policed(desk: Desk, key: str, policy: Policy) -> None:
@@ -150,7 +150,7 @@ def _pressed(desk: Desk, short: int) -> None:
     short -= desk.held_in(Phase.STOPPING)
     for slot in sorted(desk.slots.values(), key=lambda slot: -slot.memory):
         if slot.evictable and short > 0:
-            desk.stop(slot, "pressure")
+            desk.stop(slot, Why.PRESSURE)
             short -= slot.memory
 
 
@@ -159,7 +159,7 @@ def _drain(desk: Desk) -> None:
     for asked in tuple(desk.waiting):
         desk.refuse(asked, Draining(desk.limits.retry_after))
     for slot in tuple(desk.slots.values()):
-        desk.retire(slot, "drained")
+        desk.retire(slot, Why.DRAINED)
 
 
 def _exited(desk: Desk, slot: Slot, event: Exited) -> None:
@@ -185,7 +185,7 @@ def _exited(desk: Desk, slot: Slot, event: Exited) -> None:
             desk.refuse_all(key, event.error)
         for other in tuple(desk.slots.values()):
             if other.evictable and desk.waiters(key):
-                desk.stop(other, "evicted")
+                desk.stop(other, Why.EVICTED)
     if crashes.open and last:
         wait = crashes.retry_at - desk.now
         looping = CircuitOpen(cause=event.cause, retry_after=wait)

@@ -6,7 +6,7 @@ from headrace.errors import DeadlineUnreachable, InsufficientMemory
 from headrace_server.scheduling import routing
 from headrace_server.scheduling.desk import Desk
 from headrace_server.scheduling.events import Grant, Start
-from headrace_server.scheduling.state import Asked, Phase, Slot
+from headrace_server.scheduling.state import Asked, Phase, Slot, Why
 
 # Which of a model's runners counts as the first, and which are extra.
 _STANDING = {Phase.SERVING: 0, Phase.LOADING: 1, Phase.STALLED: 2}
@@ -79,11 +79,11 @@ def _let_go(desk: Desk) -> None:
     """Part with those who were unloaded, have outstayed, or are more than there may be."""
     for slot in tuple(desk.slots.values()):
         if slot.leaving and slot.phase is Phase.SERVING:
-            desk.retire(slot, "unloaded")
+            desk.retire(slot, Why.UNLOADED)
         elif slot.expires_at <= desk.now:
-            desk.stop(slot, "keep_alive")
+            desk.stop(slot, Why.KEEP_ALIVE)
         elif _surplus(desk, slot):
-            desk.stop(slot, "surplus")
+            desk.stop(slot, Why.SURPLUS)
 
 
 def _surplus(desk: Desk, slot: Slot) -> bool:
@@ -98,7 +98,7 @@ def _shrink(desk: Desk) -> None:
     over = desk.held() - desk.held_in(Phase.STOPPING)
     for slot in desk.by_value():
         if over > desk.limits.memory:
-            desk.stop(slot, "evicted")
+            desk.stop(slot, Why.EVICTED)
             over -= slot.memory
 
 
@@ -189,7 +189,7 @@ def _make_room(desk: Desk, bytes_short: int) -> bool:
             bytes_short -= slot.memory
     if bytes_short <= 0:
         for slot in victims:
-            desk.stop(slot, "evicted")
+            desk.stop(slot, Why.EVICTED)
     return bytes_short <= 0
 
 
@@ -208,7 +208,7 @@ def _claim(desk: Desk, bytes_short: int, ahead: set[str]) -> None:
     ]
     for slot in (*desk.by_value(), *busy):
         if bytes_short > 0:
-            desk.retire(slot, "evicted")
+            desk.retire(slot, Why.EVICTED)
             bytes_short -= slot.memory
 
 

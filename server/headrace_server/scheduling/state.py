@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import Enum, StrEnum
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -86,6 +86,17 @@ class Phase(Enum):
     """Told to stop. Its memory counts until it has exited."""
 
 
+class Why(StrEnum):
+    """Why a runner is stopped that did not end by itself. See docs/scheduling.md."""
+
+    UNLOADED = "unloaded"
+    KEEP_ALIVE = "keep_alive"
+    EVICTED = "evicted"
+    PRESSURE = "pressure"
+    SURPLUS = "surplus"
+    DRAINED = "drained"
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One runner and what it holds."""
@@ -109,7 +120,7 @@ class Slot:
     """Whether a stream on it has had its first token: its model can get something done."""
     served: tuple[Prefixes, ...] = ()
     """Beginnings of prompts that it has served lately, where there may be others to choose from."""
-    going_for: str = ""
+    going_for: Why | None = None
     """Why it is RETIRING."""
 
     @property

@@ -24,7 +24,7 @@ from headrace_server.scheduling.events import (
     Stop,
     Unload,
 )
-from headrace_server.scheduling.state import FOREVER, Phase, Policy
+from headrace_server.scheduling.state import FOREVER, Phase, Policy, Why
 from tests.unit.control.cores import Desk, errors
 
 
@@ -77,7 +77,7 @@ def test_a4_an_idle_model_goes_and_a_busy_one_is_waited_for() -> None:
     desk.ask("b")
     desk.tell(Loaded("r2"))
     assert desk.ask("c") == ()
-    assert desk.tell(Left(2)) == (Stop("r2", "evicted"),)
+    assert desk.tell(Left(2)) == (Stop("r2", Why.EVICTED),)
     assert desk.exited("r2") == (Start("r3", "c"),)
 
 
@@ -89,7 +89,7 @@ def test_eviction_takes_the_least_recently_used_first() -> None:
     desk.tell(Left(2))
     desk.now += 1
     desk.tell(Left(1))
-    assert desk.ask("c") == (Stop("r2", "evicted"),)
+    assert desk.ask("c") == (Stop("r2", Why.EVICTED),)
 
 
 def test_nobody_is_evicted_where_it_would_not_be_enough() -> None:
@@ -107,11 +107,11 @@ def test_a5_a_victim_is_not_revived() -> None:
     desk.ask("a", needs=80)
     desk.tell(Loaded("r1"))
     desk.tell(Left(1))
-    assert desk.ask("b", needs=80) == (Stop("r1", "evicted"),)
+    assert desk.ask("b", needs=80) == (Stop("r1", Why.EVICTED),)
     assert desk.ask("a", needs=80, keep_alive=FOREVER) == ()
     assert desk.exited("r1") == (Start("r2", "b"),)
     assert desk.tell(Loaded("r2")) == (Grant(2, "r2"),)
-    assert desk.tell(Left(2)) == (Stop("r2", "evicted"),)
+    assert desk.tell(Left(2)) == (Stop("r2", Why.EVICTED),)
     assert desk.exited("r2") == (Start("r3", "a"),)
     assert desk.tell(Loaded("r3")) == (Grant(3, "r3"),)
 
@@ -122,7 +122,7 @@ def test_a6_out_of_memory_evicts_and_retries_once() -> None:
     desk.tell(Loaded("r1"))
     desk.tell(Left(1))
     desk.ask("b")
-    assert desk.exited("r2", "OUT_OF_MEMORY") == (Stop("r1", "evicted"),)
+    assert desk.exited("r2", "OUT_OF_MEMORY") == (Stop("r1", Why.EVICTED),)
     assert desk.exited("r1") == (Start("r3", "b"),)
     assert errors(desk.exited("r3", "OUT_OF_MEMORY")) == [(2, LoadFailed)]
 
@@ -157,10 +157,10 @@ def test_a8_keep_alive_ends_after_the_request(keep_alive: float) -> None:
     desk.tell(Loaded("r1"))
     assert desk.wait(10.0) == ()
     actions = desk.tell(Left(1))
-    assert actions == ((Stop("r1", "keep_alive"),) if keep_alive == 0.0 else ())
+    assert actions == ((Stop("r1", Why.KEEP_ALIVE),) if keep_alive == 0.0 else ())
     if keep_alive:
         assert desk.state.wake_at(desk.now) == desk.now + keep_alive
-        assert desk.wait(keep_alive) == (Stop("r1", "keep_alive"),)
+        assert desk.wait(keep_alive) == (Stop("r1", Why.KEEP_ALIVE),)
 
 
 def test_a8_a_negative_keep_alive_stays_also_for_those_who_ask_for_nothing() -> None:
@@ -173,7 +173,7 @@ def test_a8_a_negative_keep_alive_stays_also_for_those_who_ask_for_nothing() -> 
     assert desk.state.wake_at(desk.now) == math.inf
     assert desk.wait(1e9) == ()
     desk.ask("a", keep_alive=0.0)
-    assert desk.tell(Left(3)) == (Stop("r1", "keep_alive"),)
+    assert desk.tell(Left(3)) == (Stop("r1", Why.KEEP_ALIVE),)
 
 
 def test_a_policy_holds_at_once_for_a_model_that_stayed_by_the_one_before() -> None:
@@ -182,7 +182,7 @@ def test_a_policy_holds_at_once_for_a_model_that_stayed_by_the_one_before() -> N
     desk.tell(Left(1))
     assert desk.wait(1e6) == ()
     desk.policy = Policy(keep_alive=300.0)
-    assert desk.tell(Policed("a", desk.policy)) == (Stop("r1", "keep_alive"),)
+    assert desk.tell(Policed("a", desk.policy)) == (Stop("r1", Why.KEEP_ALIVE),)
 
 
 def test_a_keep_alive_that_came_with_a_policy_ends_with_it() -> None:
@@ -193,7 +193,7 @@ def test_a_keep_alive_that_came_with_a_policy_ends_with_it() -> None:
     desk.tell(Left(1))
     desk.ask("a")
     desk.tell(Left(2))
-    assert desk.wait(300.0) == (Stop("r1", "keep_alive"),)
+    assert desk.wait(300.0) == (Stop("r1", Why.KEEP_ALIVE),)
 
 
 def test_a_keep_alive_of_a_request_outlasts_the_policy() -> None:
@@ -265,7 +265,7 @@ def test_unload_waits_for_the_requests_and_serves_later_ones_anew() -> None:
     desk.tell(Loaded("r1"))
     assert desk.tell(Unload("a")) == ()
     assert desk.ask("a") == ()
-    assert desk.tell(Left(1)) == (Stop("r1", "unloaded"),)
+    assert desk.tell(Left(1)) == (Stop("r1", Why.UNLOADED),)
     assert desk.exited("r1") == (Start("r2", "a"),)
 
 
@@ -278,7 +278,7 @@ def test_unload_during_a_load_serves_those_who_waited_then_takes_effect(
     assert desk.tell(Unload("a")) == ()
     assert desk.tell(Loaded("r1")) == (Grant(1, "r1"),)
     assert desk.ask("a") == ()
-    assert desk.tell(Left(1)) == (Stop("r1", "unloaded"),)
+    assert desk.tell(Left(1)) == (Stop("r1", Why.UNLOADED),)
     assert desk.exited("r1") == (Start("r2", "a"),)
     assert desk.tell(Loaded("r2")) == (Grant(2, "r2"),)
     assert desk.phase("a") is Phase.SERVING
@@ -289,7 +289,7 @@ def test_unload_during_a_load_whose_callers_have_gone_takes_effect_too() -> None
     desk.ask("a")
     desk.tell(Unload("a"))
     desk.tell(Left(1))
-    assert desk.tell(Loaded("r1")) == (Stop("r1", "unloaded"),)
+    assert desk.tell(Loaded("r1")) == (Stop("r1", Why.UNLOADED),)
 
 
 def test_drain_refuses_those_who_wait_and_lets_the_others_finish() -> None:
@@ -299,7 +299,7 @@ def test_drain_refuses_those_who_wait_and_lets_the_others_finish() -> None:
     desk.ask("a")
     assert errors(desk.tell(Drain())) == [(2, Draining)]
     assert errors(desk.ask("a")) == [(3, Draining)]
-    assert desk.tell(Left(1)) == (Stop("r1", "drained"),)
+    assert desk.tell(Left(1)) == (Stop("r1", Why.DRAINED),)
 
 
 def test_priority_goes_first_and_position_counts_those_ahead() -> None:
@@ -318,7 +318,7 @@ def test_a_report_over_the_budget_makes_idle_ones_go() -> None:
     desk.tell(Loaded("r1"))
     desk.tell(Left(1))
     desk.ask("b")
-    assert desk.tell(Loaded("r2", memory=70)) == (Grant(2, "r2"), Stop("r1", "evicted"))
+    assert desk.tell(Loaded("r2", memory=70)) == (Grant(2, "r2"), Stop("r1", Why.EVICTED))
 
 
 def test_memory_that_is_freed_for_one_is_not_taken_by_another() -> None:
@@ -326,7 +326,7 @@ def test_memory_that_is_freed_for_one_is_not_taken_by_another() -> None:
     desk.ask("a", needs=50)
     desk.tell(Loaded("r1"))
     desk.tell(Left(1))
-    assert desk.ask("b", needs=80) == (Stop("r1", "evicted"),)
+    assert desk.ask("b", needs=80) == (Stop("r1", Why.EVICTED),)
     assert desk.ask("c", needs=50) == ()
     assert desk.exited("r1") == (Start("r2", "b"),)
 
@@ -344,7 +344,7 @@ def test_the_memory_of_a_pinned_model_that_is_unloaded_is_waited_for() -> None:
     desk.ask("a", needs=60, keep_alive=FOREVER)
     desk.tell(Loaded("r1"))
     desk.tell(Left(1))
-    assert desk.tell(Unload("a")) == (Stop("r1", "unloaded"),)
+    assert desk.tell(Unload("a")) == (Stop("r1", Why.UNLOADED),)
     assert desk.ask("b", needs=60) == ()
     assert desk.exited("r1") == (Start("r2", "b"),)
 

@@ -16,7 +16,7 @@ from headrace_server.scheduling.events import (
     Stop,
     Unload,
 )
-from headrace_server.scheduling.state import FOREVER, Phase, Policy, Slot
+from headrace_server.scheduling.state import FOREVER, Phase, Policy, Slot, Why
 from tests.unit.control.cores import Desk, errors
 
 TWO = Policy(concurrency=1, replicas=2)
@@ -58,7 +58,7 @@ def test_another_runner_takes_nothing_that_is_kept_for_a_load() -> None:
     desk.load("b", needs=30)
     desk.load("a", needs=30)
     desk.tell(Left(1))
-    assert desk.ask("c", needs=70) == (Stop("r1", "evicted"),)
+    assert desk.ask("c", needs=70) == (Stop("r1", Why.EVICTED),)
     assert desk.ask("a", needs=30) == ()
     assert desk.exited("r1") == (Start("r3", "c"),)
 
@@ -68,7 +68,7 @@ def test_the_further_runner_is_evicted_first_though_the_other_is_idle_for_longer
     desk.tell(Left(1))
     desk.now += 1
     desk.tell(Left(2))
-    assert desk.ask("b") == (Stop("r2", "evicted"),)
+    assert desk.ask("b") == (Stop("r2", Why.EVICTED),)
 
 
 def test_the_first_runner_alone_is_pinned() -> None:
@@ -77,10 +77,10 @@ def test_the_first_runner_alone_is_pinned() -> None:
     desk.load("a", keep_alive=FOREVER)
     desk.tell(Left(1))
     desk.tell(Left(2))
-    assert desk.wait(5.0) == (Stop("r2", "keep_alive"),)
+    assert desk.wait(5.0) == (Stop("r2", Why.KEEP_ALIVE),)
     desk.exited("r2")
     assert desk.wait(1e9) == ()
-    assert desk.tell(Unload("a")) == (Stop("r1", "unloaded"),)
+    assert desk.tell(Unload("a")) == (Stop("r1", Why.UNLOADED),)
 
 
 def test_the_further_runner_takes_the_first_one_s_place_when_that_is_gone() -> None:
@@ -97,8 +97,8 @@ def test_the_further_runner_takes_the_first_one_s_place_when_that_is_gone() -> N
 def test_an_unload_is_of_all_runners() -> None:
     desk = two_runners()
     desk.tell(Left(1))
-    assert desk.tell(Unload("a")) == (Stop("r1", "unloaded"),)
-    assert desk.tell(Left(2)) == (Stop("r2", "unloaded"),)
+    assert desk.tell(Unload("a")) == (Stop("r1", Why.UNLOADED),)
+    assert desk.tell(Left(2)) == (Stop("r2", Why.UNLOADED),)
 
 
 @pytest.mark.parametrize("cause", ["LOAD_FAILED", "OUT_OF_MEMORY", "NATIVE_ABORT"])
@@ -119,7 +119,7 @@ def test_who_waits_beside_a_runner_is_not_told_of_a_further_one_s_failure(cause:
 def test_a_smaller_number_takes_effect_when_one_is_idle() -> None:
     desk = two_runners()
     assert desk.tell(Policed("a", Policy(concurrency=1))) == ()
-    assert desk.tell(Left(2)) == (Stop("r2", "surplus"),)
+    assert desk.tell(Left(2)) == (Stop("r2", Why.SURPLUS),)
 
 
 def test_requests_go_to_the_least_loaded() -> None:

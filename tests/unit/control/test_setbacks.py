@@ -16,7 +16,7 @@ from headrace_server.scheduling.events import (
     Stop,
     Unload,
 )
-from headrace_server.scheduling.state import FOREVER, Phase, Policy
+from headrace_server.scheduling.state import FOREVER, Phase, Policy, Why
 from tests.unit.control.cores import Desk, errors
 
 
@@ -34,7 +34,7 @@ def test_a_stalled_runner_s_memory_counts_until_it_is_gone() -> None:
     desk.load("a", needs=60)
     desk.tell(Stalled("r1"))
     assert desk.ask("a", needs=60) == ()
-    assert desk.tell(Left(1)) == (Stop("r1", "evicted"),)
+    assert desk.tell(Left(1)) == (Stop("r1", Why.EVICTED),)
     assert desk.exited("r1", "STALLED") == (Start("r2", "a"),)
 
 
@@ -45,7 +45,7 @@ def test_a_stalled_runner_goes_first_pinned_or_not() -> None:
     desk.tell(Left(1))
     desk.tell(Left(2))
     desk.tell(Stalled("r2"))
-    assert desk.ask("c") == (Stop("r2", "evicted"),)
+    assert desk.ask("c") == (Stop("r2", Why.EVICTED),)
 
 
 def test_a_runner_that_recovers_serves_those_who_wait_and_its_stand_in_is_not_needed() -> None:
@@ -53,7 +53,7 @@ def test_a_runner_that_recovers_serves_those_who_wait_and_its_stand_in_is_not_ne
     desk.load("a")
     desk.tell(Stalled("r1"))
     assert desk.ask("a") == (Start("r2", "a"),)
-    assert desk.tell(Recovered("r1")) == (Grant(2, "r1"), Stop("r2", "surplus"))
+    assert desk.tell(Recovered("r1")) == (Grant(2, "r1"), Stop("r2", Why.SURPLUS))
 
 
 def test_a_runner_that_retires_is_not_called_back_by_its_health() -> None:
@@ -105,7 +105,7 @@ def test_a_second_lack_of_memory_is_told_from_one_after_progress() -> None:
     desk.tell(Advanced("r2"))
     desk.exited("r2", "OUT_OF_MEMORY")
     desk.ask("a")
-    assert desk.exited("r3", "OUT_OF_MEMORY") == (Stop("r1", "evicted"),)
+    assert desk.exited("r3", "OUT_OF_MEMORY") == (Stop("r1", Why.EVICTED),)
 
 
 def test_a_runner_that_grows_beyond_the_budget_makes_idle_ones_go() -> None:
@@ -114,7 +114,7 @@ def test_a_runner_that_grows_beyond_the_budget_makes_idle_ones_go() -> None:
     desk.tell(Left(1))
     desk.load("a")
     assert desk.tell(Measured("r2", 60)) == ()
-    assert desk.tell(Measured("r2", 61)) == (Stop("r1", "evicted"),)
+    assert desk.tell(Measured("r2", 61)) == (Stop("r1", Why.EVICTED),)
     assert desk.slot("r2").memory == 61
 
 
@@ -131,7 +131,7 @@ def test_under_pressure_the_biggest_idle_runner_goes_first_and_no_more_than_need
         desk.load(key, needs)
         desk.tell(Left(number))
         desk.now += 1
-    assert desk.tell(Pressure(46)) == (Stop("r2", "pressure"), Stop("r3", "pressure"))
+    assert desk.tell(Pressure(46)) == (Stop("r2", Why.PRESSURE), Stop("r3", Why.PRESSURE))
     assert desk.tell(Pressure(46)) == ()
     desk.exited("r2")
     desk.exited("r3")
@@ -183,7 +183,7 @@ def test_those_who_came_before_are_served_before_their_runner_is_claimed() -> No
     desk.wait(30.0)
     assert desk.tell(Left(1)) == (Grant(2, "r1"),)
     assert desk.phase("a") is Phase.RETIRING
-    assert desk.tell(Left(2)) == (Stop("r1", "evicted"),)
+    assert desk.tell(Left(2)) == (Stop("r1", Why.EVICTED),)
     assert desk.exited("r1") == (Start("r2", "b"),)
 
 
@@ -193,7 +193,7 @@ def test_what_is_claimed_is_not_taken_by_others() -> None:
     desk.ask("b", needs=70)
     desk.wait(30.0)
     assert desk.ask("c", needs=20) == ()
-    assert desk.tell(Left(1)) == (Stop("r1", "evicted"),)
+    assert desk.tell(Left(1)) == (Stop("r1", Why.EVICTED),)
     assert desk.exited("r1") == (Start("r2", "b"), Start("r3", "c"))
 
 

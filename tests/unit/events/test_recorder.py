@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from headrace_server.events.views import ModelView, runner_view
 from headrace_server.runners.diagnosis import Death
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.planner import runner_key
-from headrace_server.scheduling.state import Phase, Policy, Slot
+from headrace_server.scheduling.state import Phase, Policy, Slot, Why
 from headrace_server.scheduling.ticket import Life
 from headrace_server.store.manifest import Manifest
 from tests.unit.control.fakes import FakeModel
@@ -136,6 +138,25 @@ async def test_a_life_is_told_state_by_state(caplog: pytest.LogCaptureFixture) -
     ]
     levels = [record.levelname for record in caplog.records]
     assert levels == ["INFO", "INFO", "INFO", "WARNING", "INFO", "INFO", "INFO"]
+
+
+@pytest.mark.parametrize("why", Why)
+async def test_an_end_by_order_is_no_warning(why: Why, caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage()
+    process = await stage.start()
+    stage.told()
+    stage.runners["r1"][1].why = why
+    process.state = State.DEAD
+    assert stage.told() == [[("r1", "dead", why.name)]]
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+
+
+@pytest.mark.parametrize(
+    "page", ["docs/operations.md", "docs/scheduling.md", "protos/headrace/v1/common.proto"]
+)
+def test_the_pages_have_every_end_by_order(page: str) -> None:
+    text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8").upper()
+    assert {why.name for why in Why} <= set(re.findall(r"\w+", text))
 
 
 async def test_a_death_has_its_cause_and_the_next_runner_its_own_entries(

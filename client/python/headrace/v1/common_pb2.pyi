@@ -241,9 +241,11 @@ class RunnerStatus(_message.Message):
     """Whether the runner stays until it is unloaded by hand."""
     reason: _builtins.str
     """Why the runner goes or has gone. By order: UNLOADED, KEEP_ALIVE (it was
-    idle for so long), EVICTED (another model needed the memory) or DRAINED.
-    Of itself: its cause, as in the metadata of ERROR_REASON_RUNNER_CRASHED.
-    Empty while it stays, and while it finishes requests before it goes.
+    idle for so long), EVICTED (another model needed the memory), PRESSURE
+    (the machine was short of memory), SURPLUS (it was idle, and one more than
+    its model may have) or DRAINED. Of itself: its cause, as in the metadata of
+    ERROR_REASON_RUNNER_CRASHED. Empty while it stays, and while it finishes
+    requests before it goes.
     """
     @_builtins.property
     def expires_in(self) -> _duration_pb2.Duration:
