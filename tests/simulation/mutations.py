@@ -161,11 +161,11 @@ MUTATIONS = (
     Mutation(
         "a runner that retires is never stopped",
         hearing,
-        "if slot.phase is Phase.RETIRING:",
+        "if slot.going_for is not None:",
         "if False:",
     ),
     Mutation("an unload is not heard", hearing, "desk.retire(slot, Why.UNLOADED)", "pass"),
-    Mutation("a drain leaves runners", hearing, 'desk.retire(slot, "drained")', "pass"),
+    Mutation("a drain leaves runners", hearing, "desk.retire(slot, Why.DRAINED)", "pass"),
     Mutation(
         "who recovers is not heard",
         hearing,

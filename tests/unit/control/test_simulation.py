@@ -51,7 +51,12 @@ def test_a_core_that_is_broken_is_noticed(mutation: Mutation) -> None:
 @pytest.mark.parametrize(
     "same",
     [
-        Mutation("nothing", state, "from enum import Enum\n", "from enum import Enum\n\n"),
+        Mutation(
+            "nothing",
+            state,
+            "from enum import Enum, StrEnum\n",
+            "from enum import Enum, StrEnum\n\n",
+        ),
         Mutation("nothing", settling, "_STANDING = ", "_STANDING  = "),
     ],
     ids=["state", "settling"],
