@@ -19,7 +19,7 @@ from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCra
 from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
 from headrace_server.relay.calls import Lost, answers, ask_once, note_wait, span
 from headrace_server.relay.probation import Probation, Turn
-from headrace_server.relay.record import End, Record, StreamRecord
+from headrace_server.relay.record import MAX_KILLS, End, Record, StreamRecord
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Prefixes
 from headrace_server.scheduling.ticket import Life, Ticket, Wait, Wanted
@@ -30,6 +30,12 @@ _STREAM_COMPLETION = "/headrace.v1.CompletionService/StreamCompletion"
 
 _PAUSE = 1.0
 """Seconds for a runner that takes nothing more to be gone, before another is asked for."""
+
+_BEFORE = {
+    End.DIED: "as did the one before: the request may be the cause",
+    End.KILLED: f"as were {MAX_KILLS - 1} before it without a token between them",
+}
+"""Why a call gets no other runner, after how it lost the last one."""
 
 Write = Callable[[bytes], Awaitable[None]]
 Use = Callable[[Ticket, dict[str, Any], Turn | None], Awaitable[None]]
@@ -189,7 +195,7 @@ class Relay:
         loss = await self._attempt(call, deadline, before=None)
         while loss is not None:
             if not record.lost(self._scheduler.now(), loss.end):
-                message = f"{loss.message}, as did the one before: the request may be the cause"
+                message = f"{loss.message}, {_BEFORE[loss.end]}"
                 raise RunnerCrashed(message, cause=loss.cause, tokens_sent=record.tokens_sent)
             extra = {
                 "runner_id": loss.life.id,
@@ -274,8 +280,10 @@ class Relay:
         dead = ticket.runner.dead
         if dead.done():
             death = dead.result()
-            # The kernel's kills for want of memory have a cause of their own, as have ours.
-            end = End.KILLED if death.cause == "SIGNAL" else End.DIED
+            # The kernel's kills for want of memory have a cause of their own, as have ours; where
+            # they cannot be told from others, the call may be what took the memory.
+            outside = death.cause == "SIGNAL" and not death.perhaps_memory
+            end = End.KILLED if outside else End.DIED
             return _Loss(life, death.cause, death.message, end)
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
             return _Loss(life, "STALLED", "the runner does not answer", End.DIED)

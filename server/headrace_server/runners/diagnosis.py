@@ -49,6 +49,8 @@ class Death:
     """Negative for a signal; None if the process never ran."""
     expected: bool = False
     """It was told to stop."""
+    perhaps_memory: bool = False
+    """It was killed where nobody counts the kernel's kills for lack of memory: it may be one."""
 
 
 def diagnose(
@@ -70,6 +72,7 @@ def diagnose(
     cause, message = _explain(
         returncode, last_lines, reported, verdict, stopping=stopping, oom_killed=oom_killed
     )
+    unknown = returncode == -signal.SIGKILL and oom_killed is None and not stopping
     return Death(
         cause=cause,
         message=message,
@@ -77,6 +80,7 @@ def diagnose(
         file=reported.file if reported else None,
         returncode=returncode,
         expected=stopping and not verdict,
+        perhaps_memory=cause == "SIGNAL" and unknown,
     )
 
 

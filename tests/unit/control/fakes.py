@@ -95,17 +95,20 @@ class FakeRunner(CompletionServiceServicer):
             self._death.set_result(Death("EXITED", "it was stopped", expected=True))
         return await asyncio.shield(self.dead)
 
-    async def die(self, cause: DeathCause = "SIGNAL", delay: float = 0.0) -> None:
+    async def die(
+        self, cause: DeathCause = "SIGNAL", delay: float = 0.0, *, perhaps_memory: bool = False
+    ) -> None:
         """Break off every call, this one included; the process is reaped `delay` seconds later."""
-        self._dying = asyncio.create_task(self._die(cause, delay))
+        death = Death(cause, "the runner was killed", perhaps_memory=perhaps_memory)
+        self._dying = asyncio.create_task(self._die(death, delay))
         await asyncio.shield(self._dying)
 
-    async def _die(self, cause: DeathCause, delay: float) -> None:
+    async def _die(self, death: Death, delay: float) -> None:
         if self._server is not None:
             await self._server.stop(None)
             self._server = None
         await asyncio.sleep(delay)
-        self._death.set_result(Death(cause, "the runner was killed"))
+        self._death.set_result(death)
 
     async def _live(self) -> Death:
         death = await self._death

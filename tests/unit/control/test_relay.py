@@ -24,7 +24,7 @@ from headrace.errors import (
 )
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
 from headrace_server.relay import Relay, Terms
-from headrace_server.relay.record import OutOfStepError
+from headrace_server.relay.record import MAX_DEATHS, MAX_KILLS, OutOfStepError
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Limits
@@ -550,3 +550,26 @@ async def test_a_call_that_is_no_stream_is_no_evidence_that_a_model_gets_things_
     assert StreamCompletionResponse.FromString(response).HasField("completed")
     ((slot, life),) = stage.scheduler.runners()
     assert (slot.advanced, life.advanced) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("perhaps_memory", "runners", "why"),
+    [
+        (False, MAX_KILLS, f"as were {MAX_KILLS - 1} before it"),
+        (True, MAX_DEATHS, "may be the cause"),
+    ],
+)
+async def test_a_kill_is_from_outside_only_where_it_cannot_be_one_for_memory(
+    stage: Stage, perhaps_memory: bool, runners: int, why: str
+) -> None:
+    async def script(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        await runner.die("SIGNAL", perhaps_memory=perhaps_memory)
+        yield started()
+
+    stage.set(script, max_crashes=99)
+    stage.scheduler.set_limits(Limits(100, backoff=0.0, max_crashes=99))
+    error = await stage.fails(RunnerCrashed)
+    assert why in error.message
+    assert len(stage.launcher.runners) == runners

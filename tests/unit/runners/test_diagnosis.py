@@ -60,6 +60,15 @@ def test_sigkill_hints_at_memory() -> None:
     assert "lack of memory" not in diagnose(-signal.SIGTERM, []).message
 
 
+def test_a_kill_that_nobody_counted_may_be_one_for_memory_and_no_other_may() -> None:
+    assert diagnose(-signal.SIGKILL, []).perhaps_memory
+    assert not diagnose(-signal.SIGKILL, [], oom_killed=False).perhaps_memory
+    assert not diagnose(-signal.SIGKILL, [], stopping=True).perhaps_memory
+    assert not diagnose(-signal.SIGTERM, []).perhaps_memory
+    verdict = Verdict("STALLED", "no step")
+    assert not diagnose(-signal.SIGKILL, [], verdict=verdict).perhaps_memory
+
+
 def test_the_kernels_count_names_the_cause_of_a_sigkill() -> None:
     killed = diagnose(-signal.SIGKILL, [], oom_killed=True)
     assert killed.cause == "OUT_OF_MEMORY"
