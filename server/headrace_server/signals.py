@@ -24,7 +24,7 @@ class Stop:
         self.has_successor = False
         """Whether another controller has taken the address over."""
         self._can_hand_over = can_hand_over
-        self._terminal = os.isatty(2)
+        self._terminals = [fd for fd in range(3) if os.isatty(fd)]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._hear)
@@ -37,7 +37,7 @@ class Stop:
 
     def _hang_up(self) -> None:
         # Also the signal of a terminal that is closed: then nobody is there to serve on for.
-        if self._terminal and not os.isatty(2):
+        if not all(map(os.isatty, self._terminals)):
             self._hear()
         else:
             self.reread.set()
@@ -52,10 +52,10 @@ class Stop:
 
     async def with_stdin(self) -> None:
         """Stop when stdin ends, too: whoever started this process has gone."""
-        wanted = self.wanted
+        hear = self._hear
 
         class Stdin(asyncio.Protocol):
             def connection_lost(self, exc: Exception | None) -> None:
-                wanted.set()
+                hear()
 
         await asyncio.get_running_loop().connect_read_pipe(Stdin, sys.stdin)
