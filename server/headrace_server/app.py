@@ -199,7 +199,7 @@ class App:
         try:
             if predecessor is not None:
                 # It serves until this one can do so as well.
-                await asyncio.gather(*self._begin_to_load())
+                await predecessor.may_go(self._config.listen, self._begin_to_load())
             address = self._address.bind(self._server)
             await self._server.start()
             self._address.publish()

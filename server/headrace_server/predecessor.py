@@ -6,11 +6,14 @@ asked whether it can hand over before it is sent a signal.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
 import socket
 import struct
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -23,10 +26,15 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from headrace.rpc.options import channel_options
 from headrace_server.listening import CannotListenError
 
+logger = logging.getLogger(__name__)
+
 HAND_OVER = signal.SIGUSR2
 """Sent by a successor once it serves."""
 TAKEOVER = "headrace.takeover"
 """A name in the health service of those who can hand over."""
+
+PATIENCE = 600.0
+"""Seconds that a successor's models may take to load before it takes over without them."""
 
 _ASK_TIMEOUT = 5.0  # seconds
 _LOCAL_PEERPID = 2  # of macOS
@@ -49,6 +57,23 @@ class Predecessor:
                 os.kill(self.pid, HAND_OVER)
         self.close()
 
+    async def may_go(self, listen: str, loads: Collection[asyncio.Task[None]]) -> None:
+        """Wait until what is to be loaded before this process takes over is, or `PATIENCE` is over.
+
+        Raises CannotListenError where yet another controller has come to listen there meanwhile.
+        """
+        if loads:
+            _, late = await asyncio.wait(loads, timeout=PATIENCE)
+            if late:
+                extra = {"models": len(late), "seconds": PATIENCE}
+                logger.warning("taking over though models are still to be loaded", extra=extra)
+        for pid in _listeners(listen):
+            if pid != self.pid:
+                raise CannotListenError(
+                    f"cannot take {listen} over: process {pid} has done so meanwhile; start one "
+                    "successor at a time"
+                )
+
     def close(self) -> None:
         """Forget it."""
         if self._fd is not None:
@@ -61,9 +86,9 @@ async def find(listen: str) -> Predecessor | None:
 
     Raises CannotListenError where somebody does who is none, or cannot hand over.
     """
+    pids = _listeners(listen)
     try:
-        pid = _on_path(listen.removeprefix("unix:")) if listen.startswith("unix:") else _on(listen)
-        found = None if pid is None else Predecessor(pid)
+        found = Predecessor(pids[0]) if pids else None
     except OSError as error:
         raise CannotListenError(f"cannot take {listen} over: {error}") from error
     if found is not None and not await _can_hand_over(listen):
@@ -73,6 +98,16 @@ async def find(listen: str) -> Predecessor | None:
             "that was started with --takeover; stop it first, or choose another --listen"
         )
     return found
+
+
+def _listeners(listen: str) -> list[int]:
+    """The processes that listen there. Raises CannotListenError where that cannot be known."""
+    try:
+        if listen.startswith("unix:"):
+            return _on_path(listen.removeprefix("unix:"))
+        return _on(listen)
+    except OSError as error:
+        raise CannotListenError(f"cannot take {listen} over: {error}") from error
 
 
 async def _can_hand_over(listen: str) -> bool:
@@ -85,37 +120,38 @@ async def _can_hand_over(listen: str) -> bool:
     return True
 
 
-def _on_path(path: str) -> int | None:
+def _on_path(path: str) -> list[int]:
     """The process that listens on a Unix socket, as the kernel noted it."""
     if not Path(path).is_socket():
-        return None
+        return []
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_ASK_TIMEOUT)
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
-            return None
+            return []
         if sys.platform == "darwin":
-            return probe.getsockopt(0, _LOCAL_PEERPID)
+            return [probe.getsockopt(0, _LOCAL_PEERPID)]
         size = struct.calcsize("3i")
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        return int(struct.unpack("3i", credentials)[0])
+        return [int(struct.unpack("3i", credentials)[0])]
 
 
-def _on(listen: str) -> int | None:
-    """The process that listens on a TCP port, among those of this user. Linux."""
+def _on(listen: str) -> list[int]:
+    """The processes that listen on a TCP port, among those of this user. Linux."""
     host, _, port = listen.rpartition(":")
     if port == "0":
-        return None  # a free one
+        return []  # a free one
     known = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     addresses = {_plain(str(entry[4][0])) for entry in known}
+    found: dict[int, None] = {}
     for connection in psutil.net_connections("tcp"):
         if connection.status != psutil.CONN_LISTEN or connection.pid is None:
             continue
         at = cast("tuple[str, int]", connection.laddr)
         if at[1] == int(port) and _plain(at[0]) in addresses:
-            return connection.pid
-    return None
+            found[connection.pid] = None
+    return list(found)
 
 
 def _plain(ip: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,7 +21,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from headrace.rpc.health import SERVING, HealthServicer
 from headrace_server import predecessor
 from headrace_server.listening import Address, CannotListenError
-from headrace_server.predecessor import TAKEOVER, find
+from headrace_server.predecessor import TAKEOVER, Predecessor, find
 
 
 @pytest.fixture
@@ -156,3 +157,39 @@ async def test_who_cannot_be_asked_is_no_predecessor(
         other.listen()
         with pytest.raises(CannotListenError, match="no controller"):
             await find(f"unix:{path}")
+
+
+@pytest.fixture
+def another() -> Iterator[int]:
+    """The number of a process that is not this one."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process.pid
+        process.kill()
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "unix"])
+async def test_of_two_successors_one_takes_over(
+    listen: str, path: Path, serve: Serve, another: int
+) -> None:
+    if listen != "unix" and sys.platform != "linux":
+        pytest.skip("TCP is handed over on Linux alone")
+    _, bound, _ = await serve(f"unix:{path}" if listen == "unix" else listen)
+    still_there, no_more = Predecessor(os.getpid()), Predecessor(another)
+    await still_there.may_go(bound, [])
+    with pytest.raises(CannotListenError, match=f"process {os.getpid()} has done so"):
+        await no_more.may_go(bound, [])
+    still_there.close()
+    no_more.close()
+
+
+async def test_a_load_without_end_is_no_reason_to_stay_away(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(predecessor, "PATIENCE", 0.01)
+    loading = asyncio.create_task(asyncio.sleep(3600), name="loading")
+    found = Predecessor(os.getpid())
+    await asyncio.wait_for(found.may_go(f"unix:{path}", [loading]), 10)
+    assert "still to be loaded" in caplog.text
+    assert not loading.done()
+    loading.cancel()
+    found.close()
