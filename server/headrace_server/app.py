@@ -104,6 +104,7 @@ async def _run(sources: Sources, effective: Effective) -> int:
     for warning in effective.warnings:
         logger.warning("%s", warning)
     app = App(config)
+    stop.let_go = app.let_go
     reloading = asyncio.create_task(_reload(stop.reread, sources, app), name="reloading")
     try:
         address = await _start(app, stop)
@@ -226,8 +227,12 @@ class App:
         Until then what comes on old connections is served as ever.
         """
         logger.info("handing over", extra={"seconds": SETTLED})
-        self._address.let_go()
+        self.let_go()
         await asyncio.sleep(SETTLED)
+
+    def let_go(self) -> None:
+        """Take no new connection: another controller listens on the address."""
+        self._address.let_go()
 
     async def reconfigure(self, config: ServerConfig) -> None:
         """Go on with other settings, as far as they can change while streams run.

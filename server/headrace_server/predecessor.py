@@ -23,6 +23,7 @@ import psutil
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from headrace.rpc.health import SERVING
 from headrace.rpc.options import channel_options
 from headrace_server.listening import CannotListenError
 
@@ -45,11 +46,13 @@ class Predecessor:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.drains = False
+        """Whether it is stopping already, and serves nobody new."""
         # Another process may get the number; this stays the process's own.
         self._fd = os.pidfd_open(pid) if sys.platform == "linux" else None
 
     def tell(self) -> None:
-        """Have it hand over; harmless if it has ended."""
+        """Have it hand over, or only stop to listen if it drains; harmless if it has ended."""
         with suppress(ProcessLookupError):
             if sys.platform == "linux" and self._fd is not None:
                 signal.pidfd_send_signal(self._fd, HAND_OVER)
@@ -59,10 +62,11 @@ class Predecessor:
 
     async def may_go(self, listen: str, loads: Collection[asyncio.Task[None]]) -> None:
         """Wait until what is to be loaded before this process takes over is, or `PATIENCE` is over.
+        One that drains is not waited for: it serves nobody meanwhile.
 
         Raises CannotListenError where yet another controller has come to listen there meanwhile.
         """
-        if loads:
+        if loads and not self.drains:
             _, late = await asyncio.wait(loads, timeout=PATIENCE)
             if late:
                 extra = {"models": len(late), "seconds": PATIENCE}
@@ -91,12 +95,16 @@ async def find(listen: str) -> Predecessor | None:
         found = Predecessor(pids[0]) if pids else None
     except OSError as error:
         raise CannotListenError(f"cannot take {listen} over: {error}") from error
-    if found is not None and not await _can_hand_over(listen):
-        found.close()
-        raise CannotListenError(
-            f"cannot take {listen} over: process {found.pid} listens there, and is no controller "
-            "that was started with --takeover; stop it first, or choose another --listen"
-        )
+    if found is not None:
+        status = await _ask(listen)
+        if status is None:
+            found.close()
+            raise CannotListenError(
+                f"cannot take {listen} over: process {found.pid} listens there, and is no "
+                "controller that was started with --takeover; stop it first, or choose another "
+                "--listen"
+            )
+        found.drains = status != SERVING
     return found
 
 
@@ -110,14 +118,15 @@ def _listeners(listen: str) -> list[int]:
         raise CannotListenError(f"cannot take {listen} over: {error}") from error
 
 
-async def _can_hand_over(listen: str) -> bool:
+async def _ask(listen: str) -> int | None:
+    """The health of its taking over; None: it has no such thing."""
     async with grpc.aio.insecure_channel(listen, options=channel_options(listen)) as channel:
         try:
             request = HealthCheckRequest(service=TAKEOVER)
-            await HealthStub(channel).Check(request, timeout=_ASK_TIMEOUT)
+            response = await HealthStub(channel).Check(request, timeout=_ASK_TIMEOUT)
         except grpc.aio.AioRpcError:
-            return False
-    return True
+            return None
+    return int(response.status)
 
 
 def _on_path(path: str) -> list[int]:

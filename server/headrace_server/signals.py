@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from headrace_server.predecessor import HAND_OVER
 
@@ -23,7 +24,10 @@ class Stop:
         """Set with each wish to have the configuration read again."""
         self.has_successor = False
         """Whether another controller has taken the address over."""
+        self.let_go: Callable[[], None] = lambda: None
+        """Called when a successor comes while this process stops for another reason."""
         self._can_hand_over = can_hand_over
+        self._stops = False
         self._terminals = [fd for fd in range(3) if os.isatty(fd)]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -32,7 +36,7 @@ class Stop:
         loop.add_signal_handler(HAND_OVER, self._hand_over)
 
     def _hear(self) -> None:
-        self._can_hand_over = False
+        self._stops = True
         self.wanted.set()
 
     def _hang_up(self) -> None:
@@ -43,12 +47,14 @@ class Stop:
             self.reread.set()
 
     def _hand_over(self) -> None:
-        # One that drains already would take it for a wish to be quick.
         if not self._can_hand_over:
-            logger.warning("not handing over: started without --takeover, or stopping already")
-            return
-        self.has_successor = True
-        self._hear()
+            logger.warning("not handing over: started without --takeover")
+        elif self._stops:
+            # It would take another wish to stop for one to be quick.
+            self.let_go()
+        else:
+            self.has_successor = True
+            self._hear()
 
     async def with_stdin(self) -> None:
         """Stop when stdin ends, too: whoever started this process has gone."""

@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from headrace.rpc.health import SERVING, HealthServicer
+from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from headrace_server import predecessor
 from headrace_server.listening import Address, CannotListenError
 from headrace_server.predecessor import TAKEOVER, Predecessor, find
@@ -36,18 +36,19 @@ Serve = Callable[..., "asyncio.Future[tuple[Address, str, grpc.aio.Server]]"]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """(listen, takeover=True): an address, published, and its server, which can hand over."""
+    """(listen, takeover=True, health=SERVING): an address, published, and its server, which can
+    hand over."""
     async with AsyncExitStack() as stack:
 
         async def make(
-            listen: str, *, takeover: bool = True
+            listen: str, *, takeover: bool = True, health: int = SERVING
         ) -> tuple[Address, str, grpc.aio.Server]:
             address = Address(listen, takeover=takeover)
             server = grpc.aio.server(options=address.options())
             stack.push_async_callback(server.stop, None)
-            health = HealthServicer()
-            health.add_to(server)
-            health.set(TAKEOVER, SERVING)
+            servicer = HealthServicer()
+            servicer.add_to(server)
+            servicer.set(TAKEOVER, health)
             bound = address.bind(server)
             await server.start()
             address.publish()
@@ -133,7 +134,22 @@ async def test_a_predecessor_is_found_by_its_socket(listen: str, path: Path, ser
     _, bound, _ = await serve(f"unix:{path}" if listen == "unix" else listen)
     found = await find(bound)
     assert found is not None
-    assert found.pid == os.getpid()
+    assert (found.pid, found.drains) == (os.getpid(), False)
+    found.close()
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "unix"])
+async def test_one_that_drains_is_not_waited_for(listen: str, path: Path, serve: Serve) -> None:
+    if listen != "unix" and sys.platform != "linux":
+        pytest.skip("TCP is handed over on Linux alone")
+    listen = f"unix:{path}" if listen == "unix" else listen
+    _, bound, _ = await serve(listen, health=NOT_SERVING)
+    found = await find(bound)
+    assert found is not None
+    assert found.drains
+    loading = asyncio.create_task(asyncio.sleep(3600), name="loading")
+    await asyncio.wait_for(found.may_go(bound, [loading]), 10)
+    loading.cancel()
     found.close()
 
 

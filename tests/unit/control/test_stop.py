@@ -49,13 +49,17 @@ async def test_without_takeover_it_is_none(loop: asyncio.AbstractEventLoop) -> N
 async def test_one_that_drains_is_not_hastened_by_a_successor(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
+    let_go: list[bool] = []
     stop = Stop(can_hand_over=True)
+    stop.let_go = lambda: let_go.append(True)
     await heard(loop, signal.SIGTERM)
     assert stop.wanted.is_set()
     stop.wanted.clear()
+    assert not let_go
     await heard(loop, HAND_OVER)
     assert not stop.wanted.is_set()
     assert not stop.has_successor
+    assert let_go, "new connections are the successor's"
     await heard(loop, signal.SIGINT)
     assert stop.wanted.is_set()
 
