@@ -188,7 +188,8 @@ class Scheduler:
             self._feed(Unload(key))
 
     def set_limits(self, limits: Limits) -> None:
-        """Hold other bounds from now on. Who waits already is not refused for them."""
+        """Hold other bounds from now on. Who waits already is refused only for a memory that his
+        model does not fit into beside those that stay; never for the length of a queue."""
         self._state = replace(self._state, limits=limits)
         self._feed(Tick())
 

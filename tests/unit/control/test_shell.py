@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from headrace.errors import DeadlineUnreachable
+from headrace.errors import DeadlineUnreachable, InsufficientMemory
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Limits, Phase, Policy
@@ -242,3 +242,19 @@ async def test_the_policy_of_a_key_is_that_of_all_its_names(stage: Stage) -> Non
     assert slot.policy == strongest
     stage.scheduler.keep_only({"shared": weakest})
     await stage.until(lambda: not stage.scheduler.loaded())
+
+
+async def test_of_other_limits_who_waits_already_feels_the_memory_alone(stage: Stage) -> None:
+    stage.launcher.hold = True
+    big, small = FakeModel("big", needs=80), FakeModel("small", needs=40)
+    with (
+        stage.scheduler.ask(small) as loading,
+        stage.scheduler.ask(big) as first,
+        stage.scheduler.ask(small) as second,
+    ):
+        stage.scheduler.set_limits(Limits(60, queue_per_model=0, queue_total=0))
+        with pytest.raises(InsufficientMemory):
+            await first.granted()
+        (await stage.launcher.launched.get()).loaded.set()
+        await loading.granted()
+        await second.granted()
