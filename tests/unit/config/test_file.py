@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_server.config import (
@@ -232,6 +232,7 @@ def test_every_setting_has_one_name_everywhere(file: Path) -> None:
             )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.data())
 def test_the_line_of_a_key_is_where_it_stands(count: int, data: st.DataObject) -> None:
     """Among comments, strings over several lines that look like keys, and lists."""
