@@ -1,11 +1,18 @@
-"""By which policy a model is served that has several names."""
+"""What the planner makes of models and their options: policies, and the keys that there were."""
 
+import asyncio
 import math
 from dataclasses import replace
+from pathlib import Path
 
 from headrace_server.config import ServerConfig
-from headrace_server.scheduling.planner import policies
+from headrace_server.hosting import Hosting
+from headrace_server.runners.spares import Activity
+from headrace_server.scheduling.planner import Planner, policies
 from headrace_server.scheduling.state import Policy
+from headrace_server.store import Store
+from tests.unit.control.fakes import put_manifest
+from tests.unit.host.machines import GIB, LINUX_CPU
 
 PLAIN = ServerConfig().options("a:latest")
 
@@ -19,3 +26,20 @@ def test_names_that_share_runners_get_what_any_of_them_asks_for() -> None:
         found = policies([*(("shared", options) for options in names), ("other", PLAIN)])
         assert found["shared"] == strongest
         assert found["other"] == Policy(PLAIN.max_concurrency, PLAIN.keep_alive)
+
+
+async def test_keys_of_before_are_known_until_the_files_are_gone(tmp_path: Path) -> None:
+    async def host() -> Hosting:
+        return Hosting(LINUX_CPU, {}, has_blas=True, problem="")
+
+    put_manifest(tmp_path, "words", "text")
+    store, config = Store(tmp_path), ServerConfig(spare=False)
+    manifest, hosting = store.get("words"), asyncio.create_task(host())
+    planner = Planner(config, store, hosting, GIB, lambda _: None, lambda: Activity.QUIET)
+    old = (await planner.plan(manifest)).key
+    planner.set_config(replace(config, context=64), GIB)
+    new = (await planner.plan(manifest)).key
+    planner.keep_only({manifest.digest})
+    assert planner.keys(manifest.digest) == {old, new}
+    planner.keep_only(())
+    assert not planner.keys(manifest.digest)
