@@ -176,7 +176,11 @@ class App:
             limits, planner, self._runners_changed, shortage=self._memory_shortage
         )
         self._recorder = Recorder(self._scheduler.runners)
-        self._relay = Relay(self._scheduler, max_time=config.max_stream_time)
+        self._relay = Relay(
+            self._scheduler,
+            max_time=config.max_stream_time,
+            stall_timeout=config.stall_timeout,
+        )
         self._health = HealthServicer()
         self._models: dict[str, ModelView] = {}
         self._rereading = asyncio.Lock()

@@ -37,6 +37,10 @@ _BEFORE = {
 }
 """Why a call gets no other runner, after how it lost the last one."""
 
+_STALLS = 1.5
+"""Times that a runner may stall for, and be found out, within the turn of one suspect: so who hangs
+is still alone when that is seen."""
+
 Write = Callable[[bytes], Awaitable[None]]
 Use = Callable[[Ticket, dict[str, Any], Turn | None], Awaitable[None]]
 Tell = Callable[[Wait], Awaitable[None]]
@@ -92,17 +96,18 @@ class Relay:
         max_time: float,
         heartbeat: float = 2.0,
         diagnosis: float = 5.0,
-        probation: float = 10.0,
+        stall_timeout: float = 60.0,
     ) -> None:
         """All in seconds. `max_time`: for calls without a deadline. `heartbeat`: between two
         messages to one who waits. `diagnosis`: how long a lost runner's death is waited for, so
-        that the cause that is told is the true one. `probation`: how long a call under which a
-        runner died is watched alone, if it does not advance before."""
+        that the cause that is told is the true one. `stall_timeout`: after how long without progress
+        a runner counts as stalled; a call under which one died is watched alone for longer, if it
+        does not advance before."""
         self._scheduler = scheduler
         self._max_time = max_time
         self._heartbeat = heartbeat
         self._diagnosis = diagnosis
-        self._probation = Probation(probation)
+        self._probation = Probation(_STALLS * stall_timeout)
         self._limits: set[asyncio.Timeout] = set()
         self._ended = False
 

@@ -272,6 +272,51 @@ async def test_those_beside_a_request_that_kills_are_not_taken_for_it(stage: Sta
     assert stage.idle()
 
 
+async def test_those_beside_a_request_that_hangs_are_not_taken_for_it(stage: Stage) -> None:
+    """They wait until its second runner is seen to stall, though that takes long."""
+    limit = 0.6
+    arrived: list[str] = []
+    four = asyncio.Event()
+
+    def stall(runner: FakeRunner) -> None:
+        runner.state = State.STALLED
+        stage.scheduler.runner_changed()
+
+    async def script(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if runner.id == "r1":
+            arrived.append(request.prompt)
+            if len(arrived) == 4:
+                four.set()
+            await four.wait()
+        if request.prompt == "hang":
+            asyncio.get_running_loop().call_later(limit, stall, runner)
+        if request.prompt == "hang" or runner.state is State.STALLED or runner.id == "r1":
+            await asyncio.Event().wait()
+        yield started()
+        # Slower than the one that hangs, so that they would be lost with it.
+        await asyncio.sleep(2 * limit if runner.id == "r2" else 0)
+        async for message in dying()(runner, request, context):
+            if not message.HasField("started"):
+                yield message
+
+    stage.set(script, max_crashes=99, stall_timeout=limit)
+    terms = Terms(FakeModel())
+
+    async def stream(prompt: str) -> None:
+        request = StreamCompletionRequest(model="fake", prompt=prompt, n=1)
+        await stage.relay.stream(request.SerializeToString(), terms, stage.write)
+
+    hanging, *others = await asyncio.gather(
+        *map(stream, ["hang", "a", "b", "c"]), return_exceptions=True
+    )
+    assert isinstance(hanging, RunnerCrashed)
+    assert hanging.metadata["cause"] == "STALLED"
+    assert others == [None] * 3
+    assert stage.idle()
+
+
 async def test_before_a_token_was_sent_another_try_repeats_nothing(stage: Stage) -> None:
     stage.set(dying(0, 0))
     error = await stage.fails(RunnerCrashed)
