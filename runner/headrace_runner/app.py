@@ -161,6 +161,7 @@ def _prepare(config: RunnerConfig, machine: host.Machine, report: ReportWriter) 
         engine=engine,
         context_length=min(config.context or made_for, made_for),
         loaded=asyncio.get_running_loop().create_future(),
+        on_drain=report.draining,
     )
 
 

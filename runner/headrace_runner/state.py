@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from headrace.errors import (
@@ -52,6 +53,8 @@ class RunnerContext:
     engine: Engine
     context_length: int
     loaded: asyncio.Future[LoadedModel]
+    on_drain: Callable[[float], None] = lambda _: None
+    """Told the grace of a drain, in seconds, before anything shows that there is one."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when nothing new is taken any more."""
     stalled: bool = False
@@ -142,6 +145,7 @@ class RunnerContext:
 
         Gives how many completions had to be ended.
         """
+        self.on_drain(grace)
         self.draining.set()
         try:
             async with asyncio.timeout(grace):

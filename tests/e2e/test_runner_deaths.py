@@ -247,6 +247,30 @@ async def test_a_runner_that_is_drained_by_hand_loses_no_stream(start: StartCont
     assert answer.completed.resumed >= 1
 
 
+@pytest.mark.parametrize("how", ["signal", "call"])
+async def test_a_stream_that_can_end_within_the_grace_ends_where_it_is(
+    start: StartController, how: str
+) -> None:
+    controller = start("--preload", MODEL)
+    async with connected(controller.target) as api:
+        expected = await api.complete(story())
+        runner = controller.runner()
+        stream = api.stream(story())
+        await reach(stream, 3)
+        if how == "signal":
+            runner.terminate()
+        else:
+            async with connected(runner_address(runner)) as itself:
+                await itself.runner.Drain(DrainRequest(grace=Duration(seconds=60)))
+        answer = await stream.rest()
+        same(answer, expected)
+        assert answer.completed.resumed == 0
+        # Whoever comes next gets another, and the one that drained goes though nobody waits for it.
+        assert (await api.complete(story())).started.runner == "r2"
+        runner.wait(PATIENCE)
+    assert moves(controller) == []
+
+
 DEADLY = """
 import os, pathlib, signal, sys, threading
 

@@ -165,7 +165,12 @@ MUTATIONS = (
         "if False:",
     ),
     Mutation("an unload is not heard", hearing, "desk.retire(slot, Why.UNLOADED)", "pass"),
-    Mutation("a drain leaves runners", hearing, "desk.retire(slot, Why.DRAINED)", "pass"),
+    Mutation(
+        "a drain leaves runners",
+        hearing,
+        "slots.values()):\n        desk.retire(slot, Why.DRAINED)",
+        "slots.values()):\n        pass",
+    ),
     Mutation(
         "who recovers is not heard",
         hearing,

@@ -100,9 +100,9 @@ class Relay:
     ) -> None:
         """All in seconds. `max_time`: for calls without a deadline. `heartbeat`: between two
         messages to one who waits. `diagnosis`: how long a lost runner's death is waited for, so
-        that the cause that is told is the true one. `stall_timeout`: after how long without progress
-        a runner counts as stalled; a call under which one died is watched alone for longer, if it
-        does not advance before."""
+        that the cause that is told is the true one. `stall_timeout`: after how long without
+        progress a runner counts as stalled; a call under which one died is watched alone for
+        longer, if it does not advance before."""
         self._scheduler = scheduler
         self._max_time = max_time
         self._heartbeat = heartbeat

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
-from headrace.host.handover import Failed, Listening, Loading, Ready, Report
+from headrace.host.handover import Draining, Failed, Listening, Loading, Ready, Report
 
 
 class State(enum.Enum):
@@ -20,6 +20,8 @@ class State(enum.Enum):
     SERVING = "serving"
     STALLED = "stalled"
     """Served before; now says it makes no progress, or does not answer."""
+    DRAINING = "draining"
+    """Was told to go by somebody else, and takes nothing new: what it has may end."""
     FAILING = "failing"
     """Has said that it fails; is about to exit."""
     STOPPING = "stopping"
@@ -39,8 +41,8 @@ class Limits:
     agree: float = 30.0
     """From its report that it is ready until its health service says so."""
     leave: float = 15.0
-    """Until it has exited, after it has said that it fails, or has stopped reporting before it
-    served."""
+    """Until it has exited, after it has said that it fails, the grace of its drain is over, or it
+    has stopped reporting before it served."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ _LOAD = "its load made no progress"
 _AGREE = "it reported that it was ready, but its health service did not say so"
 _SILENT = "it closed its report pipe before it served"
 _LEAVE = "it failed and did not exit"
+_DRAIN = "it drained and did not exit"
 _STEP = "it made no progress, or did not answer"
 
 
@@ -110,8 +113,8 @@ def advance(life: Life, event: Event, now: float, limits: Limits) -> Life:
             return replace(life, state=State.STOPPING, deadline=None)
         case ((State.FAILING | State.STOPPING), _):
             return life
-        case _, Failed():
-            return replace(life, state=State.FAILING, deadline=now + limits.leave, owes=_LEAVE)
+        case _, (Failed() | Draining()):
+            return _leave(life, event, now, limits)
         case ((State.STARTING | State.LOADING), Silent()):
             deadline = min(life.deadline or now, now + limits.leave)
             return replace(life, deadline=deadline, owes=_SILENT)
@@ -128,6 +131,13 @@ def advance(life: Life, event: Event, now: float, limits: Limits) -> Life:
             return replace(life, state=State.STALLED, deadline=deadline, owes=_STEP)
         case _:
             return life
+
+
+def _leave(life: Life, event: Failed | Draining, now: float, limits: Limits) -> Life:
+    deadline = now + limits.leave
+    if isinstance(event, Failed):
+        return replace(life, state=State.FAILING, deadline=deadline, owes=_LEAVE)
+    return replace(life, state=State.DRAINING, deadline=deadline + event.grace, owes=_DRAIN)
 
 
 def overslept(life: Life, now: float) -> Life | None:

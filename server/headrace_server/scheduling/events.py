@@ -58,6 +58,13 @@ class Recovered:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """A runner takes nothing new, though nobody here has told it to go: its requests may end."""
+
+    runner: str
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """A runner is gone and its memory free."""
 
@@ -103,7 +110,7 @@ class Tick:
     """Time has passed."""
 
 
-RunnerEvent = Loaded | Measured | Advanced | Stalled | Recovered | Exited
+RunnerEvent = Loaded | Measured | Advanced | Stalled | Recovered | Leaving | Exited
 Event = Asked | Left | RunnerEvent | Unload | Policed | Pressure | Drain | Tick
 
 

@@ -17,6 +17,7 @@ from headrace_server.scheduling.events import (
     Drain,
     Event,
     Exited,
+    Leaving,
     Left,
     Loaded,
     Measured,
@@ -67,6 +68,8 @@ def _hear_of(desk: Desk, slot: Slot, event: RunnerEvent) -> None:
         case Advanced(), _:
             desk.put(slot, advanced=True)
             desk.crashes.pop(slot.key, None)
+        case Leaving(), Phase.SERVING | Phase.STALLED:
+            desk.retire(slot, Why.DRAINED)
         case Stalled(), Phase.SERVING:
             desk.put(slot, phase=Phase.STALLED)
         case Recovered(), Phase.STALLED:

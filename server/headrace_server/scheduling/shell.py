@@ -25,6 +25,7 @@ from headrace_server.scheduling.events import (
     Event,
     Exited,
     Grant,
+    Leaving,
     Left,
     Loaded,
     Measured,
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 STOP_GRACE = 2.0
 """Seconds for a runner without requests to exit before it is killed."""
 
+
+_SERVES = (Phase.SERVING, Phase.STALLED)
 
 MEMORY_INTERVAL = 5.0
 """Seconds between two looks at a busy runner's memory, and at the machine's. Caches grow with the
@@ -265,7 +268,7 @@ class Scheduler:
         self._on_change()
 
     def _look_at(self, life: Life) -> None:
-        """See whether a runner has stalled, or one that had has recovered.
+        """See whether a runner has stalled, one that had has recovered, or one goes by itself.
 
         The requests of one that is to go are freed of it as well.
         """
@@ -280,6 +283,8 @@ class Scheduler:
         elif life.runner.state is RunnerState.SERVING and life.stalled.done():
             life.stalled = self._loop.create_future()
             self._feed(Recovered(life.id))
+        elif life.runner.state is RunnerState.DRAINING and slot.phase in _SERVES:
+            self._feed(Leaving(life.id))
 
     def _carry_out(self, action: Action) -> None:
         match action:

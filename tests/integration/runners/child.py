@@ -67,13 +67,20 @@ async def serve(mode: str, options: argparse.Namespace, reports: ReportWriter) -
     await server.start()
     if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:
+    elif mode != "drains":
         loop.add_signal_handler(signal.SIGTERM, done.set)
     tasks: set[asyncio.Task[None]] = set()
 
     def turn(serving: bool) -> None:
         tasks.add(loop.create_task(health.set(serving)))
 
+    def drain() -> None:
+        loop.add_signal_handler(signal.SIGTERM, done.set)
+        reports.draining(60.0)
+        turn(False)
+
+    if mode == "drains":
+        loop.add_signal_handler(signal.SIGTERM, drain)
     loop.add_signal_handler(signal.SIGUSR1, turn, False)
     loop.add_signal_handler(signal.SIGUSR2, turn, True)
     if mode == "mute-at-start":

@@ -150,6 +150,24 @@ async def test_a_child_that_ends_unasked_while_it_serves(
     assert (death.cause, death.returncode, death.expected) == ("EXITED", 0, False)
 
 
+async def test_a_child_that_drains_is_not_taken_for_stalled(
+    supervise: Supervise, spec: RunnerSpec
+) -> None:
+    watched = supervise("drains", Limits(stalled=0.1))
+    runner = watched.start(replace(spec, stall_timeout=0.4))
+    await runner.ready()
+    assert runner.pid is not None
+    os.kill(runner.pid, signal.SIGTERM)
+    await watched.reach(State.DRAINING)
+    with pytest.raises(TimeoutError):  # Its health says NOT_SERVING all the time.
+        await asyncio.wait_for(asyncio.shield(runner.dead), 1.0)
+    assert (await runner.stop(grace=10)).expected
+    assert watched.states == [
+        *(State.LOADING, State.SERVING, State.DRAINING),
+        *(State.STOPPING, State.DEAD),
+    ]
+
+
 async def test_a_runner_of_another_model(supervise: Supervise, spec: RunnerSpec) -> None:
     runner = supervise("impostor").start(spec)
     with pytest.raises(RunnerDied, match="sha256:other"):

@@ -393,6 +393,35 @@ async def test_a_stream_moves_from_a_runner_that_is_being_stopped(stage: Stage) 
     await asyncio.gather(*stage.unloading)
 
 
+async def test_a_stream_may_end_on_a_runner_that_drains_and_the_next_gets_another(
+    stage: Stage,
+) -> None:
+    go_on = asyncio.Event()
+
+    async def script(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        async for message in answer(runner, request, context):
+            yield message
+            if runner.id == "r1":
+                await go_on.wait()
+
+    stage.set(script)
+    streaming = asyncio.create_task(stage.stream())
+    await stage.until(lambda: stage.events == ["started"])
+    first = stage.runner
+    first.state = State.DRAINING
+    stage.scheduler.runner_changed()
+    another = asyncio.create_task(stage.stream())
+    await stage.until(lambda: stage.sent[-1].HasField("progress"))
+    go_on.set()
+    await asyncio.gather(streaming, another)
+    ends = [message.completed.resumed for message in stage.sent if message.HasField("completed")]
+    assert ends == [0, 0]
+    assert [len(runner.requests) for runner in stage.launcher.runners] == [1, 1]
+    assert first.dead.done()  # It went with its last stream.
+
+
 async def test_a_runner_that_does_not_go_on_in_its_place_is_not_believed(stage: Stage) -> None:
     async def begin_anew(
         runner: FakeRunner, request: StreamCompletionRequest, context: Context

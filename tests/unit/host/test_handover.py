@@ -9,7 +9,7 @@ from typing import BinaryIO
 import pytest
 
 from headrace.host import handover
-from headrace.host.handover import Failed, Listening, Loading, Ready, ReportWriter
+from headrace.host.handover import Draining, Failed, Listening, Loading, Ready, ReportWriter
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def pipe() -> Iterator[tuple[BinaryIO, ReportWriter]]:
         Listening("unix:/run/é/r.sock", 42, "sha256:ab"),
         Loading(0.25),
         Ready(),
+        Draining(2.5),
         Failed("MODEL_CORRUPT", "cut\nshort", "model.safetensors"),
         Failed("LOAD_FAILED", "lone surrogate \udcff", None),
     ],

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.host.handover import Failed, Listening, Loading, Ready
+from headrace.host.handover import Draining, Failed, Listening, Loading, Ready
 from headrace_server.runners.lifecycle import (
     Died,
     Event,
@@ -27,6 +27,7 @@ EVENTS: list[Event] = [
     LISTENING,
     Loading(0.5),
     Ready(),
+    Draining(4.0),
     Failed("LOAD_FAILED", "no"),
     Health(True),
     Health(False),
@@ -109,6 +110,16 @@ def test_a_runner_that_fails_has_little_time_to_go(state: State) -> None:
     assert advance(life, Health(True), 11, LIMITS) is life
 
 
+@pytest.mark.parametrize("state", [State.LOADING, State.SERVING, State.STALLED])
+def test_a_runner_that_drains_has_the_grace_that_it_tells(state: State) -> None:
+    life = advance(Life(state, 1.0), Draining(40), 10, LIMITS)
+    assert (life.state, life.deadline) == (State.DRAINING, 53)
+    assert advance(life, Health(False), 11, LIMITS) is life
+    assert advance(life, Health(True), 11, LIMITS) is life
+    # Told again, to hurry.
+    assert advance(life, Draining(0), 12, LIMITS).deadline == 15
+
+
 def test_one_who_wakes_long_after_a_deadline_gives_more_time() -> None:
     life = Life(State.LOADING, 0.5, deadline=100)
     assert overslept(life, 100) is None
@@ -133,7 +144,7 @@ def test_no_way_back_from_stopping_and_death(steps: list[tuple[Event, float]]) -
         if stopping and not died:
             assert life.state is State.STOPPING
         # What may get stuck has a deadline; nothing else has.
-        waits = life.state in (State.STARTING, State.LOADING, State.STALLED, State.FAILING)
+        waits = life.state not in (State.SERVING, State.STOPPING, State.DEAD)
         assert (life.deadline is not None) == waits
         if waits:
             assert life.owes.startswith("it")

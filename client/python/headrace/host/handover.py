@@ -1,4 +1,4 @@
-"""The report pipe: how a runner tells the controller its address, load progress and failure.
+"""The report pipe: how a runner tells the controller its address, load progress, drain and failure.
 
 One JSON object a line, runner to controller, on a pipe the runner inherits. Both sides use this
 module. It never carries requests or logs, and a vanished controller never disturbs the runner.
@@ -53,12 +53,20 @@ class Failed:
     file: str | None = None
 
 
-Report = Listening | Loading | Ready | Failed
+@dataclass(frozen=True)
+class Draining:
+    """The runner takes nothing new; in `grace` seconds it ends what still runs."""
+
+    grace: float
+
+
+Report = Listening | Loading | Ready | Draining | Failed
 
 _NAMES: dict[type[Report], str] = {
     Listening: "listening",
     Loading: "loading",
     Ready: "ready",
+    Draining: "draining",
     Failed: "failed",
 }
 
@@ -100,6 +108,8 @@ def _from_fields(fields: dict[str, Any]) -> Report:
             return Loading(min(max(float(fields["fraction"]), 0.0), 1.0))
         case "ready":
             return Ready()
+        case "draining":
+            return Draining(max(float(fields["grace"]), 0.0))
         case "failed":
             cause = fields["cause"]
             if cause not in get_args(FailureCause):
@@ -138,6 +148,11 @@ class ReportWriter:
 
     def ready(self) -> None:
         self._write(Ready())
+
+    def draining(self, grace: float) -> None:
+        """Report that nothing new is taken; say so before the health service does, which would
+        look like a stall."""
+        self._write(Draining(grace))
 
     def failed(self, cause: FailureCause, message: str, file: str | None = None) -> None:
         """Report why the runner exits; long texts are cut so that the line stays atomic."""
