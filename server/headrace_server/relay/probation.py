@@ -8,9 +8,13 @@ refused. So those that may be the cause take turns: who dies again then, without
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from weakref import WeakValueDictionary
+
+
+class Late(Exception):
+    """The turn was over before the runner had the request; there has to be another."""
 
 
 class Turn:
@@ -23,8 +27,23 @@ class Turn:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """The runner has the request. Until then the turn lasts as long as the load takes."""
+        """The runner is to have the request. Until then the turn lasts as long as the load takes.
+
+        Raises Late.
+        """
+        if self._lock is None:
+            raise Late
         self._timer = asyncio.get_running_loop().call_later(self._patience, self.end)
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Within this a client is waited for, which may not read: the turn ends by itself as well.
+        The next ones do not wait for their neighbour's client."""
+        timer = asyncio.get_running_loop().call_later(self._patience, self.end)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def end(self) -> None:
         """The next one may go. May be said again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import grpc
 from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCrashed
 from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
 from headrace_server.relay.calls import Lost, answers, ask_once, note_wait, span
-from headrace_server.relay.probation import Probation, Turn
+from headrace_server.relay.probation import Late, Probation, Turn
 from headrace_server.relay.record import MAX_KILLS, End, Record, StreamRecord
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Prefixes
@@ -227,10 +227,14 @@ class Relay:
         async def tell() -> None:
             await call.tell(Wait(queue_position=0, load_fraction=None))
 
-        since = self._scheduler.now()
-        async with self._probation.turn(call.terms.wanted.key, self._heartbeat, tell) as turn:
-            record.waited(queue=self._scheduler.now() - since, load=0.0)
-            return await self._try(call, deadline, before, turn)
+        now = self._scheduler.now
+        since = now()
+        while True:
+            async with self._probation.turn(call.terms.wanted.key, self._heartbeat, tell) as turn:
+                record.waited(queue=now() - since, load=0.0)
+                since = now()
+                with suppress(Late):
+                    return await self._try(call, deadline, before, turn)
 
     async def _try(
         self, call: _Call, deadline: float, before: _Loss | None, turn: Turn | None
@@ -249,7 +253,8 @@ class Relay:
             try:
                 async with aclosing(ticket.waiting(self._heartbeat)) as waits:
                     async for wait in waits:
-                        await call.tell(wait)
+                        with nullcontext() if turn is None else turn.bounded():
+                            await call.tell(wait)
             except HeadraceError as refusal:
                 if before is None or before.end is End.WENT or record.tokens_sent is None:
                     raise
@@ -257,9 +262,9 @@ class Relay:
                 raise RunnerCrashed(
                     message, cause=before.cause, tokens_sent=record.tokens_sent
                 ) from None
-            note_wait(ticket, record)
             if turn is not None:
                 turn.begin()
+            note_wait(ticket, record)
             try:
                 with span(call.method, ticket, record.moves) as headers:
                     options = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
-from headrace_server.relay.probation import Probation, Turn
+from headrace_server.relay.probation import Late, Probation, Turn
 
 
 class Bench:
@@ -71,6 +72,19 @@ async def test_a_turn_that_has_begun_ends_by_itself(bench: Bench) -> None:
     bench.join()
     (await bench.next()).begin()
     (await bench.next()).begin()
+
+
+async def test_a_turn_ends_while_a_client_does_not_read_and_is_not_begun_late(bench: Bench) -> None:
+    bench.join()
+    bench.join()
+    first = await bench.next()
+    with first.bounded():
+        second = await bench.next()
+    with pytest.raises(Late):
+        first.begin()
+    with second.bounded():
+        pass
+    second.begin()
 
 
 async def test_one_who_leaves_gives_the_turn_back(bench: Bench) -> None:

@@ -317,6 +317,47 @@ async def test_those_beside_a_request_that_hangs_are_not_taken_for_it(stage: Sta
     assert stage.idle()
 
 
+async def test_a_suspect_s_client_that_does_not_read_holds_nobody_up(stage: Stage) -> None:
+    """It is told of the load that it waits for, in its turn; and has another when it reads."""
+    both = asyncio.Barrier(2)
+    blocked, read = asyncio.Event(), asyncio.Event()
+
+    async def script(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if runner.id == "r1":
+            if await both.wait() == 0:
+                await runner.die("NATIVE_ABORT")
+            await asyncio.Event().wait()
+        async for message in dying()(runner, request, context):
+            yield message
+
+    deaf: list[int] = []
+
+    async def stream(number: int) -> None:
+        async def write(data: bytes) -> None:
+            message = StreamCompletionResponse.FromString(data)
+            # Who hears of the second load has the first turn.
+            second = len(stage.launcher.runners) == 2 and message.progress.HasField("load_fraction")
+            if second and not deaf:
+                deaf.append(number)
+                blocked.set()
+                await read.wait()
+
+        await stage.relay.stream(REQUEST, Terms(FakeModel()), write)
+
+    stage.set(script, hold=True, stall_timeout=0.1, heartbeat=0.01)
+    streams = [asyncio.create_task(stream(number)) for number in range(2)]
+    (await stage.launcher.launched.get()).loaded.set()
+    await blocked.wait()
+    (await stage.launcher.launched.get()).loaded.set()
+    await asyncio.wait_for(streams[1 - deaf[0]], 5)
+    assert not streams[deaf[0]].done()
+    read.set()
+    await asyncio.wait_for(streams[deaf[0]], 5)
+    assert stage.idle()
+
+
 async def test_before_a_token_was_sent_another_try_repeats_nothing(stage: Stage) -> None:
     stage.set(dying(0, 0))
     error = await stage.fails(RunnerCrashed)
