@@ -20,29 +20,25 @@ from headrace_server.scheduling.ticket import Ticket
 
 _tracer = trace.get_tracer("headrace.controller")
 
-# How a call ends, without details of Headrace's, when its runner is gone; CANCELLED, when its
-# channel was closed under it.
-_LOST = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.CANCELLED,
-}
+# How a call ends, without details of Headrace's, when its runner is gone.
+_LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
 
 
 class Lost(Exception):
-    """The runner can no longer be spoken to, or makes no progress; `error` is how that showed."""
+    """The runner can no longer be spoken to; `error` is how that showed. Or it `stalled` while the
+    call was under way, whether or not it makes progress again."""
 
-    def __init__(self, error: HeadraceError) -> None:
+    def __init__(self, error: HeadraceError, *, stalled: bool) -> None:
         super().__init__(error.message)
         self.error = error
+        self.stalled = stalled
 
 
 async def ask_once(method: str, ticket: Ticket, request: bytes, options: dict[str, Any]) -> bytes:
     """A unary call to the runner. Raises its typed error, or Lost."""
-    with _faults():
+    with _faults(ticket) as stalled:
         ask: Any = ticket.runner.channel.unary_unary(method)
-        with _until_stalled(ticket, ask, request, options) as call:
+        with _until(stalled, ask, request, options) as call:
             response: bytes = await call
             return response
 
@@ -54,21 +50,20 @@ async def answers(
 
     Raises the runner's typed error, or Lost.
     """
-    with _faults():
+    with _faults(ticket) as stalled:
         ask: Any = ticket.runner.channel.unary_stream(method)
-        with _until_stalled(ticket, ask, request, options) as call:
+        with _until(stalled, ask, request, options) as call:
             async for data in call:
                 yield data
 
 
 @contextmanager
-def _until_stalled(
-    ticket: Ticket, ask: Any, request: bytes, options: dict[str, Any]
+def _until(
+    stalled: asyncio.Future[None], ask: Any, request: bytes, options: dict[str, Any]
 ) -> Iterator[Any]:
     """A call to the runner, bytes in and bytes out, that ends with this or when the runner stalls:
     one that wakes up later finds nobody to answer."""
     call = ask(request, **options)
-    stalled = ticket.life.stalled
 
     def cancel(_: object) -> None:
         call.cancel()
@@ -82,24 +77,38 @@ def _until_stalled(
 
 
 @contextmanager
-def _faults() -> Iterator[None]:
-    """Turn what gRPC raises into the runner's own typed error, or `Lost` if it is gone."""
+def _faults(ticket: Ticket) -> Iterator[asyncio.Future[None]]:
+    """Turn what gRPC raises into the runner's own typed error, or `Lost` if it is gone.
+
+    Gives the future that is done when the runner stalls: after a recovery it has another.
+    """
+    stalled = ticket.life.stalled
+    channel = ticket.runner.channel
     try:
-        yield
+        yield stalled
     except grpc.aio.AioRpcError as failed:
         error = from_rpc_error(failed)
         gone = not error.reason and error.code in _LOST
-        if gone or isinstance(error, Draining):
-            raise Lost(error) from None
+        # CANCELLED is the runner's answer to who aborted the request, unless it comes from here.
+        broken = error.code is grpc.StatusCode.CANCELLED and (stalled.done() or _closed(channel))
+        if gone or broken or isinstance(error, Draining):
+            raise Lost(error, stalled=stalled.done()) from None
         raise error from None
     except grpc.aio.UsageError:
-        raise Lost(Unavailable("the channel to the runner is closed")) from None
+        error = Unavailable("the channel to the runner is closed")
+        raise Lost(error, stalled=stalled.done()) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
         # Nobody cancelled this call: its runner stalled, or its channel was closed under it.
-        raise Lost(Unavailable("the call to the runner was broken off")) from None
+        error = Unavailable("the call to the runner was broken off")
+        raise Lost(error, stalled=stalled.done()) from None
+
+
+def _closed(channel: grpc.aio.Channel) -> bool:
+    """Whether it was closed here, which cancels the calls on it."""
+    return channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
 
 @contextmanager

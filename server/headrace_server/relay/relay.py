@@ -273,15 +273,15 @@ class Relay:
                     }
                     await call.use(ticket, options, turn)
             except Lost as lost:
-                return None if record.completed else await self._explain(lost.error, ticket)
+                return None if record.completed else await self._explain(lost, ticket)
         return None
 
-    async def _explain(self, error: HeadraceError, ticket: Ticket) -> _Loss:
+    async def _explain(self, lost: Lost, ticket: Ticket) -> _Loss:
         """Why the runner is lost. Raises the error itself where it is not the runner's end."""
-        life = ticket.life
+        error, life = lost.error, ticket.life
         if isinstance(error, Draining):
             return _Loss(life, "EXITED", "the runner is being stopped", End.WENT)
-        if life.stalled.done():
+        if lost.stalled:
             message = "the runner makes no progress, or does not answer"
             return _Loss(life, "STALLED", message, End.DIED)
         # Its process tells, and may take a moment to.

@@ -412,6 +412,30 @@ async def test_c3_a_stalled_runner_s_streams_move_at_once(stage: Stage) -> None:
     assert woken == ["r1"]  # Its call had been cancelled.
 
 
+async def test_c3_a_stream_moves_from_a_runner_that_had_stalled_for_a_moment(stage: Stage) -> None:
+    async def hang_once(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if len(runner.requests) > 1:
+            async for message in dying()(runner, request, context):
+                yield message
+            return
+        yield started()
+        yield delta(1)
+        await asyncio.Event().wait()
+
+    # It lives on, so that a wait for its end would last as long as this.
+    stage.set(hang_once, diagnosis=60.0)
+    streaming = asyncio.create_task(stage.stream())
+    await stage.until(lambda: stage.events == ["started", "delta"])
+    for state in (State.STALLED, State.SERVING):
+        stage.runner.state = state
+        stage.scheduler.runner_changed()
+    await streaming
+    assert stage.events == ["started", *["delta"] * 12, "completed"]
+    assert [runner.id for runner in stage.launcher.runners] == ["r1"]
+
+
 async def test_a_stream_moves_from_a_runner_that_is_being_stopped(stage: Stage) -> None:
     async def drain(
         runner: FakeRunner, request: StreamCompletionRequest, context: Context
@@ -515,7 +539,8 @@ async def test_a_stream_that_the_runner_cancelled_is_cancelled_not_lost(stage: S
         yield started()
         await context.abort(grpc.StatusCode.CANCELLED, "aborted by its id")
 
-    stage.set(abort)
+    # Not after a wait for the runner's end, which will not come.
+    stage.set(abort, diagnosis=60.0)
     error = await stage.fails(Cancelled)
     assert error.message == "aborted by its id"
 
