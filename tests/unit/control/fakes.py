@@ -127,7 +127,8 @@ class FakeRunner(CompletionServiceServicer):
         try:
             async for message in self._script(self, request, context):
                 yield message
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
+            # The latter where the end comes while a message is being sent.
             self.cancelled.set()
             raise
 

@@ -564,7 +564,7 @@ async def test_a_death_after_completed_changes_nothing(stage: Stage) -> None:
     ) -> AsyncIterator[StreamCompletionResponse]:
         async for message in answer(runner, request, context):
             yield message
-        await stage.until(lambda: stage.events[-1] == "completed")
+        await stage.until(lambda: stage.events[-1:] == ["completed"])
         await runner.die()
 
     stage.set(die_at_the_end)
