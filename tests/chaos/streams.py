@@ -115,8 +115,8 @@ class Streams:
         self._interrupted = set(range(len(self._asked)))
 
     async def recovered(self) -> None:
-        """Waits until every stream that was interrupted has gone on. Before that another kill
-        would be the second in one place, and the request would count as the cause."""
+        """Waits until every stream that was interrupted has gone on, so that each kill is
+        survived before the next comes."""
         while self._interrupted:
             self._news.clear()
             await self._news.wait()
