@@ -36,13 +36,16 @@ def rows(result: Result) -> Iterator[tuple[str, str]]:
     tally, plan = result.tally, result.plan
     yield "seed", str(plan.seed)
     yield "streams at once", f"{plan.greedy} greedy, {plan.seeded} seeded"
-    yield "kills", f"{result.kills}, {result.kills_in_load} of them during a load"
+    yield "kills", f"{result.kills}, {result.kills_in_load} of them before any stream had gone on"
     yield "streams completed", str(tally.completed)
     yield "tokens", str(tally.tokens)
     yield "moves", f"{tally.moves}, at most {tally.most_moves} of one stream"
     if times := sorted(result.recoveries):
         middle, worst = times[len(times) // 2], times[-1]
-        yield "all going on again", f"after {middle:.1f} s (median), {worst:.1f} s at most"
+        yield (
+            "all going on again",
+            f"after {middle:.1f} s (median), {worst:.1f} s at most, {len(times)} times",
+        )
     yield "streams failed", str(len(tally.failures))
     yield "streams different", str(len(tally.differences))
     if result.before and result.after:

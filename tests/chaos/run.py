@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,11 @@ from tests.integration.runner.api import Api, connected
 
 _LOOK = 0.02
 """Seconds between two looks for a process, or for an end of which nothing tells."""
-_LONGEST_PEACE = 2.0
-"""Seconds between all streams' having gone on and the next kill, at most."""
-_IN_LOAD = 0.1
-"""Share of the kills upon which the next runner is killed too, before it serves."""
-_YOUNG = 0.3
-"""Seconds after its start at which no runner serves yet: its imports alone take longer."""
+_MEAN_PEACE = 5.0
+"""Seconds between two kills, on average. They come at any moment: a Poisson process."""
+_MOST_IN_LOAD = 2
+"""Kills in a row of runners under which no stream went on. After one more the controller may well
+give the model up, as one that cannot be loaded."""
 _SETTLE = 20.0
 """Seconds for the last traces of what has ended."""
 _MEMORY_GROWTH = 48 << 20
@@ -88,9 +87,9 @@ class Result:
     seconds: float = 0.0
     kills: int = 0
     kills_in_load: int = 0
-    """Part of `kills`: of a runner that did not serve yet."""
+    """Part of `kills`: of a runner under which no stream had gone on yet."""
     recoveries: list[float] = field(default_factory=list)
-    """Seconds from each kill until every stream had gone on."""
+    """Seconds from a kill until every stream had gone on, where no other kill came before."""
     before: Footprint | None = None
     after: Footprint | None = None
     left: list[str] = field(default_factory=list)
@@ -145,35 +144,49 @@ async def _disturb(
     note: Callable[[str], None],
 ) -> None:
     plan = result.plan
+    in_load = 0
+    killed: set[int] = set()
     async with asyncio.TaskGroup() as group:
         group.create_task(streams.renew(lambda: result.kills < plan.kills, random))
-        while result.kills < plan.kills:
-            await asyncio.sleep(random.uniform(0.0, _LONGEST_PEACE))
-            runner = random.choice(await _runners(controller))
+        await asyncio.sleep(random.expovariate(1 / _MEAN_PEACE))
+        while True:
+            runner = random.choice(await _runners(controller, killed))
+            in_load = 0 if streams.advanced else in_load + 1
+            result.kills_in_load += not streams.advanced
             streams.interrupt()
-            killed_at = time.time()
-            _kill(runner, result)
-            if result.kills < plan.kills and random.random() < _IN_LOAD:
-                (heir, *_) = await _runners(controller, since=killed_at)
-                await asyncio.sleep(random.uniform(0.0, _YOUNG))
-                _kill(heir, result)
-                result.kills_in_load += 1
-            await streams.recovered()
-            result.recoveries.append(time.time() - killed_at)
-            if result.kills // 10 > (result.kills - 1) // 10:
+            with suppress(psutil.Error):
+                runner.kill()
+            killed.add(runner.pid)
+            result.kills += 1
+            if result.kills % 10 == 0:
                 note(f"{result.kills} kills, {result.tally.completed} streams completed")
+            if result.kills == plan.kills:
+                break
+            peace = random.expovariate(1 / _MEAN_PEACE)
+            await _peace(streams, result, peace, whole=in_load >= _MOST_IN_LOAD)
+        result.recoveries.append(await _recovery(streams))
 
 
-def _kill(runner: psutil.Process, result: Result) -> None:
-    with suppress(psutil.Error):
-        runner.kill()
-    result.kills += 1
+async def _peace(streams: Streams, result: Result, seconds: float, *, whole: bool) -> None:
+    """Lets so much time pass, and all that the streams need to go on if it is to be `whole`."""
+    began = time.monotonic()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None if whole else seconds):
+            result.recoveries.append(await _recovery(streams))
+    await asyncio.sleep(max(0.0, seconds - (time.monotonic() - began)))
 
 
-async def _runners(controller: Controller, since: float = 0.0) -> list[psutil.Process]:
-    """Runners that were started after a moment, once there is one."""
+async def _recovery(streams: Streams) -> float:
+    """Seconds until every stream has gone on."""
+    began = time.monotonic()
+    await streams.recovered()
+    return time.monotonic() - began
+
+
+async def _runners(controller: Controller, killed: Container[int]) -> list[psutil.Process]:
+    """Its runners that were not killed yet, once there is one."""
     while True:
-        runners = [one for one in controller.runners() if one.create_time() > since]
+        runners = [one for one in controller.runners() if one.pid not in killed]
         if runners:
             return runners
         await asyncio.sleep(_LOOK)

@@ -114,9 +114,13 @@ class Streams:
         """Notes that the runner of all streams was killed."""
         self._interrupted = set(range(len(self._asked)))
 
+    @property
+    def advanced(self) -> bool:
+        """Whether any stream has gone on since the last kill."""
+        return len(self._interrupted) < len(self._asked)
+
     async def recovered(self) -> None:
-        """Waits until every stream that was interrupted has gone on, so that each kill is
-        survived before the next comes."""
+        """Waits until every stream that was interrupted has gone on."""
         while self._interrupted:
             self._news.clear()
             await self._news.wait()

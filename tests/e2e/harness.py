@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -135,8 +136,11 @@ class Controller(Place):
         return found
 
     def runner(self) -> psutil.Process:
-        """Its only runner."""
-        (runner,) = self.runners()
+        """Its only runner, once it is there: a child has no command line for a moment."""
+        until = time.monotonic() + PATIENCE
+        while len(found := self.runners()) != 1 and time.monotonic() < until:
+            time.sleep(0.01)  # noqa: TID251 - nothing tells of it
+        (runner,) = found
         return runner
 
     def kill(self) -> None:
@@ -157,8 +161,9 @@ class Controller(Place):
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def log(self) -> list[dict[str, Any]]:
-        """Its log lines, runners' included."""
-        return [json.loads(line) for line in self.log_text().splitlines() if line.startswith("{")]
+        """Its log lines, runners' included; one that is still being written is left out."""
+        whole, _, _ = self.log_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def close(self) -> None:
         """Stop it, reap it, and end what it left behind."""
