@@ -15,7 +15,18 @@ from pathlib import Path
 from rich.console import Console
 
 from headrace.errors import HeadraceError
-from tests.bench import fairness, footprint, llama, prefix, report, servers, soak, speed, startup
+from tests.bench import (
+    fairness,
+    footprint,
+    hop,
+    llama,
+    prefix,
+    report,
+    servers,
+    soak,
+    speed,
+    startup,
+)
 from tests.bench.children import BenchError, explain
 from tests.bench.contenders import CONTENDERS
 from tests.bench.prompts import MAX_PROMPTS, long_text
@@ -30,6 +41,7 @@ what to measure:
   prefix    time to first token with a shared prefix, cold and warm
   fairness  inter-token time of running streams while a long prompt arrives
   soak      memory of a runner over many requests, a third of them cancelled
+  hop       what the controller adds to a runner that computes nothing
   startup   starts of `headrace serve` and `headrace run`, and a runner's return after SIGKILL
   import    import of the SDK, memory of an idle controller
   peers     nothing: builds llama.cpp's server, which takes part from then on
@@ -104,7 +116,13 @@ async def _fairness(setting: Setting, arguments: argparse.Namespace) -> Outcome:
 
 async def _soak(setting: Setting, arguments: argparse.Namespace) -> Outcome:
     async with servers.runner_process(setting, *soak.RUNNER_OPTIONS) as address:
-        return soak.outcome(await soak.soak(address, MODEL, arguments.requests, _note))
+        return soak.outcome(
+            await soak.soak(address, MODEL, arguments.requests or soak.REQUESTS, _note)
+        )
+
+
+async def _hop(setting: Setting, arguments: argparse.Namespace) -> Outcome:
+    return hop.outcome(await hop.measure(setting, arguments.requests or hop.REQUESTS, _note))
 
 
 async def _startup(setting: Setting, arguments: argparse.Namespace) -> Outcome:
@@ -123,6 +141,7 @@ _COMMANDS: dict[str, Callable[[Setting, argparse.Namespace], Awaitable[Outcome]]
     "prefix": _prefix,
     "fairness": _fairness,
     "soak": _soak,
+    "hop": _hop,
     "startup": _startup,
     "import": _import,
 }
@@ -146,7 +165,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=_positive, metavar="N", help="rounds of speed and prefix (default: 3)")
     add("--tokens", type=_positive, metavar="N", help="output tokens a stream (default: 64)")
     add("--streams", type=_counts, metavar="N,N", help="streams at once (default: 1,8,16,32)")
-    add("--requests", type=_requests, default=2000, metavar="N", help="of soak (default: 2000)")
+    add(
+        "--requests",
+        type=_requests,
+        metavar="N",
+        help=f"of soak (default: {soak.REQUESTS}), of each way of hop (default: {hop.REQUESTS})",
+    )
     add("--skip", action="append", choices=_NAMES, default=[], help="leave a contender out")
     add("--quick", action="store_true", help="one round of 16 tokens at 1 and 8 streams")
     add("--full", action="store_true", help="stock mlx_lm.server at 16 and 32 streams too: minutes")

@@ -52,10 +52,12 @@ async def runner(setting: Setting) -> AsyncIterator[Stream]:
 
 
 @asynccontextmanager
-async def controller(setting: Setting, *options: str) -> AsyncIterator[tuple[Child, str]]:
+async def controller(
+    setting: Setting, *options: str, program: str = "headrace_server"
+) -> AsyncIterator[tuple[Child, str]]:
     """A controller as users start it, ready, and its address."""
     address = f"unix:{setting.sockets}/controller.sock"
-    command = (sys.executable, "-m", "headrace_server", "--listen", address, "--grace", "1s")
+    command = (sys.executable, "-m", program, "--listen", address, "--grace", "1s")
     life = ("--home", setting.home, "--ready-fd", _STDOUT, "--parent", "stdin")
     async with running((*command, *life, *options), os.environ, b'{"event": "listening"') as child:
         await child.ready()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BOUND = 1.05
 """How many times the memory after the first requests the memory at the end may be."""
+REQUESTS = 2000
 SETTLED = 200
 """Requests after which memory counts as settled."""
 AT_ONCE = 16
