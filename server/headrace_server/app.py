@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import grpc.aio
+import uvloop
 from grpc_reflection.v1alpha import reflection
 
 from headrace.errors import HeadraceError
@@ -88,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=config.log_level.upper(),
     )
     try:
-        return asyncio.run(_run(sources, effective))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(sources, effective))
     except CannotListenError as error:
         logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
         return 1

@@ -15,7 +15,7 @@ METHOD = "/headrace.v1.CompletionService/StreamCompletion"
 def handler(method: str, stream: Callable[[bytes, Any], Awaitable[None]]) -> Any:
     """Serves a method that answers one message with many."""
     _, service, name = method.split("/")
-    made = grpc.unary_stream_rpc_method_handler(stream, None, None)
+    made: Any = grpc.unary_stream_rpc_method_handler(stream, None, None)
     return grpc.method_handlers_generic_handler(service, {name: made})
 
 

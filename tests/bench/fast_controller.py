@@ -20,5 +20,5 @@ sys.exit(main())
 
 if __name__ == "__main__":
     command = (sys.executable, "-c", _FAST)
-    planner.Supervisor = partial(Supervisor, command=command)  # type: ignore[misc, assignment]
+    vars(planner)["Supervisor"] = partial(Supervisor, command=command)
     sys.exit(app.main(["--no-spare", *sys.argv[1:]]))

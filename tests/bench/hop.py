@@ -45,7 +45,8 @@ LATENCY = 0.001
 GROWTH = 1.05
 """How many times its memory after the first round the controller's may be at the end."""
 
-_MESSAGES = TOKENS + 2
+_ENDS = 2
+"""Messages of a stream beside its tokens: `started` and `completed`."""
 _SECONDS = 60.0
 """In which a stream has to end."""
 _DELTA = b"\x1a"
@@ -78,38 +79,44 @@ class Way:
 
     async def measure(self) -> None:
         """One round. Raises BenchError where a stream is not whole."""
-        times = [await self._stream() for _ in range(ALONE)]
+        times = [await self._stream(_ONE_TOKEN, 1) for _ in range(ALONE)]
         self.first_tokens.append(percentile(times, 50))
         supply = islice(repeat(None), ROUND)
         computed, began = _computed(self.process), time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
                 group.create_task(self._work(supply))
-        messages = ROUND * _MESSAGES
+        messages = ROUND * (TOKENS + _ENDS)
         self.messages.append(messages / (time.perf_counter() - began))
         self.cpu.append((_computed(self.process) - computed) / messages)
         self.resident.append(self.process.memory_info().rss)
 
     async def _work(self, supply: islice[None]) -> None:
         for _ in supply:
-            await self._stream()
+            await self._stream(_REQUEST, TOKENS)
 
-    async def _stream(self) -> float:
+    async def _stream(self, request: bytes, tokens: int) -> float:
         """Seconds to the first token."""
         began, first, count = time.perf_counter(), 0.0, 0
         call: Any = self.channel.unary_stream(METHOD)
-        async for message in call(_REQUEST, timeout=_SECONDS):
+        async for message in call(request, timeout=_SECONDS):
             count += 1
             if not first and message[:1] == _DELTA:
                 first = time.perf_counter() - began
-        if count < _MESSAGES:  # One who waits for a runner is told so in messages of their own.
-            raise BenchError(f"{self.title}: a stream had {count} messages instead of {_MESSAGES}")
+        if count < tokens + _ENDS:  # One who waits for a runner is told so in further messages.
+            raise BenchError(f"{self.title}: a stream of {tokens} tokens had {count} messages")
         return first
 
 
-_REQUEST = StreamCompletionRequest(
-    model=MODEL, prompt="What is the capital of France?", max_tokens=TOKENS
-).SerializeToString()
+def _request(tokens: int) -> bytes:
+    prompt = "What is the capital of France?"
+    request = StreamCompletionRequest(model=MODEL, prompt=prompt, max_tokens=tokens)
+    return request.SerializeToString()
+
+
+_REQUEST = _request(TOKENS)
+_ONE_TOKEN = _request(1)
+"""The tokens that follow at once, as no real runner's do, would compete with the first."""
 
 
 async def measure(setting: Setting, requests: int, note: Callable[[str], None]) -> Sequence[Way]:

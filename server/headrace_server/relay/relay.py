@@ -131,11 +131,13 @@ class Relay:
             await write(_progress(wait))
 
         async def use(ticket: Ticket, options: dict[str, Any], turn: Turn | None) -> None:
+            advanced = False
             attempt = answers(_STREAM_COMPLETION, ticket, record.ask(now()), options)
             async with aclosing(attempt) as messages:
                 async for data in messages:
                     passed = record.take(data, now())
-                    if record.advanced:
+                    if record.advanced and not advanced:
+                        advanced = True
                         ticket.advanced()
                         if turn is not None:
                             turn.end()

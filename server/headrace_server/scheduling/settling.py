@@ -20,6 +20,8 @@ def settle(desk: Desk) -> None:
     _let_go(desk)
     _rank(desk)
     _shrink(desk)
+    if not desk.waiting:
+        return
     _give_up(desk)
     _load(desk)
     while _give_up(desk):  # What was just started may be there to stay.

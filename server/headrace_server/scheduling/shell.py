@@ -78,11 +78,13 @@ class Scheduler:
         shortage: Callable[[], int] = lambda: 0,
         memory_interval: float = MEMORY_INTERVAL,
     ) -> None:
-        """`on_change` is called after every change of who is loaded. `shortage` gives the bytes
-        that the machine itself is short of, 0 if it is not."""
+        """`on_change` is called after changes of who is loaded, once for those of one turn of the
+        event loop. `shortage` gives the bytes that the machine itself is short of, 0 if it is
+        not."""
         self._loop = asyncio.get_running_loop()
         self._launcher = launcher
         self._on_change = on_change
+        self._to_tell = False
         self._state = State(limits)
         self._requests = 0
         self._tickets: dict[int, Ticket] = {}
@@ -265,6 +267,12 @@ class Scheduler:
     def _announce(self) -> None:
         changed, self.changed = self.changed, self._loop.create_future()
         changed.set_result(None)
+        if not self._to_tell:
+            self._to_tell = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._to_tell = False
         self._on_change()
 
     def _look_at(self, life: Life) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from headrace.errors import FieldViolation, InvalidRequest
 
@@ -28,6 +29,7 @@ class ModelName:
         return f"{self.name}:{self.tag}"
 
 
+@lru_cache(maxsize=256)  # Every request names a model.
 def parse_name(text: str, field: str = "model") -> ModelName:
     """Parse `name[:tag]`, with the tag "latest" where none is given.
 

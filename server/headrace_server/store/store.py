@@ -44,13 +44,14 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self._layout = Layout(home)
+        self._read = _Manifests()
 
     def list(self) -> list[Manifest]:
         """Every model, by name. A damaged manifest is logged and left out."""
         found = []
         for path in self._layout.manifests():
             try:
-                found.append(_read(path))
+                found.append(self._read(path))
             except FileNotFoundError:
                 continue  # Deleted meanwhile.
             except ModelCorrupt as error:
@@ -63,7 +64,7 @@ class Store:
         Raises InvalidRequest for what is no name, ModelNotFound with the nearest names, and
         ModelCorrupt for a damaged manifest.
         """
-        return _read(self._find(parse_name(name)))
+        return self._read(self._find(parse_name(name)))
 
     def path(self, manifest: Manifest) -> Path:
         """The model's directory."""
@@ -149,7 +150,7 @@ class Store:
         with self._layout.staging() as staging, self._layout.changing():
             copied = dataclasses.replace(self.get(source), name=target.name, tag=target.tag)
             path = self._layout.manifest(target)
-            if path.exists() and _read(path).digest != copied.digest:
+            if path.exists() and self._read(path).digest != copied.digest:
                 raise _taken(target, "destination")
             write_into(copied.to_json(), staging, path)
         return copied
@@ -163,7 +164,7 @@ class Store:
             path = self._find(parse_name(name))
             manifest = None
             with suppress(ModelCorrupt):
-                manifest = _read(path)
+                manifest = self._read(path)
             self._layout.remove_manifest(path)
             self._layout.collect(staging)
             return manifest.size if manifest and not self.path(manifest).exists() else 0
@@ -244,7 +245,7 @@ class Store:
         Raises InvalidRequest where the entry's name is another model's.
         """
         try:
-            manifest = _read(self._layout.manifest(entry.name))
+            manifest = self._read(self._layout.manifest(entry.name))
             self.check(manifest)
         except (FileNotFoundError, ModelCorrupt):
             return None
@@ -282,7 +283,28 @@ class Store:
         return ModelNotFound(str(name), nearest=nearest, hint=f"pull knows {offered_names}")
 
 
-def _read(path: Path) -> Manifest:
+class _Manifests:
+    """Reads manifests, each again only when its file is another: every request asks for one."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
+
+    def __call__(self, path: Path) -> Manifest:
+        """Raises FileNotFoundError, ModelCorrupt."""
+        try:
+            found = path.stat()
+            # Manifests come to lie there whole, by a rename: a changed one is another file.
+            stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+            known = self._known.get(path)
+            if known is None or known[0] != stamp:
+                known = self._known[path] = (stamp, _parse(path))
+        except (FileNotFoundError, ModelCorrupt):
+            self._known.pop(path, None)
+            raise
+        return known[1]
+
+
+def _parse(path: Path) -> Manifest:
     try:
         return parse_manifest(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -18,6 +18,9 @@ from opentelemetry import trace
 
 BUFFER_BYTES: Final = 1 << 20
 """Log text held for a slow reader. What comes on top is dropped and counted."""
+_GATHER: Final = 0.01
+"""Seconds for which lines are gathered after a write, before the next one. Waking a thread for
+every line would cost the process more than the lines do."""
 
 _STANDARD: Final = frozenset(
     {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
@@ -101,6 +104,8 @@ class BufferedHandler(logging.Handler):
         self._lines: list[bytes] = []
         self._held = 0
         self._dropped = 0
+        self._gathering = False
+        self._urgent = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="headrace-log", daemon=True)
         self._thread.start()
@@ -120,11 +125,15 @@ class BufferedHandler(logging.Handler):
             else:
                 self._lines.append(data)
                 self._held += len(data)
-            self._state.notify_all()
+            self._urgent |= (record.levelno or 0) >= logging.WARNING  # It may be the last one.
+            if self._urgent or not self._gathering:
+                self._state.notify_all()
 
     def flush(self, timeout: float = 1.0) -> None:
         """Wait until all lines are written, or the timeout (seconds) has passed."""
         with self._state:
+            self._urgent = True
+            self._state.notify_all()
             self._state.wait_for(lambda: self._held == 0 and self._dropped == 0, timeout)
 
     def close(self) -> None:
@@ -143,6 +152,7 @@ class BufferedHandler(logging.Handler):
                     return
                 lines, self._lines = self._lines, []
                 dropped = self._dropped
+                self._urgent = False
             data = b"".join(lines)
             taken = len(data)
             if dropped:
@@ -153,6 +163,9 @@ class BufferedHandler(logging.Handler):
                 self._held -= taken
                 self._dropped -= dropped
                 self._state.notify_all()
+                self._gathering = True
+                self._state.wait_for(lambda: self._urgent or self._closed, _GATHER)
+                self._gathering = False
 
     def _write(self, data: bytes) -> None:
         # Not through sys.stderr: its lock, held in a blocked write, would break the exit.
