@@ -1,5 +1,7 @@
 """A runner that computes nothing: it sends as many tokens as it is asked for, at once.
 
+A prompt is the time that it takes, in seconds: so long after `started` the first token comes.
+
 What is measured with it is what stands before it. Without `--report-fd` it serves until its stdin
 is closed; with it, it keeps the process protocol of a real runner.
 """
@@ -51,6 +53,8 @@ class FastRunner:
         """As many deltas as `max_tokens` says, at most those that are ready."""
         request = StreamCompletionRequest.FromString(data)
         await context.write(self._started)
+        if prefill := float(request.prompt):
+            await asyncio.sleep(prefill)
         for delta in self._deltas[: request.max_tokens]:
             await context.write(delta)
         await context.write(self._completed)

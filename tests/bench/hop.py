@@ -37,6 +37,8 @@ ROUND = 1000
 """Requests of one way in one round, AT_ONCE at a time."""
 ALONE = 200
 """More of them in each round, one after the other."""
+PREFILL = 0.01
+"""Seconds from `started` to the first token of those. Any real runner takes as long."""
 
 THROUGHPUT = 0.9
 """Least share of a bare relay's messages a second."""
@@ -67,20 +69,20 @@ class Way:
     cpu: list[float] = field(default_factory=list)
     """Seconds of the process's computing for each message."""
     first_tokens: list[float] = field(default_factory=list)
-    """Median time to first token in seconds, of streams that are alone."""
+    """Median time to first token in seconds, of streams that are alone, but for PREFILL."""
     resident: list[int] = field(default_factory=list)
     """Bytes of the process after each round."""
 
     async def warm_up(self) -> None:
         """One stream, upon which the controller loads the model."""
         call: Any = self.channel.unary_stream(METHOD)
-        async for _ in call(_REQUEST, timeout=_SECONDS):
+        async for _ in call(_MANY, timeout=_SECONDS):
             pass
 
     async def measure(self) -> None:
         """One round. Raises BenchError where a stream is not whole."""
-        times = [await self._stream(_ONE_TOKEN, 1) for _ in range(ALONE)]
-        self.first_tokens.append(percentile(times, 50))
+        times = [await self._stream(_ALONE, 1) for _ in range(ALONE)]
+        self.first_tokens.append(percentile(times, 50) - PREFILL)
         supply = islice(repeat(None), ROUND)
         computed, began = _computed(self.process), time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -93,7 +95,7 @@ class Way:
 
     async def _work(self, supply: islice[None]) -> None:
         for _ in supply:
-            await self._stream(_REQUEST, TOKENS)
+            await self._stream(_MANY, TOKENS)
 
     async def _stream(self, request: bytes, tokens: int) -> float:
         """Seconds to the first token."""
@@ -108,15 +110,13 @@ class Way:
         return first
 
 
-def _request(tokens: int) -> bytes:
-    prompt = "What is the capital of France?"
-    request = StreamCompletionRequest(model=MODEL, prompt=prompt, max_tokens=tokens)
+def _request(tokens: int, prefill: float) -> bytes:
+    request = StreamCompletionRequest(model=MODEL, prompt=str(prefill), max_tokens=tokens)
     return request.SerializeToString()
 
 
-_REQUEST = _request(TOKENS)
-_ONE_TOKEN = _request(1)
-"""The tokens that follow at once, as no real runner's do, would compete with the first."""
+_MANY = _request(TOKENS, 0.0)
+_ALONE = _request(1, PREFILL)
 
 
 async def measure(setting: Setting, requests: int, note: Callable[[str], None]) -> Sequence[Way]:
