@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -77,6 +79,58 @@ def test_another_protocol_is_named_and_not_exported() -> None:
     assert lines[1]["trace_id"]
 
 
+LOCAL = """
+import logging
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+class Local(SpanExporter):
+    def export(self, spans):
+        for span in spans:
+            sampled = span.context.trace_flags.sampled
+            print(span.name, span.resource.attributes["service.name"], sampled)
+        return SpanExportResult.SUCCESS
+    def shutdown(self):
+        print("local ended")
+class Lines(logging.Handler):
+    def emit(self, record):
+        print("line", record.getMessage())
+    def close(self):
+        super().close()
+        print("lines ended")
+"""
+WITH_LOCAL = LOCAL + PROCESS.replace(
+    'log_format="json"', 'log_format="json", local=Local(), local_logs=Lines()'
+)
+
+
+def test_a_local_store_gets_what_is_not_exported() -> None:
+    """And no exporter is imported for it."""
+    lines, output = run(WITH_LOCAL, TRACEPARENT=f"00-{'a' * 32}-{'b' * 16}-01")
+    assert output.splitlines()[:5] == [
+        "line in the span",
+        "load headrace-runner False",
+        "local ended",
+        "lines ended",
+        "no exporter",
+    ]
+    assert lines[0]["trace_id"] == "a" * 32
+
+
+def test_a_local_store_takes_nothing_from_a_collector() -> None:
+    with collecting() as (collector, endpoint):
+        _, output = run(WITH_LOCAL, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+    assert "load headrace-runner True" in output
+    assert any(isinstance(r, trace_service_pb2.ExportTraceServiceRequest) for r in collector.got)
+
+
+def test_the_local_store_is_served_where_the_export_is_not() -> None:
+    _, output = run(
+        WITH_LOCAL,
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:4318",
+        OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+    )
+    assert "load headrace-runner False" in output
+
+
 class Collector(
     trace_service_pb2_grpc.TraceServiceServicer,
     metrics_service_pb2_grpc.MetricsServiceServicer,
@@ -101,7 +155,9 @@ class Collector(
         return answers[type(request)]()
 
 
-def test_all_signals_reach_a_collector() -> None:
+@contextmanager
+def collecting() -> Iterator[tuple[Collector, str]]:
+    """A collector and its endpoint."""
     collector = Collector()
     server = grpc.server(futures.ThreadPoolExecutor(2))
     untyped: tuple[Any, ...] = (
@@ -114,9 +170,14 @@ def test_all_signals_reach_a_collector() -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        lines, output = run(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}")
+        yield collector, f"http://127.0.0.1:{port}"
     finally:
         server.stop(None).wait()
+
+
+def test_all_signals_reach_a_collector() -> None:
+    with collecting() as (collector, endpoint):
+        lines, output = run(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
     assert output == "grpc exporter"
     got = {type(request).__name__: str(request) for request in collector.got}
     assert set(got) == {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Final
 
-from opentelemetry import metrics, trace
+from opentelemetry import metrics
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
@@ -17,16 +17,20 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
+from headrace.telemetry import tracing
 from headrace.telemetry.logs import extra_fields
 
 
 def start(
-    signals: Collection[str], attributes: Mapping[str, str | int]
+    signals: Collection[str],
+    attributes: Mapping[str, str | int],
+    local: SpanExporter | None = None,
 ) -> list[Callable[[], object]]:
     """Start the export of these signals ("traces", "metrics", "logs").
+
+    Where there are traces, `local` gets their spans as well.
 
     Endpoint, headers, TLS, sampler and intervals are read from OpenTelemetry's own environment
     variables. Gives the functions that flush and end it; each may block for some seconds.
@@ -34,10 +38,7 @@ def start(
     resource = Resource.create(dict(attributes))
     ends: list[Callable[[], object]] = []
     if "traces" in signals:
-        tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        trace.set_tracer_provider(tracers)
-        ends.append(tracers.shutdown)
+        ends.append(tracing.start(resource, BatchSpanProcessor(OTLPSpanExporter()), local))
     if "metrics" in signals:
         reader = PeriodicExportingMetricReader(OTLPMetricExporter())
         meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)

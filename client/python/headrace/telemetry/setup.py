@@ -1,7 +1,8 @@
 """Set-up of a process's telemetry: once, at its start.
 
-Trace ids exist in any case, so that log lines can be tied together; spans are recorded, and the
-exporters imported, only if an OTLP endpoint is configured in the environment.
+Trace ids exist in any case, so that log lines can be tied together. Spans are recorded if somebody
+takes them: an OTLP endpoint that the environment names, or a local store. The exporters are
+imported for the former alone.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Literal, TypeAlias
-
-from opentelemetry import trace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from headrace.telemetry.logs import BufferedHandler, JsonFormatter, TextFormatter
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,10 @@ _OWN_LOGGERS = ("headrace", "headrace_server", "headrace_runner")
 class Telemetry:
     """What `configure` set up, to be shut down at the process's end."""
 
-    def __init__(self, handler: BufferedHandler, exports: Sequence[Callable[[], object]]) -> None:
-        self._handler = handler
+    def __init__(
+        self, handlers: Sequence[logging.Handler], exports: Sequence[Callable[[], object]]
+    ) -> None:
+        self._handlers = handlers
         self._exports = exports
 
     def shutdown(self, timeout: float = 3.0) -> None:
@@ -42,8 +46,9 @@ class Telemetry:
             ending = threading.Thread(target=self._end_exports, daemon=True)
             ending.start()
             ending.join(timeout)
-        logging.getLogger().removeHandler(self._handler)
-        self._handler.close()
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
 
     def _end_exports(self) -> None:
         for shutdown in self._exports:
@@ -56,26 +61,38 @@ def configure(
     instance_id: str,
     log_format: LogFormat = "auto",
     level: str = "INFO",
+    local: SpanExporter | None = None,
+    local_logs: logging.Handler | None = None,
 ) -> Telemetry:
     """Set up logging on stderr, trace ids, and exports if the environment asks for them.
 
     `auto` logs text to a terminal and JSON elsewhere. `level` is for Headrace's own loggers; other
-    libraries log warnings and errors.
+    libraries log warnings and errors. `local` gets every span, sampled or not, and `local_logs`
+    every record that is logged; both are called by whoever ends the span or logs, and are shut down
+    with the rest.
     """
     handler = BufferedHandler()
     text = log_format == "text" or (log_format == "auto" and os.isatty(2))
     handler.setFormatter(TextFormatter() if text else JsonFormatter(service))
     root = logging.getLogger()
-    root.addHandler(handler)
+    handlers = [handler] if local_logs is None else [local_logs, handler]
+    for each in handlers:
+        root.addHandler(each)
     root.setLevel(logging.WARNING)
     set_level(level)
     logging.captureWarnings(True)
 
     signals = exported_signals(os.environ)
-    exports = _start_exports(signals, service, instance_id) if signals else ()
+    attributes: dict[str, str | int] = {
+        "service.name": service,
+        "service.instance.id": instance_id,
+        "service.version": _version(),
+        "process.pid": os.getpid(),
+    }
+    exports = _start_exports(signals, attributes, local) if signals else []
     if "traces" not in signals or not exports:
-        _only_trace_ids()
-    return Telemetry(handler, exports)
+        exports += _start_recording(attributes, local)
+    return Telemetry(handlers, exports)
 
 
 def set_level(level: str) -> None:
@@ -100,15 +117,15 @@ def exported_signals(env: Mapping[str, str]) -> frozenset[str]:
 
 
 def _start_exports(
-    signals: frozenset[str], service: Service, instance_id: str
-) -> Sequence[Callable[[], object]]:
+    signals: frozenset[str], attributes: Mapping[str, str | int], local: SpanExporter | None
+) -> list[Callable[[], object]]:
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     if protocol != "grpc":
         logger.warning(
             "nothing is exported: OTEL_EXPORTER_OTLP_PROTOCOL is %r and only 'grpc' is spoken here",
             protocol,
         )
-        return ()
+        return []
     try:
         from headrace.telemetry import export
     except ImportError as error:
@@ -117,31 +134,22 @@ def _start_exports(
             "opentelemetry-exporter-otlp-proto-grpc",
             error,
         )
-        return ()
-    return export.start(
-        signals,
-        {
-            "service.name": service,
-            "service.instance.id": instance_id,
-            "service.version": _version(),
-            "process.pid": os.getpid(),
-        },
-    )
+        return []
+    return export.start(signals, attributes, local)
 
 
-def _only_trace_ids() -> None:
+def _start_recording(
+    attributes: Mapping[str, str | int], local: SpanExporter | None
+) -> list[Callable[[], object]]:
+    """Have trace ids, and spans for `local` if there is one."""
     try:
         from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+        from headrace.telemetry import tracing
     except ImportError:
-        return  # the bare client: callers bring their own provider, or have no trace
-    # Spans that are not sampled have ids and record nothing. The empty resource spares the search
-    # for resource detectors among all installed packages.
-    provider = TracerProvider(
-        sampler=ALWAYS_OFF, resource=Resource.get_empty(), shutdown_on_exit=False
-    )
-    trace.set_tracer_provider(provider)
+        return []  # the bare client: callers bring their own provider, or have no trace
+    # Not Resource.create(), which searches all installed packages for resource detectors.
+    return [tracing.start(Resource(attributes), None, local)]
 
 
 def _version() -> str:
