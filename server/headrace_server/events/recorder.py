@@ -86,15 +86,15 @@ class Recorder:
                 # In a context of its own: it is part of nobody's trace.
                 self._timer = loop.call_later(PACE, self._take, None, context=Context())
             return
-        self._take(seen)
-        self._lives = {name: life for name, (_, life) in lives.items()}
+        self._take(lives)
 
-    def _take(self, seen: dict[str, RunnerView] | None) -> None:
+    def _take(self, lives: dict[str, tuple[Slot, Life]] | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if seen is None:
-            seen = {slot.runner: runner_view(slot, life) for slot, life in self._loaded()}
+        if lives is None:
+            lives = {slot.runner: (slot, life) for slot, life in self._loaded()}
+        seen = {name: runner_view(*found) for name, found in lives.items()}
         before = self._runners
         # Between two looks a runner may have died and gone: its end is shown all the same.
         ends = {
@@ -103,7 +103,10 @@ class Recorder:
             if name not in seen and view.state is not State.DEAD
         }
         for name, view in {**ends, **seen}.items():
-            _log_runner(before.get(name), view)
+            life = lives[name][1] if name in lives else self._lives[name]
+            with life.load.lines():
+                _log_runner(before.get(name), view)
+        self._lives = {name: life for name, (_, life) in lives.items()}
         if ends:
             self._runners = {**seen, **ends}
             self._write()

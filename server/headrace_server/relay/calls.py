@@ -1,24 +1,18 @@
-"""One attempt at a call: what is sent to a runner and heard from it, its span, and how it ends."""
+"""One attempt at a call: what is sent to a runner and heard from it, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
-from opentelemetry import trace
-from opentelemetry.trace import SpanKind
 
 from headrace.errors import Draining, HeadraceError, Unavailable, from_rpc_error
-from headrace.telemetry import names, propagation
 from headrace_server.relay.record import Record
 from headrace_server.scheduling.ticket import Ticket
-
-_tracer = trace.get_tracer("headrace.controller")
 
 # How a call ends, without details of Headrace's, when its runner is gone.
 _LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
@@ -111,41 +105,7 @@ def _closed(channel: grpc.aio.Channel) -> bool:
     return channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
 
-@contextmanager
-def span(method: str, ticket: Ticket, moves: int) -> Iterator[dict[str, str]]:
-    """The span of one attempt, after so many moves; gives the headers that carry it on."""
-    attributes: dict[str, str | int] = {
-        names.RPC_SYSTEM_NAME: "grpc",
-        names.RPC_METHOD: method.removeprefix("/"),
-        names.HEADRACE_RUNNER_ID: ticket.life.id,
-        names.HEADRACE_MODEL_DIGEST: ticket.life.wanted.digest,
-    }
-    if moves:
-        attributes[names.HEADRACE_RESUMED] = moves
-    span = _tracer.start_span(method.removeprefix("/"), kind=SpanKind.CLIENT, attributes=attributes)
-    try:
-        yield propagation.headers(trace.set_span_in_context(span))
-        span.set_attribute(names.RPC_STATUS_CODE, grpc.StatusCode.OK.name)
-    except BaseException as error:
-        failed = error.error if isinstance(error, Lost) else error
-        code = failed.code.name if isinstance(failed, HeadraceError) else type(failed).__name__
-        span.set_attribute(names.RPC_STATUS_CODE, code)
-        span.set_attribute(names.ERROR_TYPE, code)
-        span.set_status(trace.StatusCode.ERROR, code)
-        raise
-    finally:
-        span.end()
-
-
 def note_wait(ticket: Ticket, record: Record) -> None:
-    """Write down how long a wait took, for `completed` and for the trace."""
+    """Write down how long a wait took, for `completed`."""
     begin, end = ticket.load_span
     record.waited(ticket.granted_at - ticket.asked_at - (end - begin), end - begin)
-    if not trace.get_current_span().is_recording():
-        return
-    epoch = time.time_ns() - int(ticket.granted_at * 1e9)
-    queued_until = begin if end > begin else ticket.granted_at
-    spans = [(names.SPAN_QUEUE, ticket.asked_at, queued_until), (names.SPAN_LOAD, begin, end)]
-    for name, since, until in spans[: 2 if end > begin else 1]:
-        part = _tracer.start_span(name, start_time=epoch + int(since * 1e9))
-        part.end(epoch + int(until * 1e9))

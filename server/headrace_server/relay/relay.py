@@ -10,16 +10,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 
 from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCrashed
+from headrace.telemetry.outcome import kind_of
 from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
-from headrace_server.relay.calls import Lost, answers, ask_once, note_wait, span
+from headrace_server.relay.calls import Lost, answers, ask_once, note_wait
 from headrace_server.relay.probation import Late, Probation, Turn
 from headrace_server.relay.record import MAX_KILLS, End, Record, StreamRecord
+from headrace_server.relay.spans import Attempt, note_end
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Prefixes
 from headrace_server.scheduling.ticket import Life, Ticket, Wait, Wanted
@@ -84,6 +87,10 @@ class _Loss:
     """A cause of `ERROR_REASON_RUNNER_CRASHED`."""
     message: str
     end: End
+    last_words: str = ""
+    """What the runner printed, for the operator."""
+    attempt: SpanContext = INVALID_SPAN_CONTEXT
+    """The span of the attempt that ended so."""
 
 
 class Relay:
@@ -150,9 +157,10 @@ class Relay:
         try:
             await self._within_time(_Call(_STREAM_COMPLETION, terms, record, tell, use))
         except BaseException as error:
-            outcome = _kind(error)
+            outcome = kind_of(error)
             raise
         finally:
+            note_end(terms.wanted, record)
             ended = {
                 "model": terms.wanted.name,
                 "outcome": outcome,
@@ -267,15 +275,25 @@ class Relay:
             if turn is not None:
                 turn.begin()
             note_wait(ticket, record)
-            try:
-                with span(call.method, ticket, record.moves) as headers:
-                    options = {
-                        "metadata": [*headers.items(), ("headrace-digest", terms.wanted.digest)],
-                        "timeout": max(0.0, deadline - self._scheduler.now()),
-                    }
+            previous = INVALID_SPAN_CONTEXT if before is None else before.attempt
+            with Attempt(call.method, ticket, record, previous) as attempt:
+                options = {
+                    "metadata": [
+                        *attempt.headers().items(),
+                        ("headrace-digest", terms.wanted.digest),
+                    ],
+                    "timeout": max(0.0, deadline - self._scheduler.now()),
+                }
+                try:
                     await call.use(ticket, options, turn)
-            except Lost as lost:
-                return None if record.completed else await self._explain(lost, ticket)
+                except Lost as lost:
+                    if record.completed:
+                        return None
+                    attempt.broke(lost.error.code)
+                    loss = await self._explain(lost, ticket)
+                    if loss.end is not End.WENT:
+                        attempt.died(loss.cause, loss.message, loss.last_words)
+                    return replace(loss, attempt=attempt.span)
         return None
 
     async def _explain(self, lost: Lost, ticket: Ticket) -> _Loss:
@@ -296,17 +314,10 @@ class Relay:
             # they cannot be told from others, the call may be what took the memory.
             outside = death.cause == "SIGNAL" and not death.perhaps_memory
             end = End.KILLED if outside else End.DIED
-            return _Loss(life, death.cause, death.message, end)
+            return _Loss(life, death.cause, death.message, end, death.detail)
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
             return _Loss(life, "STALLED", "the runner does not answer", End.DIED)
         raise error
-
-
-def _kind(error: BaseException) -> str:
-    """What a stream's end is called in the log."""
-    if isinstance(error, HeadraceError):
-        return error.reason or error.code.name
-    return "cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
 
 
 def _progress(wait: Wait) -> bytes:

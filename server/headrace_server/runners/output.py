@@ -11,6 +11,8 @@ import json
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from headrace_server.runners.spec import RunnerSpec
@@ -25,6 +27,10 @@ TAIL_BYTES = 64 * 1024
 _READ_BYTES = 64 * 1024
 # Attributes of a log record that a field of the child's must not overwrite.
 _RESERVED = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
+
+
+Lines = Callable[[], AbstractContextManager[None]]
+"""Gives the context that log lines of a runner belong to at this moment."""
 
 
 class LineSplitter:
@@ -88,8 +94,10 @@ class Tail:
 class RunnerOutput:
     """Pumps one runner's output until it ends. `tail` times are `time.monotonic()`."""
 
-    def __init__(self, spec: RunnerSpec) -> None:
+    def __init__(self, spec: RunnerSpec, lines: Lines = nullcontext) -> None:
+        """`lines`: the context for what it prints outside its log, which names no trace."""
         self.tail = Tail()
+        self._lines = lines
         self._identity = {"runner_id": spec.id, "model": spec.model}
         self._splitter = LineSplitter()
 
@@ -109,7 +117,8 @@ class RunnerOutput:
                 self._emit(fields)
             elif line.strip():
                 self.tail.add(line, now)
-                logger.warning("%s", line, extra=self._identity)
+                with self._lines():
+                    logger.warning("%s", line, extra=self._identity)
 
     def _emit(self, fields: dict[str, Any]) -> None:
         level = logging.getLevelName(str(fields.pop("level", "INFO")).upper())

@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import Context
 
 from headrace.host import handover, orders
 from headrace_server.runners.diagnosis import Death, Verdict, diagnose
 from headrace_server.runners.oom import OomKills
-from headrace_server.runners.output import RunnerOutput
+from headrace_server.runners.output import Lines, RunnerOutput
 from headrace_server.runners.spawn import Spawned, spawn
 from headrace_server.runners.spec import RunnerSpec
 
@@ -36,14 +37,20 @@ class RunnerProcess:
     """A started process. Make one with `start` or `adopt`."""
 
     def __init__(
-        self, spec: RunnerSpec, spawned: Spawned, on_report: OnReport, oom_kills: OomKills
+        self,
+        spec: RunnerSpec,
+        spawned: Spawned,
+        on_report: OnReport,
+        oom_kills: OomKills,
+        lines: Lines = nullcontext,
     ) -> None:
         self.pid = spawned.process.pid
         self._spec = spec
         self._spawned = spawned
         self._on_report = on_report
         self._oom_kills = oom_kills
-        self._output = RunnerOutput(spec)
+        self._output = RunnerOutput(spec, lines)
+        self._lines = lines
         self._reported: handover.Failed | None = None
         self._verdict: Verdict | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -51,7 +58,7 @@ class RunnerProcess:
         self.dead: asyncio.Task[Death] = asyncio.create_task(
             self._live(),
             name=f"runner {spec.id}",
-            # What the process prints later belongs to no trace but the one it names itself.
+            # What the process logs belongs to no trace but the one it names itself.
             context=Context(),
         )
         """Ends when the process has been reaped and its output read. Wait for it with
@@ -65,14 +72,16 @@ class RunnerProcess:
         on_report: OnReport,
         command: Sequence[str] = RUNNER_COMMAND,
         oom_kills: OomKills | None = None,
+        lines: Lines = nullcontext,
     ) -> RunnerProcess:
-        """Start a runner; its reports go to `on_report` on this event loop.
+        """Start a runner; its reports go to `on_report` on this event loop. `lines` gives the
+        context for what is logged of it.
 
         Raises OSError when the process cannot be started; nothing is left behind then.
         """
         spawned = await spawn(command, spec.arguments, environment)
         # No await from here: the process has no other owner until the object's task exists.
-        return cls(spec, spawned, on_report, oom_kills or OomKills())
+        return cls(spec, spawned, on_report, oom_kills or OomKills(), lines)
 
     @classmethod
     def adopt(
@@ -82,6 +91,7 @@ class RunnerProcess:
         environment: Mapping[str, str],
         on_report: OnReport,
         oom_kills: OomKills,
+        lines: Lines = nullcontext,
     ) -> RunnerProcess:
         """Make a spare process this runner. `environment` is added to what the spare has.
 
@@ -89,7 +99,7 @@ class RunnerProcess:
         """
         arguments = spec.arguments(spare.listen, spare.reports.write_fd)
         spare.tell(orders.encode(orders.Orders(arguments, environment)))
-        return cls(spec, spare, on_report, oom_kills)
+        return cls(spec, spare, on_report, oom_kills, lines)
 
     async def stop(self, grace: float) -> Death:
         """Ask for a drain, and kill after `grace` seconds. Returns when the process is reaped.
@@ -116,7 +126,8 @@ class RunnerProcess:
         self._signal(signal.SIGKILL)
 
     def _end_grace(self, grace: float) -> None:
-        logger.warning("runner %s did not stop within %g s; killing it", self._spec.id, grace)
+        with self._lines():
+            logger.warning("runner %s did not stop within %g s; killing it", self._spec.id, grace)
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -142,7 +153,8 @@ class RunnerProcess:
             spawned.dispose()
         for result in results:
             if isinstance(result, Exception):
-                logger.error("reading from runner %s failed", self._spec.id, exc_info=result)
+                with self._lines():
+                    logger.error("reading from runner %s failed", self._spec.id, exc_info=result)
         return diagnose(
             returncode,
             self._output.tail.since(ended - _LAST_MOMENTS),
@@ -161,7 +173,8 @@ class RunnerProcess:
                     return
                 report = handover.decode(line)
             except ValueError as error:  # HandoverError, or a line over the reader's limit
-                logger.warning("runner %s wrote a bad report: %s", self._spec.id, error)
+                with self._lines():
+                    logger.warning("runner %s wrote a bad report: %s", self._spec.id, error)
                 continue
             if isinstance(report, handover.Failed):
                 self._reported = report

@@ -10,13 +10,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
+from contextvars import Context
 from typing import Any
 
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from opentelemetry import trace
 
 from headrace.host.handover import Listening, Report
 from headrace.host.orders import SPARE
+from headrace.telemetry import names
 from headrace_server.runners.diagnosis import Death, Verdict
 from headrace_server.runners.lifecycle import (
     Died,
@@ -31,6 +35,7 @@ from headrace_server.runners.lifecycle import (
     overslept,
 )
 from headrace_server.runners.oom import OomKills
+from headrace_server.runners.output import Lines
 from headrace_server.runners.process import RUNNER_COMMAND, OnReport, RunnerProcess
 from headrace_server.runners.spares import Activity, Spares
 from headrace_server.runners.spawn import Spawned, spawn
@@ -66,8 +71,10 @@ class RunningRunner:
         limits: Limits,
         oom_kills: OomKills,
         on_change: Callable[[RunningRunner], None],
+        lines: Lines = nullcontext,
     ) -> None:
         self.spec = spec
+        self._lines = lines
         self._start = start
         self._oom_kills = oom_kills
         self._connect = connect
@@ -83,7 +90,10 @@ class RunningRunner:
         self._listening: asyncio.Future[Listening] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
         self.dead: asyncio.Task[Death] = asyncio.create_task(
-            self._live(), name=f"supervise {spec.id}"
+            self._live(),
+            name=f"supervise {spec.id}",
+            # Its lines are part of what `lines` says, which is not the same for ever.
+            context=Context(),
         )
         """Ends when all is cleaned up. Wait for it with `asyncio.wait` or `shield`."""
         self.dead.add_done_callback(lambda _: self._apply(Died()))
@@ -135,7 +145,8 @@ class RunningRunner:
         try:
             death = await self._run()
         except OSError as error:
-            logger.exception("runner %s could not be started", self.spec.id)
+            with self._lines():
+                logger.exception("runner %s could not be started", self.spec.id)
             death = Death("LOAD_FAILED", "the runner could not be started", detail=str(error))
         finally:
             if self._timer is not None:
@@ -143,12 +154,9 @@ class RunningRunner:
             if self._channel is not None:
                 await self._channel.close(_CLOSE_GRACE)
         level = logging.INFO if death.expected else logging.ERROR
-        logger.log(
-            level,
-            "runner ended: %s",
-            death.message,
-            extra={"runner_id": self.spec.id, "model": self.spec.model, "cause": death.cause},
-        )
+        extra = {"runner_id": self.spec.id, "model": self.spec.model, "cause": death.cause}
+        with self._lines():
+            logger.log(level, "runner ended: %s", death.message, extra=extra)
         return death
 
     async def _run(self) -> Death:
@@ -244,7 +252,9 @@ class RunningRunner:
 
     def _kill(self, verdict: Verdict) -> None:
         if self._process is not None:
-            logger.error("killing runner %s: %s", self.spec.id, verdict.reason)
+            extra = {"runner_id": self.spec.id, "model": self.spec.model}
+            with self._lines():
+                logger.error("killing runner %s: %s", self.spec.id, verdict.reason, extra=extra)
             self._process.kill(verdict)
 
 
@@ -280,11 +290,15 @@ class Supervisor:
         """Call its `look`, and its `close` before the last runner is stopped."""
 
     def start(
-        self, spec: RunnerSpec, extra_environment: Mapping[str, str] | None = None
+        self,
+        spec: RunnerSpec,
+        extra_environment: Mapping[str, str] | None = None,
+        lines: Lines = nullcontext,
     ) -> RunningRunner:
         """Start a runner, of the spare if there is one, and return at once.
 
         Wait with its `ready()`. `extra_environment` is this runner's alone, such as TRACEPARENT.
+        `lines` gives the context for what is logged of it.
         """
         extra = extra_environment or {}
         self._oom_kills.look()
@@ -292,10 +306,12 @@ class Supervisor:
         async def begin(spec: RunnerSpec, on_report: OnReport) -> RunnerProcess:
             spare = self.spares.take() if self.spares else None
             if spare is not None:
-                return RunnerProcess.adopt(spec, spare, extra, on_report, self._oom_kills)
+                with lines():
+                    trace.get_current_span().set_attribute(names.HEADRACE_RUNNER_SPARE, True)
+                return RunnerProcess.adopt(spec, spare, extra, on_report, self._oom_kills, lines)
             environment = {**self._environment, **extra}
             return await RunnerProcess.start(
-                spec, environment, on_report, self._command, self._oom_kills
+                spec, environment, on_report, self._command, self._oom_kills, lines
             )
 
         return RunningRunner(
@@ -305,6 +321,7 @@ class Supervisor:
             limits=self._limits,
             oom_kills=self._oom_kills,
             on_change=self._on_change,
+            lines=lines,
         )
 
     async def _start_spare(self) -> Spawned:

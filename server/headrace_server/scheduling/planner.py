@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc.aio
-from opentelemetry.context import Context
 
 from headrace.errors import LoadFailed, ModelNotFound, UnsupportedCapability
 from headrace.host.dtype import choose_dtype
@@ -25,6 +24,7 @@ from headrace_server.runners.spec import RunnerSpec
 from headrace_server.runners.supervisor import RunningRunner, Supervisor
 from headrace_server.scheduling import estimates
 from headrace_server.scheduling.estimates import Dtype
+from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import Policy
 from headrace_server.scheduling.ticket import Runner, Wanted
 from headrace_server.store import Manifest, Store
@@ -44,8 +44,6 @@ class Model:
     """What the options come to here."""
     needs: int
     """Bytes of memory, as estimated."""
-    origin: Context
-    """Trace context of the request that brought it up; a load is told of it."""
 
     @property
     def name(self) -> str:
@@ -183,13 +181,12 @@ class Planner:
         needs = estimates.before_load(
             manifest, dtype=dtype, concurrency=options.max_concurrency, context=options.context
         )
-        origin = propagation.extract(propagation.headers().items())
-        model = Model(manifest, options, dtype, needs, origin)
+        model = Model(manifest, options, dtype, needs)
         self._keys.setdefault(model.digest, set()).add(model.key)
         return model
 
-    async def launch(self, runner_id: str, wanted: Wanted) -> Runner:
-        """Start a runner.
+    async def launch(self, runner_id: str, wanted: Wanted, load: Load) -> Runner:
+        """Start a runner. It is told of the load, and what is said of it is part of that.
 
         Raises ModelCorrupt for a damaged directory, LoadFailed where MLX cannot run.
         """
@@ -229,8 +226,8 @@ class Planner:
                 extra={"model": wanted.name, "memory_bytes": self._memory},
             )
         environment: dict[str, str] = {}
-        propagation.inject_env(environment, wanted.origin)
-        return self._supervisor.start(spec, environment)
+        propagation.inject_env(environment, load.context)
+        return self._supervisor.start(spec, environment, load.lines)
 
     def look(self) -> None:
         """See whether it is time for a spare runner."""
@@ -251,11 +248,7 @@ class Planner:
         assert isinstance(wanted, Model)
         stub = RunnerServiceStub(runner.channel)
         try:
-            response = await stub.GetRunner(
-                GetRunnerRequest(),
-                timeout=_REPORT_TIMEOUT,
-                metadata=tuple(propagation.headers(wanted.origin).items()),
-            )
+            response = await stub.GetRunner(GetRunnerRequest(), timeout=_REPORT_TIMEOUT)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError):
             return None
         memory = response.runner.memory

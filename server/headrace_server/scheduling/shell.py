@@ -14,7 +14,11 @@ from contextvars import Context
 from dataclasses import replace
 from typing import Any, Protocol
 
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context as TraceContext
+
 from headrace.errors import HeadraceError, LoadFailed, ModelCorrupt, UnsupportedModel
+from headrace.telemetry.outcome import kind_of
 from headrace_server.runners.diagnosis import Death
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.core import decide
@@ -39,6 +43,7 @@ from headrace_server.scheduling.events import (
     Tick,
     Unload,
 )
+from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import Asked, Limits, Phase, Policy, Prefixes, Slot, State
 from headrace_server.scheduling.ticket import Life, Runner, Ticket, Wait, Wanted
 from headrace_server.scheduling.timing import Timings
@@ -59,8 +64,9 @@ tokens of requests: in that time by little beside the margin of an estimate, and
 class Launcher(Protocol):
     """Turns an order into a process."""
 
-    async def launch(self, runner_id: str, wanted: Wanted) -> Runner:
-        """Start a runner. Raises HeadraceError where that cannot even be tried."""
+    async def launch(self, runner_id: str, wanted: Wanted, load: Load) -> Runner:
+        """Start a runner; what is said of it belongs to the load. Raises HeadraceError where that
+        cannot even be tried."""
 
     async def measure(self, runner: Runner, wanted: Wanted) -> int | None:
         """Bytes that a loaded runner holds, by its own report; None: it does not say."""
@@ -230,6 +236,11 @@ class Scheduler:
     def enter(self, ticket: Ticket, asked: Asked) -> None:
         self._tickets[asked.request] = ticket
         self._feed(asked)
+        if ticket.waits:
+            ticket.position = self._state.position(asked.request)
+            for _, life in self.runners_of(asked.key):
+                if life.loaded_at is None and ticket.load is None:
+                    ticket.awaits(life.load)
 
     def leave(self, ticket: Ticket, asked: Asked) -> None:
         del self._tickets[asked.request]
@@ -297,9 +308,13 @@ class Scheduler:
     def _carry_out(self, action: Action) -> None:
         match action:
             case Start(runner, key):
-                life = Life(runner, self._wanted[key], self.now())
+                life = Life(runner, self._wanted[key], self._begin_load(runner, key))
                 self._lives[runner] = life
-                self._tasks[runner] = self._loop.create_task(self._live(life), name=runner)
+                # In a context of its own: it may outlive the request that it is for.
+                context = Context()
+                context.run(otel_context.attach, life.load.context)
+                task = self._loop.create_task(self._live(life), name=runner, context=context)
+                self._tasks[runner] = task
                 if self._watching is None or self._watching.done():
                     watch, context = self._watch_machine(), Context()
                     self._watching = self._loop.create_task(watch, name="memory", context=context)
@@ -314,18 +329,35 @@ class Scheduler:
             case Refuse(request, error):
                 self._tickets[request].refuse(error)
 
+    def _begin_load(self, runner: str, key: str) -> Load:
+        """The record of a load. It is part of the trace of the first who waits and has none yet."""
+        waiting = [
+            self._tickets[asked.request] for asked in self._state.waiting if asked.key == key
+        ]
+        new = [ticket for ticket in waiting if ticket.load is None]
+        first = next(iter(new or waiting), None)
+        cause = TraceContext() if first is None else first.origin
+        wanted = self._wanted[key]
+        load = Load(runner, wanted.name, wanted.digest, self.now(), cause)
+        for ticket in waiting:
+            ticket.awaits(load, own=ticket is first)
+        return load
+
     async def _live(self, life: Life) -> None:
         cause = "EXITED"
         error: HeadraceError = LoadFailed("the model could not be loaded", cause=cause)
         try:
             death = await self._run(life)
             cause, error = death.cause, load_error(death, life.wanted.name)
+            life.load.died(death)
         except HeadraceError as failure:
+            life.load.failed(kind_of(failure), failure.message)
             logger.warning("not started: %s", failure, extra={"model": life.wanted.name})
             cause, error = "LOAD_FAILED", failure
         except Exception:  # a bug, which those who wait must not pay for by waiting on
             logger.exception("runner %s", life.id, extra={"model": life.wanted.name})
         finally:
+            life.load.failed(cause, error.message)
             del self._tasks[life.id]
             life.why = life.why or cause
             self._feed(Exited(life.id, cause, error))
@@ -333,7 +365,7 @@ class Scheduler:
             life.gone.set()
 
     async def _run(self, life: Life) -> Death:
-        runner = life.runner = await self._launcher.launch(life.id, life.wanted)
+        runner = life.runner = await self._launcher.launch(life.id, life.wanted, life.load)
         serving = asyncio.create_task(self._serve(life, runner))
         stop = asyncio.create_task(life.stop.wait())
         ends: set[asyncio.Task[Any]] = {runner.dead, stop}
@@ -358,6 +390,7 @@ class Scheduler:
         extra = {"runner_id": life.id, "model": life.wanted.name, "memory_bytes": memory}
         seconds = life.loaded_at - life.started_at
         logger.info("loaded in %.2f s", seconds, extra=extra)
+        life.load.done(memory)
         self._timings.loaded(life.wanted.key, life.wanted.needs, seconds)
         self._feed(Loaded(life.id, memory))
         if life.wanted.key not in self._current:

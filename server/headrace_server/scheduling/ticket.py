@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import grpc.aio
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span
 
 from headrace.errors import HeadraceError
+from headrace.telemetry import names
+from headrace.telemetry.outcome import CANCELLED, kind_of, mark
 from headrace_server.runners.diagnosis import Death
 from headrace_server.runners.lifecycle import State as RunnerState
+from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import Asked, Policy
+
+_tracer = trace.get_tracer("headrace.controller")
 
 
 class Wanted(Protocol):
@@ -63,7 +72,7 @@ class Life:
 
     id: str
     wanted: Wanted
-    started_at: float
+    load: Load
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is to be stopped."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,6 +91,11 @@ class Life:
     """Done while it makes no progress: its requests are better served by another."""
     why: str = ""
     """Of its end: that of the order to stop, else the cause of death. Empty before."""
+
+    @property
+    def started_at(self) -> float:
+        """When it was ordered."""
+        return self.load.began
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +136,13 @@ class Ticket:
         self._granted: asyncio.Future[Life] = asyncio.get_running_loop().create_future()
         self.asked_at = desk.now()
         self.granted_at = self.asked_at
+        self.origin = trace.set_span_in_context(trace.get_current_span(), Context())
+        """The trace that it is part of."""
+        self.position: int | None = None
+        """How many requests for the same model were ahead; None if it did not have to wait."""
+        self.load: Load | None = None
+        """The last load that it waited for."""
+        self._own_load = False
 
     def __enter__(self) -> Self:
         self._desk.enter(self, self._asked)
@@ -131,9 +152,10 @@ class Ticket:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        self._granted.cancel()
+        if self._granted.cancel():
+            self._note_wait(CANCELLED, "")
         self._desk.leave(self, self._asked)
 
     @property
@@ -152,6 +174,11 @@ class Ticket:
         runner = self.life.runner
         assert runner is not None
         return runner
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has no answer yet."""
+        return not self._granted.done()
 
     @property
     def load_span(self) -> tuple[float, float]:
@@ -193,14 +220,46 @@ class Ticket:
             self._advanced = True
             self._desk.advanced(self, self._asked)
 
+    def awaits(self, load: Load, *, own: bool = False) -> None:
+        """It waits for a load, which it may have caused. The scheduler's alone, as are the next."""
+        self.load, self._own_load = load, own
+
     def grant(self, life: Life, now: float) -> None:
-        """Hand over the runner. The scheduler's alone, as is `refuse`."""
+        """Hand over the runner."""
         self.granted_at = now
         if not self._granted.done():
             self._granted.set_result(life)
+            self._note_wait("", "")
 
     def refuse(self, error: HeadraceError) -> None:
         """End the wait with an error."""
         if not self._granted.done():
             self._granted.set_exception(error)
             self._granted.exception()  # Seen, even if the one who asked is gone.
+            self._note_wait(kind_of(error), error.message)
+
+    def _note_wait(self, kind: str, message: str) -> None:
+        """The wait is over: its spans. `kind`: of the error that it ended in, if it did."""
+        if not trace.get_current_span(self.origin).is_recording():
+            return
+        now = self._desk.now()
+        load = self.load
+        if load is not None and self.served and self.life.load is not load:
+            load = None  # Another runner was free before.
+        loading_at = now if load is None else min(max(load.began, self.asked_at), now)
+        epoch = time.time_ns() - int(now * 1e9)
+        queue = self._span(names.SPAN_QUEUE, epoch, self.asked_at)
+        if self.position is not None:
+            queue.set_attribute(names.HEADRACE_QUEUE_POSITION, self.position)
+        last, since = queue, loading_at
+        if load is not None and not self._own_load:
+            queue.end(epoch + int(loading_at * 1e9))
+            last = self._span(names.SPAN_LOAD_WAIT, epoch, loading_at, load.link())
+            since = now
+        if kind:
+            mark(last, kind, message)
+        last.end(epoch + int(since * 1e9))
+
+    def _span(self, name: str, epoch: int, since: float, *links: Link) -> Span:
+        began = epoch + int(since * 1e9)
+        return _tracer.start_span(name, self.origin, links=links, start_time=began)

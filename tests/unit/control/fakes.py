@@ -29,6 +29,7 @@ from headrace.v1.completion_pb2_grpc import (
 from headrace_server.runners.diagnosis import Death, DeathCause
 from headrace_server.runners.lifecycle import State
 from headrace_server.runners.supervisor import RunnerDied
+from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.planner import connect
 from headrace_server.scheduling.state import Policy
 from headrace_server.scheduling.ticket import Runner, Wanted
@@ -147,7 +148,7 @@ class FakeLauncher:
     before: Callable[[], Awaitable[None]] | None = None
     """Run before each launch."""
 
-    async def launch(self, runner_id: str, wanted: Wanted) -> Runner:
+    async def launch(self, runner_id: str, wanted: Wanted, load: Load) -> Runner:
         if self.before is not None:
             await self.before()
         runner = FakeRunner(runner_id, self.folder, self.script)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.context import Context
 
 from headrace_server.config import ServerConfig
 from headrace_server.events import recorder as recorders
@@ -17,6 +18,7 @@ from headrace_server.events.recorder import Recorder
 from headrace_server.events.views import ModelView, runner_view
 from headrace_server.runners.diagnosis import Death
 from headrace_server.runners.lifecycle import State
+from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.planner import runner_key
 from headrace_server.scheduling.state import Phase, Policy, Slot, Why
 from headrace_server.scheduling.ticket import Life
@@ -78,7 +80,8 @@ class Stage:
         await process.dead
         wanted = FakeModel(runner_key(digest, OPTIONS), digest, name="words:latest")
         slot = Slot(name, wanted.key, 10, Policy(), 300.0, started_at=0.0, idle_since=0.0)
-        self.runners[name] = (slot, Life(name, wanted, 0.0, runner=process))
+        load = Load(name, wanted.name, digest, 0.0, Context())
+        self.runners[name] = (slot, Life(name, wanted, load, runner=process))
         return process
 
     def slot(self, name: str = "r1", **changes: Any) -> None:
