@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _PREPARED = "HEADRACE_RUNNER_PREPARED"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a runner until it is told to stop. Gives the exit status."""
+    began = time.time_ns()
     words = sys.argv[1:] if argv is None else list(argv)
     spare = words == [SPARE]
     if spare:
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit_process()
     if config.core_dumps:
         allow_core_dumps()
-    return run(config)
+    return run(config, None if spare else (began, time.time_ns()))
 
 
 def _wait_for_orders() -> list[str]:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import grpc
 from grpc_reflection.v1alpha import reflection
-from opentelemetry import trace
 
 from headrace.errors import (
     HeadraceError,
@@ -31,7 +30,6 @@ from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from headrace.rpc.options import server_options
 from headrace.rpc.service import server_interceptors
 from headrace.telemetry import names
-from headrace.telemetry.propagation import context_from_env
 from headrace.telemetry.setup import configure
 from headrace.v1 import (
     completion_pb2_grpc,
@@ -54,11 +52,11 @@ from headrace_runner.services.completion import CompletionServicer
 from headrace_runner.services.not_yet import EmbeddingServicer, ImageServicer
 from headrace_runner.services.runner import RunnerServicer
 from headrace_runner.services.tokenize import TokenizeServicer
+from headrace_runner.starting import Start
 from headrace_runner.state import RunnerContext
 from headrace_runner.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
-_tracer = trace.get_tracer("headrace.runner")
 
 SERVICES = (
     "headrace.v1.CompletionService",
@@ -71,24 +69,31 @@ _UNKNOWN_CONTEXT = 4096
 """Tokens, for a model that does not say how many it was made for."""
 
 
-def run(config: RunnerConfig) -> int:
+def run(config: RunnerConfig, imports: tuple[int, int] | None = None) -> int:
     """Runs a runner until it is told to stop. Gives the exit status: 0 after a clean stop,
-    1 after a failure, which has been reported."""
+    1 after a failure, which has been reported.
+
+    `imports`: when they began and ended, in nanoseconds since 1970; None where they were done
+    before this runner was wanted.
+    """
     telemetry = configure(
         "headrace-runner",
         instance_id=config.id,
         log_format=config.log_format,
         level=config.log_level.upper(),
+        fields={"model": config.name, "runner_id": config.id},
+        # A controller has the runner's lines from its standard error, to the last one.
+        export_logs=config.report_fd is None,
     )
     report = ReportWriter(config.report_fd)
     try:
-        return asyncio.run(_main(config, report))
+        return asyncio.run(_main(config, report, Start(imports)))
     finally:
         report.close()
         telemetry.shutdown()
 
 
-async def _main(config: RunnerConfig, report: ReportWriter) -> int:
+async def _main(config: RunnerConfig, report: ReportWriter, start: Start) -> int:
     stop = asyncio.Event()
     _stop_on_signals(stop)
     if config.parent is not None:
@@ -97,15 +102,17 @@ async def _main(config: RunnerConfig, report: ReportWriter) -> int:
     health = HealthServicer()
     server = grpc.aio.server(interceptors=server_interceptors(), options=server_options())
     try:
-        runner = _prepare(config, machine, report)
-        _add_services(server, runner, health, machine)
-        address = _bind(server, config.listen)
+        with start.part(names.SPAN_LOAD_PREPARE):
+            runner = _prepare(config, machine, report, start)
+            _add_services(server, runner, health, machine)
+            address = _bind(server, config.listen)
     except Exception as error:  # noqa: BLE001 - whatever it is goes into the report
-        return _give_up(report, error)
+        return _give_up(report, error, start)
     await server.start()
     report.listening(address, config.digest)
-    logger.info("listening", extra={"address": address, "model": config.name})
-    loading = asyncio.create_task(_load(runner, report, health))
+    with start.lines():
+        logger.info("listening", extra={"address": address})
+    loading = asyncio.create_task(_load(runner, report, health, start))
     watching = asyncio.create_task(_watch_progress(runner, health))
     stopping = asyncio.create_task(stop.wait())
     failing = asyncio.ensure_future(runner.engine.failed)
@@ -113,7 +120,7 @@ async def _main(config: RunnerConfig, report: ReportWriter) -> int:
         ends: set[asyncio.Future[Any]] = {stopping, failing}
         await asyncio.wait({loading, *ends}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done() and (failure := loading.exception()) is not None:
-            return _give_up(report, failure)
+            return _give_up(report, failure, start)
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if failing.done():
             return _break_down(report, failing.result())
@@ -133,7 +140,9 @@ async def _main(config: RunnerConfig, report: ReportWriter) -> int:
             os._exit(1)
 
 
-def _prepare(config: RunnerConfig, machine: host.Machine, report: ReportWriter) -> RunnerContext:
+def _prepare(
+    config: RunnerConfig, machine: host.Machine, report: ReportWriter, start: Start
+) -> RunnerContext:
     if "model_type" not in read_json(config.model_dir, "config.json"):
         raise ModelCorrupt("config.json is missing, or names no model type", file="config.json")
     tokenizer = Tokenizer.load(config.model_dir)
@@ -142,7 +151,12 @@ def _prepare(config: RunnerConfig, machine: host.Machine, report: ReportWriter) 
     dtype = _dtype(config, machine, facts["parameters"], facts["tensor_bytes"])
 
     def load_model() -> LoadedModel:
-        return load(config.model_dir, dtype, on_progress)
+        with start.part(names.SPAN_LOAD_WEIGHTS) as span:
+            loaded = load(config.model_dir, dtype, on_progress)
+            span.set_attribute(names.HEADRACE_WEIGHTS, loaded.weights)
+            span.set_attribute(names.HEADRACE_WEIGHTS_BYTES, loaded.weights_bytes)
+        start.warms_up()
+        return loaded
 
     def on_progress(fraction: float) -> None:
         engine.check_wanted()
@@ -213,30 +227,33 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     return f"{listen.rpartition(':')[0]}:{port}"
 
 
-async def _load(runner: RunnerContext, report: ReportWriter, health: HealthServicer) -> None:
+async def _load(
+    runner: RunnerContext, report: ReportWriter, health: HealthServicer, start: Start
+) -> None:
     begin = time.monotonic()
-    # The request that this runner was started for.
-    span = _tracer.start_span(names.SPAN_LOAD, context_from_env())
     try:
-        with trace.use_span(span, end_on_exit=True):
-            loaded = await runner.engine.start()
-    except Exception as error:  # Those who wait for the model are told in any case.
-        known = isinstance(error, HeadraceError)
-        runner.loaded.set_exception(
-            error if known else LoadFailed("The model could not be loaded.", cause="LOAD_FAILED")
-        )
-        runner.loaded.exception()  # Seen, even if nobody waits for it.
+        loaded = await runner.engine.start()
+    except BaseException as error:
+        start.end(error)
+        if isinstance(error, Exception):  # Those who wait for the model are told.
+            known = isinstance(error, HeadraceError)
+            runner.loaded.set_exception(
+                error
+                if known
+                else LoadFailed("The model could not be loaded.", cause="LOAD_FAILED")
+            )
+            runner.loaded.exception()  # Seen, even if nobody waits for it.
         raise
+    start.end()
     runner.loaded.set_result(loaded)
     runner.serving_since = time.monotonic()
     if not runner.draining.is_set():
         _set_health(health, SERVING)
     report.ready()
-    with trace.use_span(span):
+    with start.lines():
         logger.info(
             "serving",
             extra={
-                "model": runner.config.name,
                 "weights": loaded.weights,
                 "weights_bytes": loaded.weights_bytes,
                 "context_length": runner.context_length,
@@ -285,7 +302,8 @@ async def _drain(runner: RunnerContext, stop: asyncio.Event) -> int:
     return 0
 
 
-def _give_up(report: ReportWriter, error: BaseException) -> int:
+def _give_up(report: ReportWriter, error: BaseException, start: Start) -> int:
+    start.end(error)
     cause: FailureCause = "LOAD_FAILED"
     file = None
     if isinstance(error, ModelCorrupt):
@@ -295,7 +313,8 @@ def _give_up(report: ReportWriter, error: BaseException) -> int:
     elif is_allocation_failure(error):
         cause = "OUT_OF_MEMORY"
     known = isinstance(error, HeadraceError)
-    logger.error("the runner failed: %s", error, exc_info=None if known else error)
+    with start.lines():
+        logger.error("the runner failed: %s", error, exc_info=None if known else error)
     report.failed(cause, str(error) or type(error).__name__, file)
     return 1
 

@@ -37,8 +37,12 @@ class EventStream:
         """Takes an event from the engine. Called on the event loop."""
         if isinstance(event, Delta):
             self._add(event)
-        elif isinstance(event, Prefill) and self._events and isinstance(self._events[-1], Prefill):
-            self._events[-1] = event
+        elif (
+            isinstance(event, Prefill)
+            and self._events
+            and isinstance(last := self._events[-1], Prefill)
+        ):
+            self._events[-1] = event.after(last)
         else:
             self._events.append(event)
         self._ended = self._ended or isinstance(event, Finished | Failed)

@@ -160,11 +160,16 @@ async def _messages(
                     )
                 )
             case Delta() as event:
+                span.advanced(event)
                 yield StreamCompletionResponse(delta=delta(event, runner.tokenizer))
-            case Prefill(done, total) if done < total - 1:
-                yield StreamCompletionResponse(
-                    progress=CompletionProgress(prompt_tokens_done=done, prompt_tokens_total=total)
-                )
+            case Prefill(done, total) as event:
+                span.prefilled(event)
+                if done < total - 1:
+                    yield StreamCompletionResponse(
+                        progress=CompletionProgress(
+                            prompt_tokens_done=done, prompt_tokens_total=total
+                        )
+                    )
             case Finished() as event:
                 span.finished(event)
                 yield StreamCompletionResponse(

@@ -17,6 +17,7 @@ import grpc
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 
 from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCrashed
+from headrace.telemetry.logs import bind
 from headrace.telemetry.outcome import kind_of
 from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
 from headrace_server.relay.calls import Lost, answers, ask_once, note_wait
@@ -162,7 +163,6 @@ class Relay:
         finally:
             note_end(terms.wanted, record)
             ended = {
-                "model": terms.wanted.name,
                 "outcome": outcome,
                 "output_tokens": record.tokens_sent or 0,
                 "resumed": record.moves,
@@ -189,6 +189,7 @@ class Relay:
         return response
 
     async def _within_time(self, call: _Call) -> None:
+        bind(model=call.terms.wanted.name)
         remaining = call.terms.time_remaining
         limit = self._max_time if remaining is None else remaining
         deadline = self._scheduler.now() + limit
@@ -213,8 +214,6 @@ class Relay:
                 message = f"{loss.message}, {_BEFORE[loss.end]}"
                 raise RunnerCrashed(message, cause=loss.cause, tokens_sent=record.tokens_sent)
             extra = {
-                "runner_id": loss.life.id,
-                "model": call.terms.wanted.name,
                 "cause": loss.cause,
                 "output_tokens": record.tokens_sent or 0,
             }
@@ -275,6 +274,7 @@ class Relay:
             if turn is not None:
                 turn.begin()
             note_wait(ticket, record)
+            bind(runner_id=ticket.life.id)
             previous = INVALID_SPAN_CONTEXT if before is None else before.attempt
             with Attempt(call.method, ticket, record, previous) as attempt:
                 options = {

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from headrace.errors import DeadlineExceeded, ModelCorrupt, ModelInUse
+from headrace.telemetry.logs import bind
 from headrace.v1.model_pb2 import (
     CopyModelRequest,
     CopyModelResponse,
@@ -123,6 +124,7 @@ class ModelServicer(ModelServiceServicer):
     async def LoadModel(self, request: LoadModelRequest, context: Context) -> LoadModelResponse:
         """Load a model. Raises what a completion raises before its first event."""
         model = await self._planner.model(request.model)
+        bind(model=model.name)
         keep_alive = seconds(request.keep_alive) if request.HasField("keep_alive") else None
         remaining = time_remaining(context)
         limit = self._max_time if remaining is None else remaining

@@ -1,5 +1,6 @@
 """Log lines and the buffer between them and a slow reader."""
 
+import asyncio
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from headrace.telemetry.logs import BufferedHandler, JsonFormatter, TextFormatter
+from headrace.telemetry.logs import BufferedHandler, JsonFormatter, TextFormatter, bind
 
 
 @pytest.fixture
@@ -144,9 +145,35 @@ def test_a_reader_that_is_gone_is_no_error() -> None:
 
 
 def test_text_for_people() -> None:
-    record = logging.makeLogRecord(
-        {"name": "headrace.app", "levelname": "WARNING", "msg": "slow %s", "args": ("disk",)}
+    def text(level: int) -> str:
+        record = logging.LogRecord("headrace.app", level, "", 0, "slow %s", ("disk",), None)
+        record.model = "m"
+        return TextFormatter().format(record)
+
+    clock = r"\d\d:\d\d:\d\d\.\d{3}"
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
+    with tracer.start_as_current_span("s") as span:
+        calm, wrong = text(logging.INFO), text(logging.WARNING)
+    assert re.fullmatch(rf"{clock} INFO    headrace\.app: slow disk model=m", calm)
+    # By which the rest of the story is found.
+    trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+    assert re.fullmatch(
+        rf"{clock} WARNING headrace\.app: slow disk trace_id={trace_id} model=m", wrong
     )
-    record.model = "m"
-    text = TextFormatter().format(record)
-    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} WARNING headrace\.app: slow disk model=m", text)
+
+
+async def test_lines_carry_what_their_task_is_about(pipe: Any, logger: logging.Logger) -> None:
+    async def request(name: str) -> None:
+        bind(model=name)
+        await both.wait()
+        bind(runner_id=f"r-{name}")
+        logger.info("served")
+        logger.info("another's", extra={"model": "other"})
+
+    both = asyncio.Barrier(2)
+    await asyncio.gather(request("a"), request("b"))
+    logger.info("of nobody")
+    lines = [json.loads(pipe[0].readline()) for _ in range(5)]
+    about = [(line.get("model"), line.get("runner_id")) for line in lines]
+    assert sorted(about[:4]) == [("a", "r-a"), ("b", "r-b"), ("other", "r-a"), ("other", "r-b")]
+    assert about[4] == (None, None)

@@ -197,6 +197,72 @@ def test_all_signals_reach_a_collector() -> None:
     assert {a.key: a.value.string_value for a in log.attributes} == {"model": "m"}
 
 
+RELAYING = """
+import logging
+from headrace.telemetry.setup import configure
+telemetry = configure("headrace-controller", instance_id="c1", log_format="json")
+from opentelemetry import trace
+logger = logging.getLogger("headrace_server.runners.output")
+with trace.get_tracer("t").start_as_current_span("another"):
+    line = {
+        "service": "headrace-runner",
+        "timestamp": "2001-01-01T00:00:00.250Z",
+        "trace_id": "a" * 32,
+        "span_id": "b" * 16,
+        "runner_id": "r7",
+        "exception": "Traceback",
+    }
+    logger.error("from the runner", extra=line)
+    logger.error("outside a trace", extra={"service": "headrace-runner", "runner_id": "r7"})
+logger.error("its own")
+telemetry.shutdown()
+"""
+
+
+def test_a_line_of_a_runner_is_exported_as_the_runners() -> None:
+    """By its controller, which has it to the last one; once, with its own time and trace."""
+    with collecting() as (collector, endpoint):
+        run(RELAYING, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+    found = {}
+    for request in collector.got:
+        if isinstance(request, logs_service_pb2.ExportLogsServiceRequest):
+            for source in request.resource_logs:
+                attributes = {a.key: a.value.string_value for a in source.resource.attributes}
+                for record in source.scope_logs[0].log_records:
+                    found[record.body.string_value] = (attributes, record)
+    assert {
+        message: (attributes["service.name"], attributes["service.instance.id"])
+        for message, (attributes, _) in found.items()
+    } == {
+        "from the runner": ("headrace-runner", "r7"),
+        "outside a trace": ("headrace-runner", "r7"),
+        "its own": ("headrace-controller", "c1"),
+    }
+    _, record = found["from the runner"]
+    assert record.trace_id.hex() == "a" * 32
+    assert record.span_id.hex() == "b" * 16
+    assert record.time_unix_nano == 978_307_200_250_000_000
+    told = {a.key: a.value.string_value for a in record.attributes}
+    assert told == {"runner_id": "r7", "exception.stacktrace": "Traceback"}
+    assert not found["outside a trace"][1].trace_id
+
+
+def test_lines_that_another_exports_are_not_exported_here() -> None:
+    code = PROCESS.replace('log_format="json"', 'log_format="json", export_logs=False')
+    with collecting() as (collector, endpoint):
+        lines, _ = run(code, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
+    assert lines[0]["message"] == "in the span"
+    kinds = {type(request).__name__ for request in collector.got}
+    assert kinds == {"ExportTraceServiceRequest", "ExportMetricsServiceRequest"}
+
+
+def test_every_line_says_what_the_process_is() -> None:
+    fields = 'fields={"runner_id": "r1", "model": "mine"}'
+    lines, _ = run(PROCESS.replace('log_format="json"', f'log_format="json", {fields}'))
+    assert lines[0]["runner_id"] == "r1"
+    assert lines[0]["model"] == "m", "a line's own fields go before"
+
+
 def test_a_collector_that_is_gone_does_not_hold_up_the_exit() -> None:
     lines, output = run(
         PROCESS.replace("shutdown()", "shutdown(0.5)"),

@@ -55,13 +55,13 @@ def letter(text: str, count: int) -> Delta:
 async def test_what_waits_is_merged(stream: EventStream) -> None:
     stream.push(Started(1, 0))
     for done in range(5):
-        stream.push(Prefill(done, 5))
+        stream.push(Prefill(done, 5, tokens=1, began=10 * done, at=10 * done + 9))
     for count, text in enumerate("abc", start=1):
         stream.push(letter(text, count))
     stream.push(FINISHED)
     assert await everything(stream) == [
         Started(1, 0),
-        Prefill(4, 5),
+        Prefill(4, 5, tokens=5, began=0, at=49, passes=5),
         Delta(text="abc", token_ids=[97, 98, 99], output_tokens=3),
         FINISHED,
     ]

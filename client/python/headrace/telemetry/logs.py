@@ -1,6 +1,7 @@
 """Log lines on stderr: one JSON object a line for machines, plain text on a terminal.
 
-Every line carries the trace and span it belongs to. Writing happens in a thread of its own, over
+Every line carries the trace and span it belongs to, and what `bind` and `bind_process` have said of
+the work that it is about. Writing happens in a thread of its own, over
 a bounded buffer: a reader of stderr that stops reading costs log lines, never the event loop.
 """
 
@@ -12,6 +13,9 @@ import os
 import select
 import threading
 import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Final
 
 from opentelemetry import trace
@@ -32,7 +36,8 @@ def _timestamp(record: logging.LogRecord) -> str:
     return f"{seconds}.{int(record.msecs):03d}Z"
 
 
-def _trace_ids() -> dict[str, str]:
+def trace_ids() -> dict[str, str]:
+    """Give `trace_id` and `span_id` of the current span; nothing if there is none."""
     span = trace.get_current_span().get_span_context()
     if not span.is_valid:
         return {}
@@ -42,9 +47,39 @@ def _trace_ids() -> dict[str, str]:
     }
 
 
+_process: Mapping[str, Any] = MappingProxyType({})
+_bound: ContextVar[Mapping[str, Any]] = ContextVar("headrace_log_fields", default=_process)
+
+
+def bind_process(**fields: Any) -> None:
+    """Have every line of this process carry these fields, such as a runner's id and model."""
+    global _process  # noqa: PLW0603 - as there is one root logger
+    _process = MappingProxyType(fields)
+
+
+def bind(**fields: Any) -> None:
+    """Have the lines of this task carry these fields from now on, and of those that it begins."""
+    _bound.set({**_bound.get(), **fields})
+
+
 def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Give what a log call added to its record with `extra`."""
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    """Give a record's fields beside the standard ones: of the process, of the task, and what the
+    log call has added with `extra`; the later win. To be called by who logs.
+    """
+    added = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    return {**_process, **_bound.get(), **added}
+
+
+def all_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Give the same with `trace_id` and `span_id` of the current span, if there is one. A line of
+    another process has only those that it names itself."""
+    fields = extra_fields(record)
+    return fields if is_relayed(fields) else {**trace_ids(), **fields}
+
+
+def is_relayed(fields: Mapping[str, Any]) -> bool:
+    """Whether a record's fields are those of a line of another process, which names its service."""
+    return "service" in fields
 
 
 class JsonFormatter(logging.Formatter):
@@ -67,8 +102,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "logger": record.name,
             "service": self._service,
-            **_trace_ids(),
-            **extra_fields(record),
+            **all_fields(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -78,12 +112,20 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:00.000 INFO    logger: message key=value`, and the traceback below."""
+    """`12:00:00.000 INFO    logger: message key=value`, and the traceback below.
+
+    Where something is wrong, the trace is one of the fields.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the record's lines."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        fields = "".join(f" {key}={value}" for key, value in extra_fields(record).items())
+        shown = all_fields(record)
+        for key in ("service", "timestamp", "span_id"):
+            shown.pop(key, None)
+        if record.levelno < logging.WARNING:
+            shown.pop("trace_id", None)
+        fields = "".join(f" {key}={value}" for key, value in shown.items())
         text = (
             f"{clock}.{int(record.msecs):03d} {record.levelname:<7} "
             f"{record.name}: {record.getMessage()}{fields}"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from headrace.telemetry.logs import BufferedHandler, JsonFormatter, TextFormatter
+from headrace.telemetry.logs import BufferedHandler, JsonFormatter, TextFormatter, bind_process
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -61,16 +61,21 @@ def configure(
     instance_id: str,
     log_format: LogFormat = "auto",
     level: str = "INFO",
+    fields: Mapping[str, str] | None = None,
+    export_logs: bool = True,
     local: SpanExporter | None = None,
     local_logs: logging.Handler | None = None,
 ) -> Telemetry:
     """Set up logging on stderr, trace ids, and exports if the environment asks for them.
 
     `auto` logs text to a terminal and JSON elsewhere. `level` is for Headrace's own loggers; other
-    libraries log warnings and errors. `local` gets every span, sampled or not, and `local_logs`
-    every record that is logged; both are called by whoever ends the span or logs, and are shut down
-    with the rest.
+    libraries log warnings and errors. `fields` are on every line. `export_logs` is false where
+    another process exports this one's lines.
+
+    `local` gets every span, sampled or not, and `local_logs` every record that is logged. Both are
+    called by whoever ends the span or logs, and are shut down with the rest.
     """
+    bind_process(**fields or {})
     handler = BufferedHandler()
     text = log_format == "text" or (log_format == "auto" and os.isatty(2))
     handler.setFormatter(TextFormatter() if text else JsonFormatter(service))
@@ -82,7 +87,7 @@ def configure(
     set_level(level)
     logging.captureWarnings(True)
 
-    signals = exported_signals(os.environ)
+    signals = exported_signals(os.environ) - (set() if export_logs else {"logs"})
     attributes: dict[str, str | int] = {
         "service.name": service,
         "service.instance.id": instance_id,

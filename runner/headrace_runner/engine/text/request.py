@@ -5,7 +5,8 @@ Times are `time.perf_counter_ns()` of this process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
@@ -37,6 +38,8 @@ class GenerationRequest:
     """Output tokens of each choice that were sent before, by another runner; empty: of none."""
     markup: Markup = field(default_factory=Markup)
     """What sets reasoning and tool calls apart in the output."""
+    context: Context = field(default_factory=copy_context, compare=False, repr=False)
+    """Of who asks, for what the engine logs of the request."""
 
     def resumed(self, choice: int) -> tuple[int, ...]:
         """What was sent of a choice before."""
@@ -63,10 +66,24 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Prompt tokens computed so far, cached ones included."""
+    """Prompt tokens computed so far, cached ones included, and what the last pass had of them."""
 
     done: int
     total: int
+    tokens: int = 0
+    """Computed in it, those of a resumed output included."""
+    began: int = 0
+    at: int = 0
+    passes: int = 1
+
+    def after(self, earlier: Prefill) -> Prefill:
+        """With what was computed before, which has not been read."""
+        return replace(
+            self,
+            tokens=earlier.tokens + self.tokens,
+            began=earlier.began,
+            passes=earlier.passes + self.passes,
+        )
 
 
 @dataclass(slots=True)

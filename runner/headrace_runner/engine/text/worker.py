@@ -84,6 +84,8 @@ class _Task:
     """By choice."""
     events: list[Event] = field(default_factory=list)
     started_at: int = 0
+    prefilled: int = 0
+    """Tokens of its first choice, resumed ones included."""
     first_token_at: int = 0
     parked: bool = False
 
@@ -198,7 +200,7 @@ class TextWorker:
             return
         now = time.perf_counter_ns()
         for progress in prefilled:
-            self._note(progress, began)
+            self._note(progress, began, now)
         ended: set[int] = set()
         for draw in drawn:
             owner = self._owners.get(draw.uid)
@@ -276,7 +278,7 @@ class TextWorker:
             if len(task.ends) < len(task.outputs):
                 self._remove_rows([draw.uid])
 
-    def _note(self, progress: Prefilled, began: int) -> None:
+    def _note(self, progress: Prefilled, began: int, now: int) -> None:
         task, _ = self._owners[progress.uid]
         if not task.started_at:
             task.started_at = began
@@ -287,16 +289,17 @@ class TextWorker:
         # Else it only began anew, or is a choice that goes on from other tokens.
         if not task.first_token_at and progress.uid == task.rows[0]:
             total = len(task.request.prompt)
-            task.events.append(Prefill(min(progress.done, total), total))
+            # One that began anew is computed again.
+            before = task.prefilled if task.prefilled < progress.done else progress.cached
+            task.prefilled = progress.done
+            tokens = progress.done - max(before, progress.cached)
+            task.events.append(Prefill(min(progress.done, total), total, tokens, began, now))
 
     def _shed(self, error: Exception) -> None:
         """Ends the newest request, for which there was no memory, and goes on with the others."""
         task, _ = self._owners[self._batch.shed()[0]]
-        logger.warning(
-            "out of memory: %s",
-            error,
-            extra={"request_id": task.request.id, "left": len(self._batch)},
-        )
+        extra = {"request_id": task.request.id, "left": len(self._batch)}
+        task.request.context.run(logger.warning, "out of memory: %s", error, extra=extra)
         failure = InsufficientMemory("the runner ran out of memory; try again with fewer at once")
         self._end(task.uid, failure)
         self.drop({task.uid})
@@ -312,8 +315,9 @@ class TextWorker:
         """Whatever goes wrong inside ends this request and no other."""
         try:
             yield
-        except Exception:
-            logger.exception("a request failed", extra={"request_id": request.id})
+        except Exception:  # noqa: BLE001 - logged in the request's own context
+            extra = {"request_id": request.id}
+            request.context.run(logger.exception, "a request failed", extra=extra)
             self._faulted.add(uid)
             self._end(uid, InternalError(""))
 
