@@ -23,6 +23,29 @@ Behaviour: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 Deserializer: TypeAlias = Callable[[bytes], Any]
 
 
+class Wrapped:
+    """Handlers as an interceptor has wrapped them: each once, and not for every call."""
+
+    def __init__(self, wrap: Callable[[str, Handler, Behaviour], Handler]) -> None:
+        """`wrap`: gives a method's handler another behaviour than the one it has."""
+        self._wrap = wrap
+        self._made: dict[str, tuple[Handler, Handler]] = {}
+
+    def get(self, method: str, handler: Handler | None) -> Handler | None:
+        """Give what stands for a method's handler; itself where there is nothing to wrap."""
+        if handler is None:
+            return None
+        made = self._made.get(method)
+        if made is not None and made[0] is handler:
+            return made[1]
+        behaviour = behaviour_of(handler)
+        if behaviour is None:
+            return handler
+        wrapped = self._wrap(method, handler, behaviour)
+        self._made[method] = (handler, wrapped)
+        return wrapped
+
+
 def behaviour_of(handler: Handler | None) -> Behaviour | None:
     """Give what answers one request, as a coroutine function.
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import grpc.aio
 
@@ -55,12 +56,12 @@ class Model:
         """Of its files."""
         return self.manifest.digest
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Names of one digest share a runner, unless their options ask for different ones."""
         return runner_key(self.digest, self.options)
 
-    @property
+    @cached_property
     def policy(self) -> Policy:
         """How it is served."""
         return policy_of(self.options)
@@ -113,11 +114,14 @@ class Planner:
         self._supervisor: Supervisor | None = None
         self._leaving: set[str] = set()
         self._keys: dict[str, set[str]] = {}
+        self._models: dict[str, Model] = {}
+        """By full name, as they were planned last."""
 
     def set_config(self, config: ServerConfig, memory: int) -> None:
         """Plan by other settings from now on. What has been planned stays as it is."""
         self._config = config
         self._memory = memory
+        self._models.clear()
 
     def options(self, manifest: Manifest) -> ModelOptions:
         """How a model of the store is served."""
@@ -135,6 +139,8 @@ class Planner:
         """Forget the keys of other files."""
         for digest in self._keys.keys() - digests:
             del self._keys[digest]
+        for name in [name for name, model in self._models.items() if model.digest not in digests]:
+            del self._models[name]
 
     async def model(self, name: str, kind: str | None = None) -> Model:
         """The model called `name`, if it is of the kind.
@@ -165,6 +171,9 @@ class Planner:
 
     async def plan(self, manifest: Manifest) -> Model:
         """How a model of the store would run here."""
+        known = self._models.get(manifest.full_name)
+        if known is not None and known.manifest is manifest:
+            return known
         hosting = await asyncio.shield(self._hosting)
         options = self.options(manifest)
         dtype: Dtype = (
@@ -183,6 +192,7 @@ class Planner:
         )
         model = Model(manifest, options, dtype, needs)
         self._keys.setdefault(model.digest, set()).add(model.key)
+        self._models[model.name] = model
         return model
 
     async def launch(self, runner_id: str, wanted: Wanted, load: Load) -> Runner:

@@ -16,7 +16,14 @@ import protovalidate
 from google.protobuf.message import DecodeError, Message
 from opentelemetry import trace
 
-from headrace._handlers import Context, Continuation, Handler, behaviour_of, with_behaviour
+from headrace._handlers import (
+    Behaviour,
+    Context,
+    Continuation,
+    Handler,
+    Wrapped,
+    with_behaviour,
+)
 from headrace.errors import (
     FieldViolation,
     HeadraceError,
@@ -47,14 +54,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     exceptions (an abort, a client that is gone) pass.
     """
 
+    def __init__(self) -> None:
+        self._wrapped = Wrapped(self._wrap)
+
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        inner = behaviour_of(handler)
-        if handler is None or inner is None:
-            return handler
+        return self._wrapped.get(handler_call_details.method, handler)
 
+    @staticmethod
+    def _wrap(method: str, handler: Handler, inner: Behaviour) -> Handler:
         async def behaviour(request: Any, context: Context) -> Any:
             try:
                 return await inner(request, context)
@@ -63,7 +73,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             except grpc.aio.BaseError:
                 raise
             except Exception:  # the last place where a handler's bug can be told apart
-                logger.exception("%s failed", handler_call_details.method)
+                logger.exception("%s failed", method)
                 await abort(context, InternalError(_trace_id()))
 
         return with_behaviour(handler, behaviour, handler.request_deserializer)
@@ -94,12 +104,18 @@ class ValidationInterceptor(grpc.aio.ServerInterceptor):
     Requests that stay bytes are the handler's own concern.
     """
 
+    def __init__(self) -> None:
+        self._wrapped = Wrapped(self._wrap)
+
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        inner = behaviour_of(handler)
-        if handler is None or inner is None or handler.request_deserializer is None:
+        return self._wrapped.get(handler_call_details.method, handler)
+
+    @staticmethod
+    def _wrap(method: str, handler: Handler, inner: Behaviour) -> Handler:
+        if handler.request_deserializer is None:
             return handler
 
         async def behaviour(request: Any, context: Context) -> Any:

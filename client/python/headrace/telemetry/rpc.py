@@ -22,7 +22,14 @@ from opentelemetry.context import Context as TraceContext
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from headrace._handlers import Context, Continuation, Handler, behaviour_of, with_behaviour
+from headrace._handlers import (
+    Behaviour,
+    Context,
+    Continuation,
+    Handler,
+    Wrapped,
+    with_behaviour,
+)
 from headrace.telemetry import names, propagation
 
 _SCOPE: Final = "headrace.rpc"
@@ -100,18 +107,18 @@ class TelemetryServerInterceptor(grpc.aio.ServerInterceptor):
         self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
         meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
         self._duration = names.RPC_SERVER_DURATION.create(meter)
+        self._wrapped = Wrapped(self._wrap)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        inner = None if method.startswith(_UNTRACED) else behaviour_of(handler)
-        if handler is None or inner is None:
-            return handler
-        parent = propagation.extract(handler_call_details.invocation_metadata)
+        return handler if method.startswith(_UNTRACED) else self._wrapped.get(method, handler)
 
+    def _wrap(self, method: str, handler: Handler, inner: Behaviour) -> Handler:
         async def behaviour(request: Any, context: Context) -> Any:
+            parent = propagation.extract(context.invocation_metadata() or ())
             rpc = _Rpc(self._tracer, self._duration, SpanKind.SERVER, method, parent, {})
             if rpc.span.is_recording():
                 rpc.span.set_attributes(_peer(context.peer()))
