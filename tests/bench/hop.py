@@ -24,8 +24,8 @@ from headrace.v1.completion_pb2 import StreamCompletionRequest
 from tests.bench.bare_relay import METHOD
 from tests.bench.children import BenchError, Child, running
 from tests.bench.report import Outcome, cell, grid
-from tests.bench.servers import controller
-from tests.bench.setting import MODEL, Setting
+from tests.bench.servers import Place, controller
+from tests.bench.setting import MODEL
 from tests.bench.stats import percentile, ratio, spread
 
 REQUESTS = 10_000
@@ -56,22 +56,29 @@ _DELTA = b"\x1a"
 _FAST = (sys.executable, "-m", "tests.bench.fast_runner", "--listen")
 
 
-@dataclass
-class Way:
-    """One way to the runner, and what was measured on it, by round."""
+@dataclass(frozen=True)
+class Figures:
+    """What was measured on one way to the runner, by round."""
 
     title: str
-    channel: grpc.aio.Channel
-    process: psutil.Process
-    """The one that the client talks to."""
     messages: list[float] = field(default_factory=list)
     """A second, with AT_ONCE streams."""
     cpu: list[float] = field(default_factory=list)
-    """Seconds of the process's computing for each message."""
+    """Seconds that the process before the client computes for each message."""
     first_tokens: list[float] = field(default_factory=list)
     """Median time to first token in seconds, of streams that are alone, but for PREFILL."""
     resident: list[int] = field(default_factory=list)
-    """Bytes of the process after each round."""
+    """Bytes of that process at the end of each round."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to the runner."""
+
+    channel: grpc.aio.Channel
+    process: psutil.Process
+    """The one that the client talks to."""
+    found: Figures
 
     async def warm_up(self) -> None:
         """One stream, upon which the controller loads the model."""
@@ -82,16 +89,16 @@ class Way:
     async def measure(self) -> None:
         """One round. Raises BenchError where a stream is not whole."""
         times = [await self._stream(_ALONE, 1) for _ in range(ALONE)]
-        self.first_tokens.append(percentile(times, 50) - PREFILL)
+        self.found.first_tokens.append(percentile(times, 50) - PREFILL)
         supply = islice(repeat(None), ROUND)
         computed, began = _computed(self.process), time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
                 group.create_task(self._work(supply))
         messages = ROUND * (TOKENS + _ENDS)
-        self.messages.append(messages / (time.perf_counter() - began))
-        self.cpu.append((_computed(self.process) - computed) / messages)
-        self.resident.append(self.process.memory_info().rss)
+        self.found.messages.append(messages / (time.perf_counter() - began))
+        self.found.cpu.append((_computed(self.process) - computed) / messages)
+        self.found.resident.append(self.process.memory_info().rss)
 
     async def _work(self, supply: islice[None]) -> None:
         for _ in supply:
@@ -106,7 +113,9 @@ class Way:
             if not first and message[:1] == _DELTA:
                 first = time.perf_counter() - began
         if count < tokens + _ENDS:  # One who waits for a runner is told so in further messages.
-            raise BenchError(f"{self.title}: a stream of {tokens} tokens had {count} messages")
+            raise BenchError(
+                f"{self.found.title}: a stream of {tokens} tokens had {count} messages"
+            )
         return first
 
 
@@ -119,7 +128,7 @@ _MANY = _request(TOKENS, 0.0)
 _ALONE = _request(1, PREFILL)
 
 
-async def measure(setting: Setting, requests: int, note: Callable[[str], None]) -> Sequence[Way]:
+async def measure(setting: Place, requests: int, note: Callable[[str], None]) -> list[Figures]:
     """Each way in turn, until each has had so many requests. Raises BenchError."""
     direct = f"unix:{setting.sockets}/fast.sock"
     relay = f"unix:{setting.sockets}/relay.sock"
@@ -145,13 +154,13 @@ async def measure(setting: Setting, requests: int, note: Callable[[str], None]) 
                 for way in ways if number % 2 else reversed(ways):
                     await way.measure()
                 note(f"round {number} of {rounds}")
-            return ways
+            return [way.found for way in ways]
 
 
 @asynccontextmanager
-async def _way(title: str, address: str, child: Child) -> AsyncIterator[Way]:
+async def _way(title: str, address: str, child: Child) -> AsyncIterator[_Way]:
     async with grpc.aio.insecure_channel(address) as channel:
-        yield Way(title, channel, psutil.Process(child.pid))
+        yield _Way(channel, psutil.Process(child.pid), Figures(title))
 
 
 def _computed(process: psutil.Process) -> float:
@@ -159,8 +168,9 @@ def _computed(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def outcome(ways: Sequence[Way]) -> Outcome:
-    """A table; a failure where the hop costs more than it may."""
+def outcome(ways: Sequence[Figures]) -> Outcome:
+    """Of the runner alone, the bare relay and the controller: a table, and a failure where the hop
+    costs more than it may."""
     alone, plain, ours = ways
     table = grid(
         ("way", "messages/s", "CPU µs a message", "TTFT p50 ms, alone", "resident MB"),
@@ -197,10 +207,7 @@ def outcome(ways: Sequence[Way]) -> Outcome:
         if not holds
     ]
     figures = {
-        "ways": [
-            {name: value for name, value in vars(way).items() if name not in ("channel", "process")}
-            for way in ways
-        ],
+        "ways": [asdict(way) for way in ways],
         "share": asdict(share),
         "added": asdict(added),
         "growth": growth,

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from headrace import AsyncClient
 from tests.bench.children import BenchError, Child, explain, running
@@ -51,9 +51,18 @@ async def runner(setting: Setting) -> AsyncIterator[Stream]:
         yield partial(grpc_stream, client, MODEL)
 
 
+class Place(Protocol):
+    """What a controller needs of a setting."""
+
+    @property
+    def home(self) -> Path: ...
+    @property
+    def sockets(self) -> Path: ...
+
+
 @asynccontextmanager
 async def controller(
-    setting: Setting, *options: str, program: str = "headrace_server"
+    setting: Place, *options: str, program: str = "headrace_server"
 ) -> AsyncIterator[tuple[Child, str]]:
     """A controller as users start it, ready, and its address."""
     address = f"unix:{setting.sockets}/controller.sock"
