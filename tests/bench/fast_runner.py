@@ -29,7 +29,7 @@ from headrace.v1.completion_pb2 import (
 )
 from tests.bench.bare_relay import METHOD, handler, until_stdin_ends
 
-_KEPT = 64
+_KEPT = 128
 """Deltas that are made in advance."""
 
 

@@ -30,7 +30,7 @@ from tests.bench.stats import percentile, ratio, spread
 
 REQUESTS = 10_000
 """Of each way."""
-TOKENS = 32
+TOKENS = 128
 """Of each stream, one in a message."""
 AT_ONCE = 32
 ROUND = 1000
@@ -64,7 +64,9 @@ class Figures:
     messages: list[float] = field(default_factory=list)
     """A second, with AT_ONCE streams."""
     cpu: list[float] = field(default_factory=list)
-    """Seconds that the process before the client computes for each message."""
+    """Seconds that the process before the client computes for each message of those."""
+    requests: list[float] = field(default_factory=list)
+    """Seconds that it computes for each request of one token, which are alone."""
     first_tokens: list[float] = field(default_factory=list)
     """Median time to first token in seconds, of streams that are alone, but for PREFILL."""
     resident: list[int] = field(default_factory=list)
@@ -88,7 +90,9 @@ class _Way:
 
     async def measure(self) -> None:
         """One round. Raises BenchError where a stream is not whole."""
+        computed = _computed(self.process)
         times = [await self._stream(_ALONE, 1) for _ in range(ALONE)]
+        self.found.requests.append((_computed(self.process) - computed) / ALONE)
         self.found.first_tokens.append(percentile(times, 50) - PREFILL)
         supply = islice(repeat(None), ROUND)
         computed, began = _computed(self.process), time.perf_counter()
@@ -173,12 +177,20 @@ def outcome(ways: Sequence[Figures]) -> Outcome:
     costs more than it may."""
     alone, plain, ours = ways
     table = grid(
-        ("way", "messages/s", "CPU µs a message", "TTFT p50 ms, alone", "resident MB"),
+        (
+            "way",
+            "messages/s",
+            "CPU µs a message",
+            "CPU µs a request",
+            "TTFT p50 ms, alone",
+            "resident MB",
+        ),
         (
             (
                 way.title,
                 cell(spread(way.messages), 0),
                 cell(spread(way.cpu), 0, scale=1e6),
+                cell(spread(way.requests), 0, scale=1e6),
                 cell(spread(way.first_tokens), 2, scale=1e3),
                 f"{way.resident[0] / 1e6:.1f} → {way.resident[-1] / 1e6:.1f}",
             )

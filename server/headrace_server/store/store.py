@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,7 +64,11 @@ class Store:
         Raises InvalidRequest for what is no name, ModelNotFound with the nearest names, and
         ModelCorrupt for a damaged manifest.
         """
-        return self._read(self._find(parse_name(name)))
+        wanted = parse_name(name)
+        for path in self._paths(wanted):
+            with suppress(FileNotFoundError):
+                return self._read(path)
+        raise self._not_found(wanted)
 
     def path(self, manifest: Manifest) -> Path:
         """The model's directory."""
@@ -258,12 +262,16 @@ class Store:
         return manifest
 
     def _find(self, name: ModelName) -> Path:
-        entry = find(name)
-        for candidate in (name, entry.name if entry else name):
-            path = self._layout.manifest(candidate)
+        for path in self._paths(name):
             if path.exists():
                 return path
         raise self._not_found(name)
+
+    def _paths(self, name: ModelName) -> Iterator[Path]:
+        """Where the model called so may have its manifest."""
+        yield self._layout.manifest(name)
+        if entry := find(name):
+            yield self._layout.manifest(entry.name)
 
     def _not_found(self, name: ModelName) -> ModelNotFound:
         entry = find(name)

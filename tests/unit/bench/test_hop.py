@@ -10,9 +10,15 @@ def ways(
 ) -> list[Figures]:
     """With two rounds each; of the controller as it is said."""
     return [
-        Figures("runner alone", [200.0, 210.0], [1e-5, 1e-5], [0.002, 0.002], [40, 40]),
-        Figures("bare relay", [100.0, 100.0], [1e-5, 1e-5], [0.0025, 0.0025], [40, 40]),
-        Figures("controller", [ours, ours], [1e-5, 1e-5], [first, first], [*resident]),
+        Figures(
+            "runner alone", [200.0, 210.0], [1e-5, 1e-5], [1e-3, 1e-3], [0.002, 0.002], [40, 40]
+        ),
+        Figures(
+            "bare relay", [100.0, 100.0], [1e-5, 1e-5], [1e-3, 1e-3], [0.0025, 0.0025], [40, 40]
+        ),
+        Figures(
+            "controller", [ours, ours], [1e-5, 1e-5], [1e-3, 1e-3], [first, first], [*resident]
+        ),
     ]
 
 
