@@ -76,8 +76,8 @@ class Sources:
         reading.environment(self._env)
         for key, value in self._options.items():
             reading.put(BY_KEY[key], value, BY_KEY[key].option)
-        home = BY_KEY["home"].default.expanduser().absolute()
-        file = self._find(reading.values.get("home", home))
+        home = reading.values.get("home") or reading.path("home", str(BY_KEY["home"].default))
+        file = self._find(reading, home)
         if file is not None:
             reading.file(file)
         if reading.problems:
@@ -95,13 +95,13 @@ class Sources:
         origins = {("", setting.key): DEFAULT for setting in SETTINGS} | reading.origins
         return Effective(config, origins, file, tuple(reading.warnings))
 
-    def _find(self, home: Path) -> Path | None:
+    def _find(self, reading: _Reading, home: Path | None) -> Path | None:
         """The file that is named, or that of the home if there is one."""
         named = self._file or self._env.get(_FILE_VARIABLE)
         if named:
-            return Path(named).expanduser().absolute()
-        file = home / FILE_NAME
-        return file if file.exists() else None
+            return reading.path("--config" if self._file else _FILE_VARIABLE, named)
+        file = home and home / FILE_NAME
+        return file if file and file.exists() else None
 
 
 class _Reading:
@@ -117,6 +117,14 @@ class _Reading:
     def put(self, setting: Setting, value: Any, origin: str) -> None:
         self.values[setting.key] = value
         self.origins["", setting.key] = origin
+
+    def path(self, origin: str, text: str) -> Path | None:
+        """None where it is none, which is a problem of its origin."""
+        try:
+            return values.path(text)
+        except ValueError as error:
+            self.problems.append(Problem(origin, 0, f"{quoted(text)} {error}"))
+            return None
 
     def environment(self, env: Mapping[str, str]) -> None:
         """Take the variables; an empty one is as good as none."""

@@ -112,10 +112,14 @@ def _address(text: str) -> str:
     return text
 
 
-def _path(text: str) -> Path:
+def path(text: str) -> Path:
+    """An absolute path; a leading ~ is a home directory. Raises ValueError."""
     if not text:
         raise ValueError("is no path")
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("names a home directory that is not known; write it out") from None
 
 
 def _count(text: str) -> int:
@@ -225,7 +229,7 @@ def _show_list(value: Sequence[str]) -> str:
 
 
 ADDRESS = Kind(_address, quoted, "ADDRESS")
-DIRECTORY = Kind(_path, quoted, "DIR")
+DIRECTORY = Kind(path, quoted, "DIR")
 LIBRARY = Kind(str, quoted, "LIBRARY")
 COUNT = Kind(_count, str, "N", (int,))
 TOKENS = replace(COUNT, metavar="TOKENS")

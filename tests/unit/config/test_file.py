@@ -143,6 +143,19 @@ def test_what_is_wrong_is_told(file: Path, text: str, told: str) -> None:
     assert told in mistake
 
 
+def test_a_home_directory_that_is_not_known_is_told(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('home = "~nosuchuser/x"')
+    for source in (
+        Sources(["--config", str(file)], {}),
+        Sources([], {"HEADRACE_HOME": "~nosuchuser/x"}),
+        Sources([], {"HEADRACE_CONFIG": "~nosuchuser/x"}),
+    ):
+        with pytest.raises(ConfigError, match="home directory"):
+            source.read()
+
+
 def test_a_file_that_is_no_text_is_told(file: Path) -> None:
     file.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="is not TOML"):

@@ -55,6 +55,8 @@ def test_memory(text: str, size: int) -> None:
     "wrong",
     [
         ["--listen", "nowhere:port"],
+        ["--home", "~nosuchuser/x"],
+        ["--config", "~nosuchuser/x"],
         ["--listen", "unix:relative.sock"],
         ["--listen", "unix:/" + 120 * "x"],
         ["--listen", "localhost:70000"],
