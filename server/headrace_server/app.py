@@ -1,42 +1,27 @@
-"""Wires the controller together and lives its life: bind, serve, drain, stop."""
+"""Wires the controller together: bind, serve, drain, stop."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import sys
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import grpc.aio
-import uvloop
 from grpc_reflection.v1alpha import reflection
 
 from headrace.errors import HeadraceError
 from headrace.host import machine as host
 from headrace.rpc.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
 from headrace.rpc.service import server_interceptors
-from headrace.telemetry.setup import configure, set_level
+from headrace.telemetry.setup import set_level
 from headrace.v1 import embedding_pb2_grpc, image_pb2_grpc, model_pb2_grpc
 from headrace_server import hosting
-from headrace_server.config import (
-    ConfigError,
-    Effective,
-    ServerConfig,
-    Sources,
-    as_toml,
-    changes,
-    names_of,
-    read,
-    taken_over,
-)
+from headrace_server.config import ServerConfig, changes, names_of, taken_over
 from headrace_server.events.recorder import Recorder
 from headrace_server.events.views import ModelView, runner_view
-from headrace_server.listening import SETTLED, Address, CannotListenError
+from headrace_server.listening import SETTLED, Address
 from headrace_server.predecessor import TAKEOVER, find
 from headrace_server.relay import Relay
 from headrace_server.runners.lifecycle import State
@@ -49,7 +34,6 @@ from headrace_server.services.model import ModelServicer
 from headrace_server.services.not_yet import EmbeddingServicer, ImageServicer
 from headrace_server.services.tokenize import TokenizeServicer
 from headrace_server.services.watch import Watch, model_view
-from headrace_server.signals import Stop
 from headrace_server.store import Store
 
 logger = logging.getLogger(__name__)
@@ -72,87 +56,6 @@ _MEMORY_FLOOR_SHARE = 0.03
 idle models go, since the kernel's own remedy is to kill whoever it likes."""
 _LAST_WORDS = 1.0
 """Seconds for calls that are being ended to say so."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a controller until it is told to stop. Gives the exit status: 0 after a clean stop."""
-    sources = Sources(argv)
-    effective = read(sources)
-    if sources.check:
-        sys.stdout.write(as_toml(effective))
-        return 0
-    config = effective.config
-    telemetry = configure(
-        "headrace-controller",
-        instance_id=uuid.uuid4().hex,
-        log_format=config.log_format,
-        level=config.log_level.upper(),
-    )
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(sources, effective))
-    except CannotListenError as error:
-        logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
-        return 1
-    finally:
-        telemetry.shutdown()
-
-
-async def _run(sources: Sources, effective: Effective) -> int:
-    config = effective.config
-    stop = Stop(can_hand_over=config.takeover)
-    if config.parent is not None:
-        await stop.with_stdin()
-    for warning in effective.warnings:
-        logger.warning("%s", warning)
-    app = App(config)
-    stop.let_go = app.let_go
-    reloading = asyncio.create_task(_reload(stop.reread, sources, app), name="reloading")
-    try:
-        address = await _start(app, stop)
-        if address is None:
-            return 0
-        _report_ready(config.ready_fd, address)
-        await stop.wanted.wait()
-        if stop.has_successor:
-            await app.hand_over()
-        stop.wanted.clear()
-        await app.drain(stop.wanted)
-    finally:
-        await _cancel([reloading])
-        await app.close()
-    return 0
-
-
-async def _start(app: App, stop: Stop) -> str | None:
-    """The address that is listened on; None if this is called off before: nothing is taken over."""
-    starting = asyncio.create_task(app.start())
-    called_off = asyncio.create_task(stop.wanted.wait())
-    await asyncio.wait({starting, called_off}, return_when=asyncio.FIRST_COMPLETED)
-    called_off.cancel()
-    if starting.done():
-        return starting.result()
-    await _cancel([starting])
-    return None
-
-
-async def _reload(wanted: asyncio.Event, sources: Sources, app: App) -> None:
-    """Read the configuration again each time that it is wanted. A broken one changes nothing."""
-    while True:
-        await wanted.wait()
-        wanted.clear()
-        try:
-            effective = await asyncio.to_thread(sources.read)
-        except ConfigError as error:
-            for problem in error.problems:
-                logger.error("configuration not taken: %s", problem)  # noqa: TRY400  # the user's
-            continue
-        for warning in effective.warnings:
-            logger.warning("%s", warning)
-        try:
-            await app.reconfigure(effective.config)
-        except Exception:  # a bug; the next wish is heard all the same
-            logger.exception("the configuration was not taken over whole")
 
 
 class App:
@@ -284,11 +187,11 @@ class App:
             asyncio.create_task(hasten.wait()),
         }
         await asyncio.wait(tasks, timeout=self._config.grace, return_when=asyncio.FIRST_COMPLETED)
-        await _cancel(tasks)
+        await end(tasks)
 
     async def close(self) -> None:
         """End everything: calls, runners, the server and what it left on disk."""
-        await _cancel(self._preloads)
+        await end(self._preloads)
         self._health.shutdown()
         self._recorder.end()
         self._relay.end()
@@ -296,7 +199,7 @@ class App:
         await self._planner.close()
         await self._scheduler.close()
         self._recorder.close()
-        await _cancel([self._hosting])
+        await end([self._hosting])
         self._address.close()
         logger.info("stopped")
 
@@ -400,14 +303,8 @@ class App:
                 self._health.set(f"model/{name}", status)
 
 
-def _report_ready(fd: int | None, address: str) -> None:
-    if fd is not None:
-        with suppress(BrokenPipeError):
-            os.write(fd, json.dumps({"event": "listening", "address": address}).encode() + b"\n")
-        os.close(fd)
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[Any]] | set[asyncio.Task[Any]]) -> None:
+async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and return when they are over."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from headrace_server import app
+from headrace_server.main import main
 from headrace_server.runners.supervisor import Supervisor
 from headrace_server.scheduling import planner
 
@@ -21,4 +21,4 @@ sys.exit(main())
 if __name__ == "__main__":
     command = (sys.executable, "-c", _FAST)
     vars(planner)["Supervisor"] = partial(Supervisor, command=command)
-    sys.exit(app.main(["--no-spare", *sys.argv[1:]]))
+    sys.exit(main(["--no-spare", *sys.argv[1:]]))

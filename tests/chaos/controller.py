@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 
-from headrace_server import app
+from headrace_server.main import main as run
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ TASKS = "tasks"
 def main() -> int:
     """Gives the controller's exit status."""
     signal.signal(signal.SIGUSR1, lambda *_: _list_tasks())
-    return app.main()
+    return run()
 
 
 def _list_tasks() -> None:
