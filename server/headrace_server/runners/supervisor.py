@@ -85,6 +85,8 @@ class RunningRunner:
         self._life = begin(loop.time(), limits)
         self._timer: asyncio.TimerHandle | None = None
         self._stop_grace: float | None = None
+        self._verdict: Verdict | None = None
+        """On a process that has not started yet."""
         self._process: RunnerProcess | None = None
         self._channel: grpc.aio.Channel | None = None
         self._listening: asyncio.Future[Listening] = loop.create_future()
@@ -161,6 +163,8 @@ class RunningRunner:
 
     async def _run(self) -> Death:
         process = self._process = await self._start(self.spec, self._on_report)
+        if self._verdict is not None:
+            process.kill(self._verdict)
         if self._stop_grace is not None:
             return await process.stop(self._stop_grace)
         watcher = asyncio.create_task(self._watch_health(), name=f"health {self.spec.id}")
@@ -231,7 +235,10 @@ class RunningRunner:
         self._set_timer()
         if self._life.state is State.SERVING and not self._ready.done():
             self._ready.set_result(None)
-        self._on_change(self)
+        try:
+            self._on_change(self)
+        except Exception:  # a bug of who is told, which is not to end the watch over the runner
+            logger.exception("a change of runner %s was not taken", self.spec.id)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -251,10 +258,12 @@ class RunningRunner:
         self._set_timer()
 
     def _kill(self, verdict: Verdict) -> None:
-        if self._process is not None:
-            extra = {"runner_id": self.spec.id, "model": self.spec.model}
-            with self._lines():
-                logger.error("killing runner %s: %s", self.spec.id, verdict.reason, extra=extra)
+        extra = {"runner_id": self.spec.id, "model": self.spec.model}
+        with self._lines():
+            logger.error("killing runner %s: %s", self.spec.id, verdict.reason, extra=extra)
+        if self._process is None:
+            self._verdict = verdict
+        else:
             self._process.kill(verdict)
 
 

@@ -403,9 +403,12 @@ class Scheduler:
             await life.used.wait()
             await asyncio.sleep(self._memory_interval)
             life.used.clear()
-            memory = await self._launcher.measure(runner, life.wanted)
-            if memory is not None:
-                self._feed(Measured(life.id, memory))
+            try:
+                memory = await self._launcher.measure(runner, life.wanted)
+                if memory is not None:
+                    self._feed(Measured(life.id, memory))
+            except Exception:  # a bug, which is not to end the looks
+                logger.exception("runner %s was not measured", life.id)
             if self._state.slots[life.id].leases:
                 life.used.set()
 
@@ -413,11 +416,15 @@ class Scheduler:
         """Tell the core when the machine gets short of memory, and when it is no more."""
         while self._lives:
             await asyncio.sleep(self._memory_interval)
-            short = self._shortage()
-            if short or self._state.short:
-                if short and not self._state.short:
-                    logger.warning("the machine is short of memory", extra={"short_bytes": short})
-                self._feed(Pressure(short))
+            try:
+                short = self._shortage()
+                if short or self._state.short:
+                    if short and not self._state.short:
+                        extra = {"short_bytes": short}
+                        logger.warning("the machine is short of memory", extra=extra)
+                    self._feed(Pressure(short))
+            except Exception:  # a bug, or /proc; the next look may go well
+                logger.exception("the machine's memory was not looked at")
 
 
 def load_error(death: Death, model: str) -> HeadraceError:
