@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
@@ -44,6 +44,7 @@ from headrace_server.services.watch import Watch, model_view
 from headrace_server.store import Manifest, OnProgress, Progress, Store
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+T = TypeVar("T")
 
 
 class ModelServicer(ModelServiceServicer):
@@ -83,12 +84,16 @@ class ModelServicer(ModelServiceServicer):
         self, request: StreamPullModelRequest, context: Context
     ) -> AsyncIterator[StreamPullModelResponse]:
         """Fetch a model. Raises ModelNotFound, SourceUnavailable and what an import raises."""
-        async with aclosing(_transfer(lambda tell: self._store.pull(request.model, tell))) as steps:
+
+        def work(tell: OnProgress) -> Awaitable[Manifest]:
+            return self._told(self._store.pull(request.model, tell), "PULLED")
+
+        async with aclosing(_transfer(work)) as steps:
             async for step in steps:
                 if isinstance(step, Progress):
                     yield StreamPullModelResponse(progress=transfer_progress(step))
                 else:
-                    yield StreamPullModelResponse(completed=await self._changed(step, "PULLED"))
+                    yield StreamPullModelResponse(completed=await self._message(step))
 
     async def StreamImportModel(
         self, request: StreamImportModelRequest, context: Context
@@ -96,21 +101,23 @@ class ModelServicer(ModelServiceServicer):
         """Bring a model in. Raises InvalidRequest, UnsupportedModel, ModelCorrupt, LoadFailed."""
 
         def work(tell: OnProgress) -> Awaitable[Manifest]:
-            source = Path(request.source_path)
-            return self._store.import_model(source, request.model, tell, replace=request.replace)
+            source, replace = Path(request.source_path), request.replace
+            storing = self._store.import_model(source, request.model, tell, replace=replace)
+            return self._told(storing, "IMPORTED")
 
         async with aclosing(_transfer(work)) as steps:
             async for step in steps:
                 if isinstance(step, Progress):
                     yield StreamImportModelResponse(progress=transfer_progress(step))
                 else:
-                    imported = await self._changed(step, "IMPORTED")
-                    yield StreamImportModelResponse(completed=imported)
+                    yield StreamImportModelResponse(completed=await self._message(step))
 
     async def CopyModel(self, request: CopyModelRequest, context: Context) -> CopyModelResponse:
         """Give a second name. Raises ModelNotFound, InvalidRequest."""
-        manifest = await asyncio.to_thread(self._store.copy, request.source, request.destination)
-        return CopyModelResponse(model=await self._changed(manifest, "COPIED"))
+        copying = asyncio.to_thread(self._store.copy, request.source, request.destination)
+        return CopyModelResponse(
+            model=await self._message(await _to_its_end(self._told(copying, "COPIED")))
+        )
 
     async def DeleteModel(
         self, request: DeleteModelRequest, context: Context
@@ -183,9 +190,11 @@ class ModelServicer(ModelServiceServicer):
             await self._unload(keys)
             yield
 
-    async def _changed(self, manifest: Manifest, why: str) -> ModelMessage:
-        await self._on_change(manifest.full_name, why)
-        return await self._message(manifest)
+    async def _told(self, storing: Awaitable[Manifest], why: str) -> Manifest:
+        """The model once it is stored and that is told of, whether or not its client stays."""
+        manifest = await storing
+        await _to_its_end(self._on_change(manifest.full_name, why))
+        return manifest
 
     async def _message(self, manifest: Manifest) -> ModelMessage:
         model = await self._planner.plan(manifest)
@@ -200,6 +209,16 @@ class ModelServicer(ModelServiceServicer):
 
     async def _unload(self, keys: Collection[str]) -> int:
         return sum(await asyncio.gather(*map(self._scheduler.unload, keys)))
+
+
+async def _to_its_end(work: Awaitable[T]) -> T:
+    """What it gives; a cancelled caller leaves only once it is done."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def _transfer(
