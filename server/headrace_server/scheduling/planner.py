@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import grpc.aio
 
@@ -276,11 +277,17 @@ class Planner:
 
 def connect(address: str) -> grpc.aio.Channel:
     """The channel to a runner. What to do about a failed call is the relay's decision alone."""
-    options = [
-        *channel_options(address),
+    return grpc.aio.insecure_channel(address, options=runner_options(address))
+
+
+def runner_options(address: str) -> list[tuple[str, Any]]:
+    """The options of a channel to a runner."""
+    return [
+        # No keepalive: one that is stopped for less than its stall timeout is not lost, and who is
+        # gone breaks the connection of a Unix socket by that alone.
+        *(option for option in channel_options(address) if "keepalive" not in option[0]),
         ("grpc.enable_retries", 0),
         # 64 KiB of a stream are taken in advance and no more, as gRPC would where much has been
         # read: what a client does not read is to wait in its runner, which then stops.
         ("grpc.http2.bdp_probe", 0),
     ]
-    return grpc.aio.insecure_channel(address, options=options)
