@@ -120,7 +120,7 @@ class Relay:
         self._ended = False
 
     def end(self) -> None:
-        """End every call, now and from now on, with Draining."""
+        """End every call under way, with Draining. New ones are the scheduler's to refuse."""
         self._ended = True
         for limit in self._limits:
             with suppress(RuntimeError):  # It is expiring by itself in this moment.
