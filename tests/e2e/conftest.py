@@ -68,7 +68,10 @@ def start(shared_home: Path) -> Iterator[StartController]:
     with ExitStack() as stack:
 
         def _start(*arguments: str, home: Path = shared_home, **options: object) -> Controller:
-            return stack.enter_context(Controller(home, *arguments, **options))  # type: ignore[arg-type]
+            started = Controller(home, *arguments, **options)  # type: ignore[arg-type]
+            stack.enter_context(started)
+            stack.callback(lambda: print(started.log_text()[-8000:]))  # shown where a test fails
+            return started
 
         yield _start
 

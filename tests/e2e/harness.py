@@ -5,6 +5,7 @@ Every wait is bounded. Nothing here knows what a test expects.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -164,6 +165,21 @@ class Controller(Place):
         """Its log lines, runners' included; one that is still being written is left out."""
         whole, _, _ = self.log_text().rpartition("\n")
         return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    async def logged(self, text: str = "", count: int = 1, **fields: Any) -> list[dict[str, Any]]:
+        """Its log lines with this text and these fields, once there are so many at least.
+
+        A line is written a moment after what it tells of.
+        """
+
+        def found() -> list[dict[str, Any]]:
+            lines = (line for line in self.log() if text in line["message"])
+            return [line for line in lines if fields.items() <= line.items()]
+
+        async with asyncio.timeout(PATIENCE):
+            while len(lines := found()) < count:  # noqa: ASYNC110 - nothing else tells of it
+                await asyncio.sleep(0.02)
+        return lines
 
     def close(self) -> None:
         """Stop it, reap it, and end what it left behind."""

@@ -163,7 +163,7 @@ async def test_c6_a_signal_lets_running_streams_finish(
     number: signal.Signals, start: StartController
 ) -> None:
     controller = start("--preload", MODEL, "--grace", "60s")
-    async with decoding(controller, 12) as stream, AsyncClient(controller.target) as client:
+    async with decoding(controller, 64) as stream, AsyncClient(controller.target) as client:
         runners = controller.runners()
         await drain(controller, number)
         # What is new is refused.
@@ -172,7 +172,7 @@ async def test_c6_a_signal_lets_running_streams_finish(
         assert refused.value.retry_after
         assert not await client.health()
         whole = await stream.collect()
-        assert whole.usage.output_tokens == 12
+        assert whole.usage.output_tokens == 64
         assert whole.finish_reason is FinishReason.LENGTH
         assert await asyncio.to_thread(controller.wait) == 0
     left_nothing(controller, runners)

@@ -123,7 +123,7 @@ async def test_c1_a_stream_moves_several_times(start: StartController) -> None:
     # It waited for three loads, and all it had sent was computed three times again.
     assert times.load.ToNanoseconds() > expected.completed.timings.load.ToNanoseconds()
     assert times.prefill.ToNanoseconds() > expected.completed.timings.prefill.ToNanoseconds()
-    assert moves(controller) == ["SIGNAL"] * 3
+    assert await moves(controller, 3) == ["SIGNAL"] * 3
 
 
 async def test_c1_killed_while_a_text_is_held_back(start: StartController) -> None:
@@ -142,13 +142,9 @@ async def test_c1_killed_while_a_text_is_held_back(start: StartController) -> No
         same(await stream.rest(), plain)
 
 
-def moves(controller: Controller) -> list[str]:
-    """Why streams have moved."""
-    return [
-        line["cause"]
-        for line in controller.log()
-        if line["message"].startswith("moving to another runner")
-    ]
+async def moves(controller: Controller, count: int) -> list[str]:
+    """Why streams have moved, so often at least."""
+    return [line["cause"] for line in await controller.logged("moving to another runner", count)]
 
 
 async def test_c2_killed_while_it_loads(start: StartController) -> None:
@@ -166,7 +162,7 @@ async def test_c2_killed_while_it_loads(start: StartController) -> None:
 
 async def test_c2_killed_while_it_prefills(start: StartController) -> None:
     controller = start("--preload", MODEL)
-    prompt = [100 + i % 50 for i in range(300)]
+    prompt = [100 + i % 50 for i in range(2500)]  # In several pieces, however fast it is read.
     async with AsyncClient(controller.target, timeout=100) as client:
         stream = client.stream_completion(MODEL, token_ids=prompt, max_tokens=2)
         kinds = []
@@ -189,7 +185,7 @@ async def test_c2_killed_while_it_prefills(start: StartController) -> None:
 
 async def test_c3_a_stopped_runner(start: StartController) -> None:
     """Its streams do not wait until it is killed; and when it wakes up, nobody listens."""
-    stall_timeout = 4.0
+    stall_timeout = 10.0
     controller = start("--preload", MODEL, "--stall-timeout", f"{stall_timeout}s")
     async with (
         connected(controller.target) as api,
@@ -204,33 +200,35 @@ async def test_c3_a_stopped_runner(start: StartController) -> None:
         assert (await health.read()).status == HealthCheckResponse.SERVING
         runner.suspend()
         stopped = time.monotonic()
-        changed = await asyncio.wait_for(health.read(), 20)
+        changed = await asyncio.wait_for(health.read(), PATIENCE)
         assert changed.status == HealthCheckResponse.NOT_SERVING
-        assert time.monotonic() - stopped < stall_timeout + 1
+        assert time.monotonic() - stopped < stall_timeout + 5
         runner.resume()
         answers = await asyncio.gather(*(stream.rest() for stream in streams))
         for answer, undisturbed in zip(answers, expected, strict=True):
             same(answer, undisturbed)
             assert answer.completed.resumed == 1
         health.cancel()
-    assert moves(controller) == ["STALLED"] * 2
+    assert await moves(controller, 2) == ["STALLED"] * 2
     assert not any("killing runner" in line["message"] for line in controller.log())
 
 
 async def test_c3_a_runner_that_goes_on_in_time_loses_nothing(start: StartController) -> None:
     controller = start("--preload", MODEL)
     async with AsyncClient(controller.target, timeout=PATIENCE) as client:
-        stream = client.stream_completion(MODEL, "1, 2, 3,", temperature=0, max_tokens=6)
+        stream = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=64, ignore_eos=True)
         async for event in stream:
             if isinstance(event, Delta):
                 break
         runner = controller.runner()
         runner.suspend()
+        (told,) = (await client.get_model(MODEL)).runners
+        assert told.active_requests == 1, "the stream had ended before"
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.to_thread(runner.wait, 1.0), 0.5)
         runner.resume()
         whole = await stream.collect()
-        assert whole.usage.output_tokens == 6
+        assert whole.usage.output_tokens == 64
         assert whole.started.runner == "r1"
 
 
@@ -268,7 +266,7 @@ async def test_a_stream_that_can_end_within_the_grace_ends_where_it_is(
         # Whoever comes next gets another, and the one that drained goes though nobody waits for it.
         assert (await api.complete(story())).started.runner == "r2"
         runner.wait(PATIENCE)
-    assert moves(controller) == []
+    assert await moves(controller, 0) == []
 
 
 DEADLY = """
@@ -347,7 +345,7 @@ async def test_a_request_that_kills_its_runner_kills_no_third(deadly: Deadly, pl
         else:
             assert error.code is grpc.StatusCode.UNAVAILABLE
             assert error.metadata == {"cause": "NATIVE_ABORT"}
-        deaths = [line for line in controller.log() if line["message"].startswith("runner ended")]
+        deaths = await controller.logged("runner ended", 2)
         # A second one may have come a token further than the first.
         assert len(deaths) == 2 or (place and len(deaths) == 3)
         # Those computed beside it are not taken for the cause.
@@ -386,5 +384,4 @@ async def test_a_unary_call_outlives_one_runner_and_kills_two_at_most(deadly: De
         error = from_rpc_error(caught.value)
         assert isinstance(error, RunnerCrashed)
         assert error.code is grpc.StatusCode.UNAVAILABLE
-        log = deadly.controller.log()
-        assert len([e for e in log if e["message"].startswith("runner ended")]) == 3
+        assert len(await deadly.controller.logged("runner ended", 3)) == 3

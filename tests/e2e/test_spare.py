@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import suppress
 
 import psutil
 
@@ -16,7 +17,12 @@ SPARE = "--spare"
 
 def spares(controller: Controller) -> list[psutil.Process]:
     """Its processes that were started as spares, taken or not."""
-    return [process for process in controller.runners() if SPARE in process.cmdline()]
+    found = []
+    for process in controller.runners():
+        with suppress(psutil.Error):  # It may end as it is looked at.
+            if SPARE in process.cmdline():
+                found.append(process)
+    return found
 
 
 async def another(controller: Controller, *known: psutil.Process) -> psutil.Process:
@@ -46,7 +52,7 @@ async def test_the_next_load_takes_the_spare(start: StartController) -> None:
         assert again.started.runner == "r2"
         assert await runner_pid(client, TINY) == spare.pid
         # Its log is that of the runner which it became.
-        serving = [line for line in controller.log() if line["message"] == "serving"]
+        serving = await controller.logged(count=2, message="serving")
         assert [line["runner_id"] for line in serving] == ["r1", "r2"]
         # The load is part of its request's trace, which came with the orders.
         assert serving[1]["trace_id"] != serving[0]["trace_id"]

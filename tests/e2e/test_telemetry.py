@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -196,10 +197,10 @@ def test_the_log_lines_of_both_processes_carry_the_trace(start: StartController)
     controller = start()
     arguments = ("--max-tokens", "1", "--json")
     shown = json.loads(headrace(controller, "run", TINY, "x", *arguments).stdout)
-    lines = [line for line in controller.log() if line.get("trace_id") == shown["trace_id"]]
-    assert {line["service"] for line in lines} == {"headrace-controller", "headrace-runner"}
-    assert any(line["message"].startswith("loaded in ") for line in lines)
-    for line in lines:
+    trace = {"trace_id": shown["trace_id"]}
+    for text, service in (("loaded in ", "controller"), ("completion ended", "runner")):
+        asyncio.run(controller.logged(text, service=f"headrace-{service}", **trace))
+    for line in asyncio.run(controller.logged(**trace)):
         assert len(line["span_id"]) == 16
         assert line["level"] in ("INFO", "WARNING")
 

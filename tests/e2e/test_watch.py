@@ -77,6 +77,9 @@ async def test_every_change_of_a_model_is_told_and_logged(
             assert events[-1] == ModelDeleted(TINY)
             assert TINY not in [model.name for model in watch.models]
 
+    # The last line of all: the others are there too.
+    (gone,) = await controller.logged(to="gone")
+    assert (gone["model"], gone["from"], gone["why"]) == (TINY, "stored", "DELETED")
     assert transitions(controller, "r1") == [
         ("none", "starting", ""),
         ("starting", "loading", ""),
@@ -85,8 +88,6 @@ async def test_every_change_of_a_model_is_told_and_logged(
     ]
     assert transitions(controller, "r2")[-1][1:] == ("dead", "KEEP_ALIVE")
     assert transitions(controller, "r3")[-1][1:] == ("dead", "UNLOADED")
-    (gone,) = (line for line in controller.log() if line.get("to") == "gone")
-    assert (gone["model"], gone["from"], gone["why"]) == (TINY, "stored", "DELETED")
 
 
 async def before_checkpoint(watch: AsyncModelWatch) -> AsyncIterator[ModelsEvent]:

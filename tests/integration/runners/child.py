@@ -81,7 +81,10 @@ async def serve(mode: str, options: argparse.Namespace, reports: ReportWriter) -
 
     if mode == "drains":
         loop.add_signal_handler(signal.SIGTERM, drain)
-    loop.add_signal_handler(signal.SIGUSR1, turn, False)
+    if mode == "mute-in-service":
+        loop.add_signal_handler(signal.SIGUSR1, reports.close)
+    else:
+        loop.add_signal_handler(signal.SIGUSR1, turn, False)
     loop.add_signal_handler(signal.SIGUSR2, turn, True)
     if mode == "mute-at-start":
         reports.close()
@@ -96,8 +99,6 @@ async def serve(mode: str, options: argparse.Namespace, reports: ReportWriter) -
         reports.loading(0.5)
         await health.set(True)
         reports.ready()
-    if mode == "mute-in-service":
-        reports.close()
     await done.wait()
     await server.stop(0)
 

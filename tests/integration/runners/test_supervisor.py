@@ -105,6 +105,10 @@ async def test_a_report_pipe_that_closes_in_service_harms_nobody(
     watched = supervise("mute-in-service", Limits(leave=0.1))
     runner = watched.start(spec)
     await asyncio.wait_for(runner.ready(), 30)
+    assert runner.pid is not None
+    os.kill(runner.pid, signal.SIGUSR1)
+    with pytest.raises(TimeoutError):  # It lives on for many times what it would have to leave.
+        await asyncio.wait_for(asyncio.shield(runner.dead), 1.0)
     assert (await runner.stop(grace=10)).expected
     assert State.STALLED not in watched.states
 
@@ -154,13 +158,13 @@ async def test_a_child_that_drains_is_not_taken_for_stalled(
     supervise: Supervise, spec: RunnerSpec
 ) -> None:
     watched = supervise("drains", Limits(stalled=0.1))
-    runner = watched.start(replace(spec, stall_timeout=0.4))
+    runner = watched.start(replace(spec, stall_timeout=2.0))
     await runner.ready()
     assert runner.pid is not None
     os.kill(runner.pid, signal.SIGTERM)
     await watched.reach(State.DRAINING)
-    with pytest.raises(TimeoutError):  # Its health says NOT_SERVING all the time.
-        await asyncio.wait_for(asyncio.shield(runner.dead), 1.0)
+    with pytest.raises(TimeoutError):  # Its health says NOT_SERVING all the time, to probes too.
+        await asyncio.wait_for(asyncio.shield(runner.dead), 2.0)
     assert (await runner.stop(grace=10)).expected
     assert watched.states == [
         *(State.LOADING, State.SERVING, State.DRAINING),
