@@ -11,6 +11,7 @@ import pytest
 from headrace import AsyncClient
 from headrace.errors import CircuitOpen, LoadFailed
 from headrace_server.store import Store
+from tests.e2e.beside import undisturbed
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import PATIENCE, Controller, StartController, python_path
 from tests.unit.convert.tiny import write_gguf
@@ -37,24 +38,27 @@ def minefield(home: Path, tmp_path: Path, start: StartController) -> Controller:
 
 async def test_c8_c4_a_model_that_crashes_at_every_load(minefield: Controller) -> None:
     async with AsyncClient(minefield.target, timeout=PATIENCE) as client:
+        load = time.monotonic()
         await client.load_model(TINY)
-        began = time.monotonic()
-        crashing = asyncio.ensure_future(client.complete(CRASHING, "x", max_tokens=1))
-        # The other model is served all the while.
-        served = 0
-        while not crashing.done():
-            await client.complete(TINY, "x", max_tokens=4)
-            served += 1
-        assert served > 3
-        with pytest.raises(LoadFailed) as caught:
-            await crashing
-        assert caught.value.metadata == {"cause": "NATIVE_ABORT"}
-        # Each try came later than the one before.
-        assert 2 < time.monotonic() - began < 30
+        load = time.monotonic() - load
+        async with undisturbed(client):
+            began = time.monotonic()
+            crashing = asyncio.ensure_future(client.complete(CRASHING, "x", max_tokens=1))
+            # Another model takes requests all the while.
+            served = 0
+            while not crashing.done():
+                await client.complete(TINY, "x", max_tokens=4)
+                served += 1
+            assert served > 3
+            with pytest.raises(LoadFailed) as caught:
+                await crashing
+            assert caught.value.metadata == {"cause": "NATIVE_ABORT"}
+            # Each try came later than the one before.
+            assert 2 < time.monotonic() - began < PATIENCE
 
+        starts = await minefield.logged("runner ended", 2, cause="NATIVE_ABORT")
+        assert len(starts) <= 5
         log = minefield.log()
-        starts = [line for line in log if line.get("cause") == "NATIVE_ABORT"]
-        assert 2 <= len(starts) <= 5
         # What it wrote is there, in pieces. The log never waits for a slow reader: what that one
         # misses of ten megabytes is counted.
         (runner, *_) = (line["runner_id"] for line in starts)
@@ -62,12 +66,12 @@ async def test_c8_c4_a_model_that_crashes_at_every_load(minefield: Controller) -
         written = sum(len(text) for text in told)
         missed = any("log records dropped" in line["message"] for line in log)
         assert written > 10_000_000 or (missed and written > 500_000)
-        assert any("libc++abi: terminating" in text for text in told)
+        assert missed or any("libc++abi: terminating" in text for text in told)
 
         began = time.monotonic()
         with pytest.raises(CircuitOpen) as refused:
             await client.complete(CRASHING, "x", max_tokens=1)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < load
         assert refused.value.retry_after
         assert refused.value.metadata == {"cause": "NATIVE_ABORT"}
         assert (await client.complete(TINY, "x", max_tokens=1)).started.runner == "r1"

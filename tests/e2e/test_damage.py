@@ -12,6 +12,7 @@ import pytest
 from headrace import AsyncClient
 from headrace.errors import ModelCorrupt, UnsupportedModel
 from headrace_server.store import Store
+from tests.e2e.beside import undisturbed
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, headrace
 from tests.unit.convert.tiny import write_gguf
@@ -73,12 +74,12 @@ async def test_c10_weights_that_do_not_fit_the_model(home: Path, start: StartCon
     file.write_text(config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
 
     controller = start(home=home)
-    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
+    async with AsyncClient(controller.target, timeout=PATIENCE) as client, undisturbed(client):
         for _ in range(2):
             with pytest.raises(ModelCorrupt) as caught:
                 await client.complete(TINY, "x", max_tokens=1)
             assert caught.value.metadata == {"file": "config.json"}
-        assert controller.runners() == []
+        assert [model.name for model in await client.list_models(loaded=True)] == [MODEL]
 
 
 async def test_c10_a_manifest_that_is_damaged(home: Path, start: StartController) -> None:
@@ -101,19 +102,21 @@ async def test_files_that_vanish_while_the_model_is_served(
     controller = start(home=home)
     async with AsyncClient(controller.target, timeout=PATIENCE) as client:
         before = await client.complete(TINY, "fox", temperature=0, max_tokens=4)
-        shutil.rmtree(snapshot)
-        after = await client.complete(TINY, "fox", temperature=0, max_tokens=4)
-        assert after.text == before.text
-        controller.runner().kill()
-        for _ in range(2):
-            with pytest.raises(ModelCorrupt) as caught:
-                await client.complete(TINY, "fox", max_tokens=1)
-            assert caught.value.code is grpc.StatusCode.DATA_LOSS
-            assert caught.value.metadata["file"]
-        assert controller.runners() == []
-        # Another model's requests do not notice.
-        other = await client.complete(MODEL, "1, 2, 3,", temperature=0, max_tokens=3)
-        assert other.text.startswith(" 4")
+        served = controller.runner()
+        async with undisturbed(client):
+            shutil.rmtree(snapshot)
+            after = await client.complete(TINY, "fox", temperature=0, max_tokens=4)
+            assert after.text == before.text
+            served.kill()
+            for _ in range(2):
+                with pytest.raises(ModelCorrupt) as caught:
+                    await client.complete(TINY, "fox", max_tokens=1)
+                assert caught.value.code is grpc.StatusCode.DATA_LOSS
+                assert caught.value.metadata["file"]
+            # Another model's requests do not notice.
+            other = await client.complete(MODEL, "1, 2, 3,", temperature=0, max_tokens=3)
+            assert other.text.startswith(" 4")
+        assert [model.name for model in await client.list_models(loaded=True)] == [MODEL]
 
 
 @pytest.mark.parametrize("damage", [cut, spoil_the_header])
