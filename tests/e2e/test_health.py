@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
 import time
+from datetime import datetime
 
 import grpc
 import pytest
@@ -24,50 +26,53 @@ from tests.e2e.harness import (
     Controller,
     StartController,
     aio_channel,
+    gone,
     runner_address,
 )
+from tests.integration.runner.api import connected
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 
 
-async def test_c7_health_answers_while_the_model_reads_a_long_prompt(
+async def test_c7_health_answers_while_the_model_reads_long_prompts(
     controller: Controller,
 ) -> None:
     latencies: dict[str, list[float]] = {"controller": [], "runner": []}
-    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
+    async with AsyncClient(controller.target, timeout=2 * PATIENCE) as client:
         await client.load_model(MODEL)
-        targets = {
-            "controller": controller.target,
-            "runner": runner_address(controller.runner()),
-        }
-        stream = client.stream_completion(MODEL, token_ids=[100] * 4000, max_tokens=1)
-        async for event in stream:
-            if isinstance(event, Progress) and event.prompt_tokens_done:
-                break
+        address = runner_address(controller.runner())
+        targets = {"controller": controller.target, "runner": address}
+
+        async def read() -> None:
+            """One prompt after the other, so that there is one to read however fast that goes."""
+            for token in itertools.count(100):
+                await client.complete(MODEL, token_ids=[token] * 4000, max_tokens=1)
 
         async def probe(name: str) -> None:
             async with aio_channel(targets[name]) as channel:
                 stub = HealthStub(channel)
                 await stub.Check(HealthCheckRequest())  # connects
-                end = time.perf_counter() + 2.0
+                end = time.perf_counter() + 10.0
                 while (began := time.perf_counter()) < end:
                     answer = await stub.Check(HealthCheckRequest())
                     latencies[name].append(time.perf_counter() - began)
                     assert answer.status == SERVING
                     await asyncio.sleep(0.02)
 
-        await asyncio.gather(probe("controller"), probe("runner"))
-        # It was reading all the while.
-        events = [await anext(aiter(stream)) for _ in range(2)]
-        assert all(isinstance(event, Progress) for event in events)
-        stream.cancel()
+        async with connected(address) as runner:
+            reading = asyncio.create_task(read())
+            await runner.watch_until(lambda told: told.load.running == 1)
+            await asyncio.gather(probe("controller"), probe("runner"))
+            assert not reading.done()
+            reading.cancel()
+            await asyncio.wait([reading])
+            await runner.idle()
     for name, seconds in latencies.items():
         assert len(seconds) > 20, name
-        assert statistics.median(seconds) < 0.05, (name, seconds)
-        # One in twenty may meet a scheduler that has two cores for everything.
-        assert sorted(seconds)[len(seconds) * 19 // 20] < 0.1, (name, seconds)
-        assert max(seconds) < 0.5, (name, seconds)
+        assert statistics.median(seconds) < 0.1, (name, seconds)
+        # A few may meet a machine that has its cores for others; a piece of a prompt takes longer.
+        assert sorted(seconds)[len(seconds) * 19 // 20] < 0.5, (name, seconds)
 
 
 async def test_the_services_and_the_models_have_a_health(channel: grpc.aio.Channel) -> None:
@@ -106,20 +111,19 @@ async def test_a_model_serves_while_it_is_loaded(start: StartController) -> None
         assert (await copy.read()).status == HealthCheckResponse.SERVICE_UNKNOWN
 
         # What `ps` shows on the way up.
-        states: list[RunnerState] = []
-        fractions: list[float] = []
-        async with client.stream_completion(TINY, "x", max_tokens=1) as stream:
-            async for event in stream:
-                for listed in await client.list_models(loaded=True):
-                    (runner,) = listed.runners
-                    states.append(runner.state)
-                    assert (runner.model, runner.digest) == (TINY, listed.digest)
-                if isinstance(event, Progress) and event.load_fraction is not None:
-                    fractions.append(event.load_fraction)
-        order = list(dict.fromkeys(states))
-        assert order[-1] is RunnerState.SERVING
-        assert set(order[:-1]) <= {RunnerState.STARTING, RunnerState.LOADING}
-        assert RunnerState.LOADING in order
+        order: list[RunnerState] = []
+        async with client.watch_models() as models:
+            async with client.stream_completion(TINY, "x", max_tokens=1) as stream:
+                told = [event async for event in stream if isinstance(event, Progress)]
+            fractions = [p.load_fraction for p in told if p.load_fraction is not None]
+            while order[-1:] != [RunnerState.SERVING]:
+                await anext(aiter(models))
+                for listed in models.models:
+                    for runner in listed.runners:
+                        assert (runner.model, runner.digest) == (TINY, listed.digest)
+                        if runner.state not in order:
+                            order.append(runner.state)
+        assert order == [RunnerState.STARTING, RunnerState.LOADING, RunnerState.SERVING]
         assert fractions == sorted(fractions)
         assert (await watch.read()).status == SERVING
 
@@ -136,3 +140,17 @@ async def test_a_model_serves_while_it_is_loaded(start: StartController) -> None
         assert await client.list_models(loaded=True) == ()
         watch.cancel()
         copy.cancel()
+
+
+async def test_c3_a_runner_that_stays_stopped_is_killed(start: StartController) -> None:
+    """As long after it is seen to stall as the stall timeout is, which is less than is usual."""
+    controller = start("--stall-timeout", "2s")
+    async with AsyncClient(controller.target, timeout=PATIENCE) as client:
+        await client.load_model(TINY)
+        runner = controller.runner()
+        runner.suspend()
+        (killed,) = await controller.logged("killing runner")
+        (stalled,) = await controller.logged(to="stalled")
+        assert await asyncio.to_thread(gone, [runner], PATIENCE)
+    since, until = (datetime.fromisoformat(line["timestamp"]) for line in (stalled, killed))
+    assert (until - since).total_seconds() < 15

@@ -20,8 +20,8 @@ from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, head
 TAKEOVER = "--takeover"
 CLIENTS = 4
 """Of each kind."""
-LONG = 120
-"""Tokens of a stream that is under way over the whole upgrade."""
+LONG = 10.0
+"""Seconds that a stream would take alone which is under way when the old one begins to drain."""
 
 
 @dataclass
@@ -83,14 +83,14 @@ def listen(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def test_an_upgrade_loses_no_stream_and_refuses_no_request(
     start: StartController, listen: str
 ) -> None:
-    arguments = (TAKEOVER, "--preload", TINY, "--grace", "60s")
+    arguments = (TAKEOVER, "--preload", TINY, "--grace", "100s")
     old = start(*arguments, listen=listen)
     traffic = Traffic(old.target)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(AsyncClient(old.target, timeout=2 * PATIENCE))
-        long = client.stream_completion(
-            MODEL, "1, 2, 3,", temperature=0, max_tokens=LONG, ignore_eos=True
-        )
+        few = await client.complete(MODEL, "1, 2, 3,", max_tokens=16, ignore_eos=True)
+        tokens = int(16 * LONG / few.timings.decode)
+        long = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=tokens, ignore_eos=True)
         async for event in long:
             if isinstance(event, Delta):
                 break
@@ -98,9 +98,12 @@ async def test_an_upgrade_loses_no_stream_and_refuses_no_request(
         try:
             await traffic.more()
             new = await asyncio.to_thread(start, *arguments, listen=old.target)
+            collecting = asyncio.create_task(long.collect())
+            await old.logged("draining")
+            assert not collecting.done()
             await traffic.more()
             ending = asyncio.create_task(asyncio.to_thread(old.wait))
-            whole = await long.collect()
+            whole = await collecting
             assert await ending == 0
             await traffic.more()
         finally:
@@ -109,7 +112,7 @@ async def test_an_upgrade_loses_no_stream_and_refuses_no_request(
             await asyncio.gather(*tasks, return_exceptions=True)
     assert traffic.failures == []
     assert len(traffic.texts) == 1
-    assert whole.usage.output_tokens == LONG
+    assert whole.usage.output_tokens == tokens
     assert whole.finish_reason is FinishReason.LENGTH
     assert old.processes() == []
     # The old one's socket is the new one's now, and goes with it.
