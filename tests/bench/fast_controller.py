@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from headrace_server.__main__ import main
+from headrace_server.main import main
 from headrace_server.runners.supervisor import Supervisor
 from headrace_server.scheduling import planner
 

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 
-from headrace_server.__main__ import main as run
+from headrace_server.main import main as run
 
 logger = logging.getLogger(__name__)
 
