@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 
-import uvloop
 
 from headrace.telemetry.setup import configure
 from headrace_server.app import App, end
@@ -37,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=config.log_level.upper(),
     )
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_run(sources, effective))
+        return asyncio.run(_run(sources, effective))
     except CannotListenError as error:
         logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
         return 1
