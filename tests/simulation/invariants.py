@@ -125,7 +125,8 @@ def _start_is_right(world: World, runner: str, actions: tuple[Action, ...]) -> N
     crashes = world.state.crashes.get(started.key, _CALM)
     assert world.now >= crashes.retry_at, "started within its backoff"
     limits, failures = world.scenario.limits, world.failures.get(started.key, [])
-    if sum(world.now - time < limits.crash_window for time in failures) >= limits.max_crashes:
+    lately = sum(world.now - time < limits.crash_window for time in failures)
+    if max(lately, world.failed_loads.get(started.key, 0)) >= limits.max_crashes:
         assert world.now >= failures[-1] + limits.cooldown, "started though its circuit is open"
 
 
@@ -215,9 +216,11 @@ def _memory_is_kept(world: World, event: Event) -> None:
 
 def _hopeless_are_told(world: World, event: Exited) -> None:
     slot = world.before.slots[event.runner]
-    if slot.phase is Phase.LOADING and event.cause == "LOAD_FAILED":
-        own = [other for other in world.before.slots_of(slot.key) if other.usable]
-        if own == [slot]:
+    own = [other for other in world.before.slots_of(slot.key) if other.usable]
+    if slot.phase is Phase.LOADING and own == [slot]:
+        failed = world.failed_loads.get(slot.key, 0)
+        hopeless = failed >= world.scenario.limits.max_crashes
+        if event.cause == "LOAD_FAILED" or hopeless:
             waiting = any(asked.key == slot.key for asked in world.state.waiting)
             assert not waiting, "waits for a load that cannot succeed"
 

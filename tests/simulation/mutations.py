@@ -180,9 +180,15 @@ MUTATIONS = (
     # Crashes.
     Mutation("progress does not count", hearing, "    if slot.advanced:", "    if False:"),
     Mutation(
+        "loads that take long to fail are forgotten",
+        state,
+        "count = max(len(times), failed_loads)",
+        "count = len(times)",
+    ),
+    Mutation(
         "the circuit never opens",
         state,
-        "if len(times) >= limits.max_crashes:",
+        "if count >= limits.max_crashes:",
         "if not limits.max_crashes:",
     ),
     Mutation(

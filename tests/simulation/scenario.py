@@ -69,7 +69,7 @@ def draw(seed: int, random: Random) -> Scenario:
         queue_per_model=random.choice((1, 3, 8)),
         queue_total=random.choice((4, 10)),
         max_crashes=random.choice((2, 3, 20)),
-        crash_window=60.0,
+        crash_window=random.choice((1.0, 60.0)),  # The shorter one is over within many a load.
         cooldown=6.0,
         patience=PATIENCE,
     )

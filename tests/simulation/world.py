@@ -71,6 +71,8 @@ class World:
         """When runners of a model crashed that had got nothing done, since one last did."""
         self.failures: dict[str, list[float]] = {}
         """The same, since one last loaded as well; without those that no other try could mend."""
+        self.failed_loads: dict[str, int] = {}
+        """Loads that failed in a row; of these too, without those."""
         self.unloaded: set[str] = set()
         self.events = 0
         self.transitions: set[Transition] = set()
@@ -212,6 +214,7 @@ class World:
         self.loading.remove(runner)
         self.serving.add(runner)
         self.failures.pop(self.state.slots[runner].key, None)
+        self.failed_loads.pop(self.state.slots[runner].key, None)
         held = self.state.slots[runner].memory
         lies = "lies" in traits
         self.tell(Loaded(runner, random.choice((None, held // 2, held * 2) if lies else (held,))))
@@ -226,6 +229,7 @@ class World:
         if self.served.get(request) == runner and runner not in self.stalled | self.advanced:
             self.advanced.add(runner)
             self.failures.pop(self.state.slots[runner].key, None)
+            self.failed_loads.pop(self.state.slots[runner].key, None)
             self.crashes.pop(self.state.slots[runner].key, None)
             self.tell(Advanced(runner))
 
@@ -253,6 +257,8 @@ class World:
             self.crashes.setdefault(slot.key, []).append(self.now)
             if cause != "LOAD_FAILED":
                 self.failures.setdefault(slot.key, []).append(self.now)
+                if runner in self.loading:
+                    self.failed_loads[slot.key] = self.failed_loads.get(slot.key, 0) + 1
         for runners in (self.loading, self.serving, self.stopping, self.stalled):
             runners.discard(runner)
         # The requests hear of it by themselves, one by one, later; so does the core.

@@ -180,7 +180,7 @@ def _exited(desk: Desk, slot: Slot, event: Exited) -> None:
         desk.refuse_all(key, event.error)
         return
     cramped = loading and last and event.cause == "OUT_OF_MEMORY"
-    crashes = before.another(event.cause, desk.now, desk.limits, cramped=cramped)
+    crashes = before.another(event.cause, desk.now, desk.limits, loading=loading, cramped=cramped)
     desk.crashes[key] = crashes
     if cramped:
         # The estimate was too low. Give the load the room of all who are idle, once.

@@ -59,9 +59,10 @@ class Limits:
     queue_total: int = 256
     """Requests that may wait in all."""
     max_crashes: int = 4
-    """Crashes of one model within `crash_window` that open its circuit."""
+    """Loads of one model that fail in a row, or crashes of it within `crash_window`, that open its
+    circuit."""
     crash_window: float = 120.0
-    """Seconds for which a crash counts."""
+    """Seconds for which a crash counts that is no failed load."""
     backoff: float = 1.0
     """Seconds before the restart after the second crash; doubled with each further one."""
     cooldown: float = 30.0
@@ -180,6 +181,9 @@ class Crashes:
     """What went wrong lately with the runners of one model that got nothing done."""
 
     times: tuple[float, ...] = ()
+    """Within the window."""
+    failed_loads: int = 0
+    """In a row, however long each of them took to fail."""
     cause: str = ""
     """Of the latest crash."""
     retry_at: float = -math.inf
@@ -189,18 +193,23 @@ class Crashes:
     cramped: bool = False
     """Whether its last load ran out of memory beside others."""
 
-    def another(self, cause: str, now: float, limits: Limits, *, cramped: bool) -> Crashes:
+    def another(
+        self, cause: str, now: float, limits: Limits, *, loading: bool, cramped: bool
+    ) -> Crashes:
         """What to remember after one more: when to try again, and whether to give up for now."""
         times = (*(time for time in self.times if now - time < limits.crash_window), now)
-        if len(times) >= limits.max_crashes:
-            return Crashes(times, cause, now + limits.cooldown, open=True, cramped=cramped)
+        failed_loads = self.failed_loads + loading
+        count = max(len(times), failed_loads)
+        known = Crashes(times, failed_loads, cause, cramped=cramped)
+        if count >= limits.max_crashes:
+            return replace(known, retry_at=now + limits.cooldown, open=True)
         # One death is an accident: the next runner starts at once.
-        wait = limits.backoff * 2.0 ** (len(times) - 2) if len(times) > 1 else 0.0
-        return Crashes(times, cause, now + wait, cramped=cramped)
+        wait = limits.backoff * 2.0 ** (count - 2) if count > 1 else 0.0
+        return replace(known, retry_at=now + wait)
 
     def overcome(self) -> Crashes:
         """What to remember after a load went well: they still count, but hinder nothing."""
-        return Crashes(self.times, self.cause)
+        return Crashes(self.times, cause=self.cause)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from headrace.errors import CircuitOpen
+from headrace.errors import CircuitOpen, LoadFailed
 from headrace_server.scheduling.events import (
     Advanced,
     Grant,
@@ -83,6 +83,32 @@ def test_crashes_before_any_progress_open_it() -> None:
     desk.load("a")
     assert errors(desk.exited("r2", "SIGNAL")) == []
     assert errors(desk.ask("a")) == [(3, CircuitOpen)]
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0, 300.0])
+def test_c8_loads_that_fail_in_a_row_open_it_however_long_each_takes(seconds: float) -> None:
+    desk = Desk()
+    desk.ask("a")
+    for failed, backoff in enumerate((0.0, 1.0, 2.0), 1):
+        desk.now += seconds
+        orders = desk.exited(f"r{failed}", "STALLED")
+        assert (desk.wait(backoff) if backoff else orders) == (Start(f"r{failed + 1}", "a"),)
+    desk.now += seconds
+    assert errors(desk.exited("r4", "STALLED")) == [(1, LoadFailed)]
+    assert errors(desk.ask("a")) == [(2, CircuitOpen)]
+
+
+def test_a_load_that_goes_well_makes_up_for_those_that_failed_long_before_it() -> None:
+    desk = Desk(max_crashes=2)
+    desk.ask("a")
+    assert desk.exited("r1", "STALLED") == (Start("r2", "a"),)
+    desk.tell(Loaded("r2"))
+    desk.tell(Unload("a"))
+    desk.tell(Left(1))
+    desk.exited("r2")
+    desk.now += 1000.0
+    desk.ask("a")
+    assert desk.exited("r3", "STALLED") == (Start("r4", "a"),)
 
 
 def test_progress_makes_up_for_the_crashes_before_it() -> None:
