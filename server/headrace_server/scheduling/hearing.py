@@ -179,16 +179,17 @@ def _exited(desk: Desk, slot: Slot, event: Exited) -> None:
     if loading and last and event.cause in _FINAL:
         desk.refuse_all(key, event.error)
         return
-    cramped = loading and last and event.cause == "OUT_OF_MEMORY"
-    crashes = before.another(event.cause, desk.now, desk.limits, loading=loading, cramped=cramped)
+    lacks_memory = loading and last and event.cause == "OUT_OF_MEMORY"
+    # The estimate was too low. Give the load the room of all who are idle, once.
+    again = bool(lacks_memory and desk.slots and desk.waiters(key) and not before.cramped)
+    crashes = before.another(event.cause, desk.now, desk.limits, loading=loading, cramped=again)
     desk.crashes[key] = crashes
-    if cramped:
-        # The estimate was too low. Give the load the room of all who are idle, once.
-        if not desk.slots or before.cramped:
-            desk.refuse_all(key, event.error)
+    if again:
         for other in tuple(desk.slots.values()):
-            if other.evictable and desk.waiters(key):
+            if other.evictable:
                 desk.stop(other, Why.EVICTED)
+    elif lacks_memory:
+        desk.refuse_all(key, event.error)
     if crashes.open and last:
         wait = crashes.retry_at - desk.now
         looping = CircuitOpen(cause=event.cause, retry_after=wait)

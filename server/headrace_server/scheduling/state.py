@@ -191,7 +191,7 @@ class Crashes:
     open: bool = False
     """Whether who asks before `retry_at` is refused rather than kept waiting."""
     cramped: bool = False
-    """Whether its last load ran out of memory beside others."""
+    """Whether its last load ran out of memory beside others, and is to be tried once more."""
 
     def another(
         self, cause: str, now: float, limits: Limits, *, loading: bool, cramped: bool

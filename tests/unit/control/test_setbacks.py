@@ -134,6 +134,40 @@ def test_a_second_lack_of_memory_is_told_from_one_after_progress() -> None:
     assert desk.exited("r3", "OUT_OF_MEMORY") == (Stop("r1", Why.EVICTED),)
 
 
+def test_a6_each_load_that_runs_out_of_memory_is_tried_once_more() -> None:
+    desk = Desk()
+    desk.load("b")
+    desk.ask("a")
+    assert desk.exited("r2", "OUT_OF_MEMORY") == (Start("r3", "a"),)
+    assert errors(desk.exited("r3", "OUT_OF_MEMORY")) == [(2, LoadFailed)]
+    desk.tell(Left(1))
+    desk.now += 200.0
+    desk.ask("a")
+    assert desk.exited("r4", "OUT_OF_MEMORY") == (Stop("r1", Why.EVICTED),)
+    desk.exited("r1")
+    assert desk.wait(2.0) == (Start("r5", "a"),)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a6_a_lack_of_memory_that_was_not_followed_by_another_try_does_not_count(
+    alone: bool,
+) -> None:
+    desk = Desk()
+    if alone:
+        desk.ask("a")
+        desk.exited("r1", "OUT_OF_MEMORY")
+        desk.load("b")
+    else:
+        desk.load("b")
+        desk.ask("a")
+        desk.tell(Left(2))
+        desk.exited("r2", "OUT_OF_MEMORY")
+    desk.ask("a")
+    desk.tell(Left(2 if alone else 1))
+    b, a = ("r2", "r3") if alone else ("r1", "r3")
+    assert desk.exited(a, "OUT_OF_MEMORY") == (Stop(b, Why.EVICTED),)
+
+
 def test_a_runner_that_grows_beyond_the_budget_makes_idle_ones_go() -> None:
     desk = Desk()
     desk.load("b")
