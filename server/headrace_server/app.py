@@ -183,11 +183,15 @@ class App:
         self._scheduler.drain()
         await self._planner.close()
         tasks = {
-            asyncio.create_task(self._scheduler.drained()),
+            asyncio.create_task(self._drained()),
             asyncio.create_task(hasten.wait()),
         }
         await asyncio.wait(tasks, timeout=self._config.grace, return_when=asyncio.FIRST_COMPLETED)
         await end(tasks)
+
+    async def _drained(self) -> None:
+        await self._relay.ended()  # Until then runners may be needed that are not there yet.
+        await self._scheduler.drained()
 
     async def close(self) -> None:
         """End everything: calls, runners, the server and what it left on disk."""

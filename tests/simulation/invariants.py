@@ -60,6 +60,7 @@ def check(world: World, event: Event, actions: tuple[Action, ...]) -> None:
         _hopeless_are_told(world, event)
     _nobody_waits_for_what_is_free(world)
     _nobody_idle_has_outstayed(world)
+    _nothing_due_is_slept_over(world)
     if world.events % 8 == 0:
         assert not decide(world.state, Tick(), world.now)[1], "something was left undone"
 
@@ -113,8 +114,10 @@ def _start_is_right(world: World, runner: str, actions: tuple[Action, ...]) -> N
     counted = [slot for slot in own if slot.runner not in world.stalled]
     assert len(counted) <= started.policy.replicas, "more runners than there may be"
     assert _held(world) <= BUDGET, "started beyond the budget"
-    assert not world.state.draining, "started while draining"
-    assert any(asked.key == started.key for asked in world.waiting.values()), "for nobody"
+    waiters = [asked for asked in world.waiting.values() if asked.key == started.key]
+    assert waiters, "started for nobody"
+    if world.state.draining:
+        assert any(asked.moved for asked in waiters), "started for a new one while draining"
     if any(slot.usable for slot in own if slot is not started):
         # A victim of the same event made room for another's load, or was due in any case.
         evicted = [action for action in actions if isinstance(action, Stop)]
@@ -156,6 +159,8 @@ def _refusal_is_right(world: World, refused: Refuse) -> None:
             assert not moved, "a queue was too full for one who moves"
         case Draining():
             assert world.state.draining, "refused for a drain that is not"
+            moved, _ = world.ranks[refused.request]
+            assert world.state.closed or not moved, "a stream that moves was lost to a drain"
         case InsufficientMemory():
             assert "pins" in world.scenario.traits, "memory was there to be had"
         case ModelTooLarge():
@@ -281,16 +286,27 @@ def _nobody_idle_has_outstayed(world: World) -> None:
     state, now = world.state, world.now
     for slot in state.slots.values():
         assert slot.expires_at > now, "outstayed"
+        if state.draining and slot.phase is not Phase.STOPPING and not slot.leases:
+            wanted = any(asked.key == slot.key for asked in state.waiting)
+            assert wanted, "drains, and keeps a runner that nobody needs"
         if slot.runner in world.unloaded:
             assert slot.phase in (*_GOING, Phase.LOADING), "unloaded, and serves on"
         if slot.extra and slot.usable and not slot.leases:
             own = [other for other in state.slots_of(slot.key) if other.usable]
             wanted = any(asked.key == slot.key for asked in state.waiting)
             assert wanted or len(own) <= slot.policy.replicas, "one too many, and idle"
+
+
+def _nothing_due_is_slept_over(world: World) -> None:
+    state, now = world.state, world.now
     wake = state.wake_at(now)
     assert wake > now, "wants to be woken in the past"
     for asked in state.waiting:
         assert wake <= asked.deadline, "would sleep over a deadline"
+        claim = asked.since + state.limits.patience
+        assert wake <= claim or claim <= now, "would sleep over the end of a patience"
+        retry_at = state.crashes.get(asked.key, _CALM).retry_at
+        assert wake <= retry_at or retry_at <= now, "would sleep over the end of a backoff"
     for slot in state.slots.values():
         if slot.idle and not slot.leases and not (slot.pinned or slot.stays == FOREVER):
             assert wake <= slot.idle_since + slot.stays, "would sleep over a keep-alive"

@@ -82,6 +82,18 @@ MUTATIONS = (
         "",
     ),
     Mutation(
+        "nobody wakes when a patience ends",
+        state,
+        "*(asked.since + self.limits.patience for asked in self.waiting),",
+        "",
+    ),
+    Mutation(
+        "nobody wakes when a backoff ends",
+        state,
+        "*(c.retry_at for key, c in self.crashes.items() if key in wanted),",
+        "",
+    ),
+    Mutation(
         "keep-alives never end",
         settling,
         "elif slot.expires_at <= desk.now",
@@ -167,9 +179,27 @@ MUTATIONS = (
     Mutation("an unload is not heard", hearing, "desk.retire(slot, Why.UNLOADED)", "pass"),
     Mutation(
         "a drain leaves runners",
+        settling,
+        "elif desk.draining and not slot.leases and",
+        "elif False and",
+    ),
+    Mutation(
+        "a drain ends who moves",
         hearing,
-        "slots.values()):\n        desk.retire(slot, Why.DRAINED)",
-        "slots.values()):\n        pass",
+        "if desk.closed or not asked.moved:",
+        "if True:",
+    ),
+    Mutation(
+        "a drain refuses who moves",
+        hearing,
+        "if desk.closed or (desk.draining and not asked.moved):",
+        "if desk.draining:",
+    ),
+    Mutation(
+        "a drain lets everybody in",
+        hearing,
+        "if desk.closed or (desk.draining and not asked.moved):",
+        "if desk.closed:",
     ),
     Mutation(
         "who recovers is not heard",

@@ -18,6 +18,7 @@ TRAITS = (
     "cancels",
     "crashes",
     "deadlines",
+    "departures",
     "drain",
     "estimates",
     "lies",
@@ -30,7 +31,9 @@ TRAITS = (
 )
 """Each schedule has some of them: what never happens together hides less that way."""
 
-UNFAIR = frozenset({"crashes", "lies", "pins", "pressure", "priorities", "stalls", "unloads"})
+UNFAIR = frozenset(
+    {"crashes", "departures", "lies", "pins", "pressure", "priorities", "stalls", "unloads"}
+)
 """With these no bound on a wait can be told."""
 
 

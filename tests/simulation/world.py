@@ -15,6 +15,7 @@ from headrace_server.scheduling.events import (
     Event,
     Exited,
     Grant,
+    Leaving,
     Left,
     Loaded,
     Measured,
@@ -100,6 +101,7 @@ class World:
             self._at(time, self._ask, random.choice(scenario.models))
         for trait, happening, times in (
             ("unloads", self._unload, 5),
+            ("departures", self._depart, 3),
             ("policies", self._police, 3),
             ("pressure", self._press, 2),
             ("lies", self._measure, 4),
@@ -108,7 +110,7 @@ class World:
                 for _ in range(times):
                     self._at(random.uniform(0, time), happening)
         if "drain" in scenario.traits:
-            self._at(random.uniform(0, 1.5 * time), self.tell, Drain())
+            self._at(random.uniform(0, 1.5 * time), self._drain)
         self._at(time, self._behave)
 
     def _at(self, time: float, act: Callable[..., None], *arguments: Any) -> None:
@@ -168,7 +170,7 @@ class World:
 
     # What happens by itself.
 
-    def _ask(self, model: Model) -> None:
+    def _ask(self, model: Model, *, moved: bool = False) -> None:
         random, traits = self.random, self.scenario.traits
         self.requests += 1
         keep_alive: float | None = None
@@ -189,7 +191,7 @@ class World:
             Pace(*(random.choice((0.0, 0.5, 2.0)) for _ in "123"))
             if "estimates" in traits
             else Pace(),
-            "crashes" in traits and random.random() < 0.2,
+            moved or ("crashes" in traits and random.random() < 0.2),
         )
         self.ranks[asked.request] = asked.rank
         self.bounds[asked.request] = invariants.latest(self, len(self.waiting))
@@ -270,12 +272,22 @@ class World:
         for request in orphans:
             self.tell(Left(request))
             if self.random.random() < 0.5:  # Its stream goes on elsewhere.
-                self._ask(next(m for m in self.scenario.models if m.key == slot.key))
+                model = next(m for m in self.scenario.models if m.key == slot.key)
+                self._ask(model, moved=True)
 
     def _unload(self) -> None:
         key = self.random.choice(self.scenario.models).key
         self.unloaded.update(slot.runner for slot in self.state.slots_of(key))
         self.tell(Unload(key))
+
+    def _depart(self) -> None:
+        if self.serving:
+            self.tell(Leaving(self.random.choice(sorted(self.serving))))
+
+    def _drain(self) -> None:
+        self.tell(Drain())
+        if self.random.random() < 0.3:
+            self._in(8.0, self.tell, Drain(moves=False))
 
     def _police(self) -> None:
         model = self.random.choice(self.scenario.models)

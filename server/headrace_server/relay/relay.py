@@ -117,6 +117,7 @@ class Relay:
         self._diagnosis = diagnosis
         self._probation = Probation(_STALLS * stall_timeout)
         self._limits: set[asyncio.Timeout] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._ended = False
 
     def end(self) -> None:
@@ -125,6 +126,11 @@ class Relay:
         for limit in self._limits:
             with suppress(RuntimeError):  # It is expiring by itself in this moment.
                 limit.reschedule(self._scheduler.now())
+
+    async def ended(self) -> None:
+        """Wait until the calls that run now have ended, on whatever runners they still need."""
+        if running := tuple(self._running):
+            await asyncio.wait(running)
 
     async def stream(self, request: bytes, terms: Terms, write: Write) -> None:
         """Relay a StreamCompletion; `write` takes the messages, and nothing more is read from the
@@ -194,6 +200,9 @@ class Relay:
         limit = self._max_time if remaining is None else remaining
         deadline = self._scheduler.now() + limit
         timeout = asyncio.timeout_at(deadline)
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
         try:
             async with timeout:
                 self._limits.add(timeout)
@@ -204,6 +213,7 @@ class Relay:
             raise DeadlineExceeded(f"the call was not done within {limit:g} s") from None
         finally:
             self._limits.discard(timeout)
+            self._running.discard(task)
 
     async def _carry_through(self, call: _Call, deadline: float) -> None:
         """Try, and move to another runner as often as may be."""

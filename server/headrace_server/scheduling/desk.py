@@ -22,6 +22,7 @@ class Desk:
         self.waiting = list(state.waiting)
         self.crashes = dict(state.crashes)
         self.draining = state.draining
+        self.closed = state.closed
         self.short = state.short
         self.started = state.started
         self.actions: list[Action] = []
@@ -34,6 +35,7 @@ class Desk:
             tuple(self.waiting),
             MappingProxyType(self.crashes),
             self.draining,
+            self.closed,
             self.short,
             self.started,
         )

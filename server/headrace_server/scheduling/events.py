@@ -102,7 +102,10 @@ class Pressure:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Nothing is taken any more; every runner stops once its requests have ended."""
+    """Nothing new is taken any more; every runner stops once its requests have ended."""
+
+    moves: bool = True
+    """Whether streams that lose their runner still get another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,8 @@ def hear(desk: Desk, event: Event) -> None:
             _policed(desk, key, policy)
         case Pressure(short):
             _pressed(desk, short)
-        case Drain():
-            _drain(desk)
+        case Drain(moves):
+            _drain(desk, moves=moves)
         case Tick():
             pass
         case _:
@@ -93,7 +93,7 @@ def _asked(desk: Desk, asked: Asked) -> None:
 
 def _objection(desk: Desk, asked: Asked, place: int) -> HeadraceError | None:
     limits, slots = desk.limits, desk.of(asked.key)
-    if desk.draining:
+    if desk.closed or (desk.draining and not asked.moved):
         return Draining(limits.retry_after)
     if not slots and asked.needs > limits.memory:
         return ModelTooLarge(needs=asked.needs, has=limits.memory)
@@ -157,12 +157,13 @@ def _pressed(desk: Desk, short: int) -> None:
             short -= slot.memory
 
 
-def _drain(desk: Desk) -> None:
+def _drain(desk: Desk, *, moves: bool) -> None:
+    """Runners go by themselves from now on, once nobody needs them."""
     desk.draining = True
+    desk.closed = desk.closed or not moves
     for asked in tuple(desk.waiting):
-        desk.refuse(asked, Draining(desk.limits.retry_after))
-    for slot in tuple(desk.slots.values()):
-        desk.retire(slot, Why.DRAINED)
+        if desk.closed or not asked.moved:
+            desk.refuse(asked, Draining(desk.limits.retry_after))
 
 
 def _exited(desk: Desk, slot: Slot, event: Exited) -> None:

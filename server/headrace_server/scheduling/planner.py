@@ -246,7 +246,7 @@ class Planner:
             self._supervisor.spares.look()
 
     async def close(self) -> None:
-        """End the spare runner. Call it when nothing more will be loaded."""
+        """End the spare runner, and make no other."""
         if self._supervisor and self._supervisor.spares:
             await self._supervisor.spares.close()
 

@@ -78,10 +78,13 @@ def _grant(desk: Desk, asked: Asked, slot: Slot) -> None:
 
 
 def _let_go(desk: Desk) -> None:
-    """Part with those who were unloaded, have outstayed, or are more than there may be."""
+    """Part with those who were unloaded, have outstayed, or are more than there may be; and in a
+    drain with those whom nobody needs."""
     for slot in tuple(desk.slots.values()):
         if slot.leaving and slot.phase is Phase.SERVING:
             desk.retire(slot, Why.UNLOADED)
+        elif desk.draining and not slot.leases and not desk.waiters(slot.key):
+            desk.retire(slot, Why.DRAINED)
         elif slot.expires_at <= desk.now:
             desk.stop(slot, Why.KEEP_ALIVE)
         elif _surplus(desk, slot):

@@ -205,7 +205,8 @@ class Scheduler:
         self._feed(Tick())
 
     def drain(self) -> None:
-        """Take nothing more; runners stop as their requests end."""
+        """Take nothing new; runners stop as their requests end. A stream that loses its runner
+        meanwhile still gets another."""
         self._feed(Drain())
 
     async def drained(self) -> None:
@@ -217,7 +218,7 @@ class Scheduler:
         """Stop every runner now, whatever it does, and wait until all are gone."""
         if self._timer is not None:
             self._timer.cancel()
-        self.drain()
+        self._feed(Drain(moves=False))
         for life in self._lives.values():
             life.stop.set()
         await self.drained()

@@ -252,6 +252,9 @@ class State:
     crashes: Mapping[str, Crashes] = field(default_factory=lambda: MappingProxyType({}))
     """By key."""
     draining: bool = False
+    """Whether nothing is taken but streams that move."""
+    closed: bool = False
+    """Whether nothing is taken at all."""
     short: int = 0
     """Bytes that the machine itself is short of, as last reported."""
     started: int = 0

@@ -7,14 +7,12 @@ import pytest
 from headrace.errors import (
     CircuitOpen,
     DeadlineUnreachable,
-    Draining,
     InsufficientMemory,
     LoadFailed,
     ModelTooLarge,
     QueueFull,
 )
 from headrace_server.scheduling.events import (
-    Drain,
     Grant,
     Left,
     Loaded,
@@ -290,16 +288,6 @@ def test_unload_during_a_load_whose_callers_have_gone_takes_effect_too() -> None
     desk.tell(Unload("a"))
     desk.tell(Left(1))
     assert desk.tell(Loaded("r1")) == (Stop("r1", Why.UNLOADED),)
-
-
-def test_drain_refuses_those_who_wait_and_lets_the_others_finish() -> None:
-    desk = Desk(Policy(concurrency=1))
-    desk.ask("a")
-    desk.tell(Loaded("r1"))
-    desk.ask("a")
-    assert errors(desk.tell(Drain())) == [(2, Draining)]
-    assert errors(desk.ask("a")) == [(3, Draining)]
-    assert desk.tell(Left(1)) == (Stop("r1", Why.DRAINED),)
 
 
 def test_priority_goes_first_and_position_counts_those_ahead() -> None:

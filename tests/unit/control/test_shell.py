@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from headrace.errors import DeadlineUnreachable, InsufficientMemory
+from headrace.errors import DeadlineUnreachable, Draining, InsufficientMemory
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Limits, Phase, Policy
@@ -222,6 +222,33 @@ async def test_a_stream_from_before_has_a_runner_of_its_own_options_which_goes_a
         await ticket.granted()
         await stage.until(lambda: stage.phases("old") == [Phase.RETIRING])
     await stage.until(lambda: not scheduler.loaded())
+
+
+async def test_c1_a_stream_whose_runner_dies_during_a_drain_goes_on_with_another(
+    stage: Stage,
+) -> None:
+    scheduler = stage.scheduler
+    with scheduler.ask(FakeModel()) as ticket:
+        await ticket.granted()
+        scheduler.drain()
+        await stage.launcher.runners[0].die()
+        await ticket.life.gone.wait()
+    with scheduler.ask(FakeModel(), moved=True) as ticket:
+        await ticket.granted()
+        assert scheduler.runners()
+    async with asyncio.timeout(10):
+        await scheduler.drained()
+
+
+async def test_a_scheduler_that_is_closed_gives_nobody_another_runner(stage: Stage) -> None:
+    stage.launcher.hold = True
+    with stage.scheduler.ask(FakeModel(), moved=True) as ticket:
+        await stage.launcher.launched.get()
+        async with asyncio.timeout(10):
+            await stage.scheduler.close()
+        with pytest.raises(Draining):
+            await ticket.granted()
+    assert stage.launcher.launched.empty()
 
 
 async def test_one_that_waits_since_before_has_such_a_runner_too(stage: Stage) -> None:
