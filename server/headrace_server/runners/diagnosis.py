@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from headrace.errors import HeadraceError, LoadFailed, ModelCorrupt, UnsupportedModel
 from headrace.host.handover import Failed, FailureCause
 
 DeathCause = Literal[FailureCause, "NATIVE_ABORT", "SIGNAL", "STALLED", "EXITED"]
@@ -121,3 +122,14 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal has no name
         return f"signal {number}"
+
+
+def load_error(death: Death, model: str) -> HeadraceError:
+    """What one who waits for a model is told when its runner died instead of serving."""
+    match death.cause:
+        case "MODEL_CORRUPT":
+            return ModelCorrupt(death.message, file=death.file or "")
+        case "UNSUPPORTED_MODEL":
+            return UnsupportedModel(death.message)
+        case cause:
+            return LoadFailed(f"{model} could not be loaded: {death.message}", cause=cause)

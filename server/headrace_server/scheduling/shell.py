@@ -17,9 +17,9 @@ from typing import Any, Protocol
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context as TraceContext
 
-from headrace.errors import HeadraceError, LoadFailed, ModelCorrupt, UnsupportedModel
+from headrace.errors import HeadraceError, LoadFailed
 from headrace.telemetry.outcome import kind_of
-from headrace_server.runners.diagnosis import Death
+from headrace_server.runners.diagnosis import Death, load_error
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.core import decide
 from headrace_server.scheduling.events import (
@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 STOP_GRACE = 2.0
 """Seconds for a runner without requests to exit before it is killed."""
 
+_DEATH_SHOWS = 1.0
+"""Seconds in which it shows that a runner is dead that has not said what it holds."""
 
 _SERVES = (Phase.SERVING, Phase.STALLED)
 
@@ -92,6 +94,8 @@ class Scheduler:
         self._on_change = on_change
         self._to_tell = False
         self._state = State(limits)
+        self._positions: dict[int, int] | None = None
+        """Of the state, once somebody wants to know: all who wait look after each change."""
         self._requests = 0
         self._tickets: dict[int, Ticket] = {}
         self._wanted: dict[str, Wanted] = {}
@@ -238,7 +242,7 @@ class Scheduler:
         self._tickets[asked.request] = ticket
         self._feed(asked)
         if ticket.waits:
-            ticket.position = self._state.position(asked.request)
+            ticket.position = self._position(asked)
             for _, life in self.runners_of(asked.key):
                 if life.loaded_at is None and ticket.load is None:
                     ticket.awaits(life.load)
@@ -259,17 +263,24 @@ class Scheduler:
     def outlook(self, asked: Asked) -> Wait:
         lives = (life for _, life in self.runners_of(asked.key) if life.loaded_at is None)
         fractions = [life.runner.fraction for life in lives if life.runner is not None]
-        return Wait(self._state.position(asked.request), max(fractions, default=None))
+        return Wait(self._position(asked), max(fractions, default=None))
+
+    def _position(self, asked: Asked) -> int:
+        if self._positions is None:
+            self._positions = self._state.positions()
+        return self._positions.get(asked.request, 0)
 
     # Events in, actions out.
 
     def _feed(self, event: Event) -> None:
-        self._state, actions = decide(self._state, event, self.now())
+        now = self.now()
+        self._state, actions = decide(self._state, event, now)
+        self._positions = None
         for action in actions:
             self._carry_out(action)
         if self._timer is not None:
             self._timer.cancel()
-        wake = self._state.wake_at(self.now())
+        wake = self._state.wake_at(now)  # What has become due since is due at once.
         self._timer = None
         if wake != math.inf:
             # In a context of its own: what time brings is not part of anybody's trace.
@@ -387,6 +398,11 @@ class Scheduler:
     async def _serve(self, life: Life, runner: Runner) -> None:
         await runner.ready()
         memory = await self._launcher.measure(runner, life.wanted)
+        if memory is None:
+            # Perhaps it is dead, which shows in a moment: nobody is to be given a corpse.
+            await asyncio.wait({runner.dead}, timeout=_DEATH_SHOWS)
+            if runner.dead.done():
+                return
         life.loaded_at = self.now()
         extra = {"runner_id": life.id, "model": life.wanted.name, "memory_bytes": memory}
         seconds = life.loaded_at - life.started_at
@@ -426,14 +442,3 @@ class Scheduler:
                     self._feed(Pressure(short))
             except Exception:  # a bug, or /proc; the next look may go well
                 logger.exception("the machine's memory was not looked at")
-
-
-def load_error(death: Death, model: str) -> HeadraceError:
-    """What one who waits for a model is told when its runner died instead of serving."""
-    match death.cause:
-        case "MODEL_CORRUPT":
-            return ModelCorrupt(death.message, file=death.file or "")
-        case "UNSUPPORTED_MODEL":
-            return UnsupportedModel(death.message)
-        case cause:
-            return LoadFailed(f"{model} could not be loaded: {death.message}", cause=cause)

@@ -269,14 +269,14 @@ class State:
         crashes = {key: crashes for key, crashes in self.crashes.items() if key in keys}
         return replace(self, crashes=MappingProxyType(crashes))
 
-    def position(self, request: int) -> int:
-        """How many requests for the same model are ahead of a waiting one."""
+    def positions(self) -> dict[int, int]:
+        """Of each request that waits, how many for the same model are ahead of it."""
+        found: dict[int, int] = {}
         ahead: dict[str, int] = {}
         for asked in self.waiting:
-            if asked.request == request:
-                return ahead.get(asked.key, 0)
-            ahead[asked.key] = ahead.get(asked.key, 0) + 1
-        return 0
+            found[asked.request] = ahead.get(asked.key, 0)
+            ahead[asked.key] = found[asked.request] + 1
+        return found
 
     def wake_at(self, now: float) -> float:
         """When a `Tick` is due, after `now`; infinite when only events matter."""

@@ -159,7 +159,7 @@ class FakeLauncher:
         return runner
 
     async def measure(self, runner: Runner, wanted: Wanted) -> int | None:
-        return None
+        return wanted.needs
 
 
 def started() -> StreamCompletionResponse:

@@ -296,7 +296,7 @@ def test_priority_goes_first_and_position_counts_those_ahead() -> None:
     desk.tell(Loaded("r1"))
     desk.ask("a")
     desk.ask("a", priority=5)
-    assert (desk.state.position(3), desk.state.position(2)) == (0, 1)
+    assert desk.state.positions() == {3: 0, 2: 1}
     assert desk.tell(Left(1)) == (Grant(3, "r1"),)
 
 

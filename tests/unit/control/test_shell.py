@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +13,11 @@ import pytest_asyncio
 
 from headrace.errors import DeadlineUnreachable, Draining, InsufficientMemory
 from headrace_server.runners.lifecycle import State as RunnerState
-from headrace_server.scheduling.shell import Scheduler
-from headrace_server.scheduling.state import Limits, Phase, Policy
+from headrace_server.scheduling.state import Limits, Phase, Policy, State
 from headrace_server.scheduling.ticket import Runner, Wanted
 from headrace_server.scheduling.timing import LONG_PROMPT
-from tests.unit.control.fakes import Context, FakeLauncher, FakeModel, FakeRunner
-
-
-async def silent(runner: FakeRunner, request: Any, context: Context) -> AsyncIterator[Any]:
-    return
-    yield
-
-
-class Launcher(FakeLauncher):
-    """One whose runners say what they hold."""
-
-    memory: int | None = None
-
-    async def measure(self, runner: Runner, wanted: Wanted) -> int | None:
-        return self.memory
-
-
-class Stage:
-    """A scheduler whose changes a test can wait for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.launcher = Launcher(folder, silent)
-        self.short = 0
-        self._news = asyncio.Event()
-        self.scheduler = Scheduler(
-            Limits(100, max_crashes=3),
-            self.launcher,
-            self._news.set,
-            shortage=lambda: self.short,
-            memory_interval=0.01,
-        )
-
-    async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not true():
-                self._news.clear()
-                await self._news.wait()
-
-    def phases(self, key: str = FakeModel().key) -> list[Phase]:
-        return [slot.phase for slot, _ in self.scheduler.runners_of(key)]
+from tests.unit.control.fakes import FakeModel
+from tests.unit.control.stages import Stage
 
 
 @pytest_asyncio.fixture
@@ -130,6 +92,57 @@ async def test_crashes_without_a_first_token_open_the_circuit(stage: Stage) -> N
             await ticket.life.gone.wait()
     with stage.scheduler.ask(FakeModel()) as ticket, pytest.raises(Exception, match="crash"):
         await ticket.granted()
+
+
+async def test_nobody_is_given_a_runner_that_died_before_it_said_what_it_holds(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths: list[asyncio.Task[None]] = []
+    measure = stage.launcher.measure
+
+    async def die(runner: Any, wanted: Wanted) -> int | None:
+        if deaths:
+            return await measure(runner, wanted)
+        deaths.append(asyncio.create_task(runner.die("NATIVE_ABORT", delay=0.05)))
+        return None
+
+    monkeypatch.setattr(stage.launcher, "measure", die)
+    with stage.scheduler.ask(FakeModel()) as ticket:
+        await ticket.granted()
+        assert ticket.life.id == "r2"
+
+
+async def test_one_that_does_not_say_what_it_holds_and_lives_serves(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(runner: Runner, wanted: Wanted) -> int | None:
+        return None
+
+    monkeypatch.setattr(stage.launcher, "measure", silent)
+    with stage.scheduler.ask(FakeModel()) as ticket:
+        await ticket.granted()
+        assert ticket.life.id == "r1"
+
+
+async def test_places_in_the_queue_are_counted_once_for_all_who_look(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    count = State.positions
+
+    def positions(state: State) -> dict[int, int]:
+        counted.append(len(state.waiting))
+        return count(state)
+
+    monkeypatch.setattr(State, "positions", positions)
+    stage.launcher.hold = True
+    with contextlib.ExitStack() as stack:
+        tickets = [stack.enter_context(stage.scheduler.ask(FakeModel())) for _ in range(20)]
+        for place, ticket in enumerate(tickets):
+            async with contextlib.aclosing(ticket.waiting(30.0)) as waits:
+                wait = await anext(waits)
+            assert wait.queue_position == place
+    assert counted == [20]
 
 
 async def test_a_runner_in_use_is_asked_what_it_holds_and_an_idle_one_is_not(
