@@ -5,11 +5,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 
 from headrace.v1.completion_pb2 import StreamCompletionRequest
-from headrace_server.scheduling.state import Prefixes
-
-BORDERS = tuple(size for power in range(8, 21) for size in (1 << power, 3 << (power - 1)))
-"""Where prefixes end, in bytes: each border is 1.3 to 1.5 times the one before, from 256 bytes to
-1.5 MiB. They are the same for every prompt, and few however long it is."""
+from headrace_server.scheduling.state import BORDERS, Prefixes
 
 
 def fingerprints(request: StreamCompletionRequest) -> Prefixes:

@@ -9,9 +9,9 @@ least loaded when the imbalance is large both in number and in proportion. Here 
 least length, since what it can cost is bounded by the imbalance that is allowed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from headrace_server.scheduling.state import Prefixes, Slot
+from headrace_server.scheduling.state import BORDERS, Prefixes, Slot
 
 REMEMBERED = 64
 """Prompts that are remembered of each runner."""
@@ -38,6 +38,15 @@ def choose(slots: Sequence[Slot], prefixes: Prefixes) -> Slot:
 def matched(served: Sequence[Prefixes], prefixes: Prefixes) -> int:
     """How many of a prompt's growing prefixes some prompt before it had in common with it."""
     return max((_common(before, prefixes) for before in served), default=0)
+
+
+def unknown_share(slots: Iterable[Slot], prefixes: Prefixes) -> float:
+    """How much of a prompt, at least, is new to each of these runners, as far as is remembered."""
+    if not prefixes:
+        return 1.0
+    known = max((matched(slot.served, prefixes) for slot in slots), default=0)
+    # What is known may end just before the next border, and the prompt just behind its last.
+    return 0.0 if known == len(prefixes) else 1.0 - BORDERS[known] / BORDERS[len(prefixes) - 1]
 
 
 def remember(served: tuple[Prefixes, ...], prefixes: Prefixes) -> tuple[Prefixes, ...]:

@@ -71,8 +71,7 @@ def _grant(desk: Desk, asked: Asked, slot: Slot) -> None:
         if other.asked_keep_alive != keep_alive:
             desk.put(other, asked_keep_alive=keep_alive)
     slot = desk.slots[slot.runner]
-    choice = asked.policy.replicas > 1
-    served = routing.remember(slot.served, asked.prefixes) if choice else ()
+    served = routing.remember(slot.served, asked.prefixes)
     desk.put(slot, leases=slot.leases | {asked.request}, served=served)
     desk.actions.append(Grant(asked.request, slot.runner))
 

@@ -145,7 +145,7 @@ class Scheduler:
             priority,
             deadline,
             prefixes,
-            self._timings.pace(wanted.key, wanted.needs, prompt_bytes),
+            self._timings.pace(wanted.key, wanted.needs, prompt_bytes, self.now()),
             moved,
         )
         return Ticket(self, asked, prompt_bytes)
@@ -250,12 +250,13 @@ class Scheduler:
     def leave(self, ticket: Ticket, asked: Asked) -> None:
         del self._tickets[asked.request]
         if ticket.served:
-            self._timings.served(asked.key, self.now() - ticket.granted_at)
+            now = self.now()
+            self._timings.served(asked.key, now - ticket.granted_at, now)
         self._feed(Left(asked.request))
 
     def advanced(self, ticket: Ticket, asked: Asked) -> None:
-        seconds, life = self.now() - ticket.granted_at, ticket.life
-        self._timings.advanced(asked.key, ticket.prompt_bytes, seconds)
+        now, life = self.now(), ticket.life
+        self._timings.advanced(asked.key, ticket.prompt_bytes, now - ticket.granted_at, now)
         if not life.advanced:
             life.advanced = True
             self._feed(Advanced(life.id))
@@ -408,7 +409,7 @@ class Scheduler:
         seconds = life.loaded_at - life.started_at
         logger.info("loaded in %.2f s", seconds, extra=extra)
         life.load.done(memory)
-        self._timings.loaded(life.wanted.key, life.wanted.needs, seconds)
+        self._timings.loaded(life.wanted.key, life.wanted.needs, seconds, life.loaded_at)
         self._feed(Loaded(life.id, memory))
         if life.wanted.key not in self._current:
             self._feed(Unload(life.wanted.key))  # It was started for streams from before.

@@ -18,7 +18,11 @@ FOREVER = math.inf
 """The keep-alive of a model that stays until it is unloaded by hand."""
 
 Prefixes: TypeAlias = tuple[int, ...]
-"""Fingerprints of a prompt's growing prefixes, the shortest first."""
+"""Fingerprints of a prompt's growing prefixes, which end at `BORDERS`; the shortest first."""
+
+BORDERS = tuple(size for power in range(8, 21) for size in (1 << power, 3 << (power - 1)))
+"""Where prefixes end, in bytes: each border is 1.3 to 1.5 times the one before, from 256 bytes to
+1.5 MiB. They are the same for every prompt, and few however long it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ class Slot:
     advanced: bool = False
     """Whether a stream on it has had its first token: its model can get something done."""
     served: tuple[Prefixes, ...] = ()
-    """Beginnings of prompts that it has served lately, where there may be others to choose from."""
+    """Beginnings of prompts that it has served lately."""
     going_for: Why | None = None
     """Why it is RETIRING."""
 

@@ -3,15 +3,20 @@
 What is learnt serves to refuse requests whose deadline cannot be met. A refusal in error costs more
 than one that fails to come, so every figure is a low one: the mean, less twice the deviation, both
 weighted exponentially as TCP does for its round-trip times (RFC 6298). A single measurement says
-nothing yet; figures that scatter say little.
+nothing yet; figures that scatter say little. So do old ones, or nobody who is refused by a figure
+would ever put it right: half of it is left of each `HALF_LIFE` without a new measurement.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
 LONG_PROMPT = 4096
 """Bytes from which on a prompt's time to the first token tells what a byte costs. With shorter ones
 it is mostly other things."""
+
+HALF_LIFE = 300.0
+"""Seconds."""
 
 _MEAN_GAIN = 1 / 8
 _DEVIATION_GAIN = 1 / 4
@@ -27,7 +32,7 @@ class Pace:
     service: float = 0.0
     """From the grant of a place until it is given back."""
     prefill: float = 0.0
-    """From the grant of a place until this request's first token."""
+    """From the grant of a place until this request's first token, if no cache has of its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +41,26 @@ class Estimate:
 
     mean: float = 0.0
     deviation: float = 0.0
-    measured: bool = False
+    measured_at: float | None = None
+    """When it last was; None: never."""
 
-    def after(self, value: float) -> "Estimate":
+    def after(self, value: float, now: float) -> "Estimate":
         """What is known after one more measurement."""
-        if not self.measured:
-            return Estimate(value, value / 2, measured=True)
+        if self.measured_at is None:
+            return Estimate(value, value / 2, now)
         off = value - self.mean
         return Estimate(
             self.mean + _MEAN_GAIN * off,
             self.deviation + _DEVIATION_GAIN * (abs(off) - self.deviation),
-            measured=True,
+            now,
         )
 
-    @property
-    def low(self) -> float:
+    def low(self, now: float) -> float:
         """What it takes at least; 0 where too little is known."""
-        return max(0.0, self.mean - _DEVIATIONS * self.deviation)
+        if self.measured_at is None:
+            return 0.0
+        left = math.exp2((self.measured_at - now) / HALF_LIFE)
+        return max(0.0, self.mean - _DEVIATIONS * self.deviation) * left
 
 
 _UNKNOWN = Estimate()
@@ -68,29 +76,29 @@ class Timings:
         self._prefills: dict[str, Estimate] = {}
         """Seconds for a byte of prompt."""
 
-    def loaded(self, key: str, memory: int, seconds: float) -> None:
+    def loaded(self, key: str, memory: int, seconds: float, now: float) -> None:
         """A load took so long; `memory` is what it was estimated to need, in bytes."""
-        self._loads[key] = self._loads.get(key, _UNKNOWN).after(seconds)
+        self._loads[key] = self._loads.get(key, _UNKNOWN).after(seconds, now)
         if memory > 0:
-            self._load_per_byte = self._load_per_byte.after(seconds / memory)
+            self._load_per_byte = self._load_per_byte.after(seconds / memory, now)
 
-    def served(self, key: str, seconds: float) -> None:
+    def served(self, key: str, seconds: float, now: float) -> None:
         """A request had its place for so long."""
-        self._services[key] = self._services.get(key, _UNKNOWN).after(seconds)
+        self._services[key] = self._services.get(key, _UNKNOWN).after(seconds, now)
 
-    def advanced(self, key: str, prompt_bytes: int, seconds: float) -> None:
+    def advanced(self, key: str, prompt_bytes: int, seconds: float, now: float) -> None:
         """A request of so many bytes had its first token so long after it got its place."""
         if prompt_bytes >= LONG_PROMPT:
             estimate = self._prefills.get(key, _UNKNOWN)
-            self._prefills[key] = estimate.after(seconds / prompt_bytes)
+            self._prefills[key] = estimate.after(seconds / prompt_bytes, now)
 
-    def pace(self, key: str, memory: int, prompt_bytes: int) -> Pace:
+    def pace(self, key: str, memory: int, prompt_bytes: int, now: float) -> Pace:
         """How long a request takes at least. A model never loaded is taken to load like others."""
         load = self._loads.get(key)
         return Pace(
-            load=self._load_per_byte.low * memory if load is None else load.low,
-            service=self._services.get(key, _UNKNOWN).low,
-            prefill=self._prefills.get(key, _UNKNOWN).low * prompt_bytes,
+            load=self._load_per_byte.low(now) * memory if load is None else load.low(now),
+            service=self._services.get(key, _UNKNOWN).low(now),
+            prefill=self._prefills.get(key, _UNKNOWN).low(now) * prompt_bytes,
         )
 
     def keep_only(self, keys: Collection[str]) -> None:

@@ -9,6 +9,7 @@ from headrace.v1.completion_pb2 import StreamCompletionRequest
 from headrace_server.relay import Relay, Terms
 from headrace_server.scheduling.planner import Planner
 from headrace_server.scheduling.prefixes import fingerprints
+from headrace_server.scheduling.timing import LONG_PROMPT
 from headrace_server.services.raw import Context, Raw, add_to, seconds, stream, time_remaining
 
 SERVICE = "headrace.v1.CompletionService"
@@ -33,12 +34,13 @@ class CompletionServicer:
         message = request.message
         model = await self._planner.model(message.model, "text")
         refuse_unsupported(message)
+        choice = model.policy.replicas > 1
         terms = Terms(
             model,
             keep_alive=seconds(message.keep_alive) if message.HasField("keep_alive") else None,
             priority=message.priority,
             time_remaining=time_remaining(context),
-            prefixes=fingerprints(message) if model.policy.replicas > 1 else (),
+            prefixes=fingerprints(message) if choice or len(request.data) >= LONG_PROMPT else (),
             prompt_bytes=len(request.data),
         )
         await self._relay.stream(request.data, terms, context.write)

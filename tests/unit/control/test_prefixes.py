@@ -11,7 +11,8 @@ from headrace.v1.completion_pb2 import (
     ChatRole,
     StreamCompletionRequest,
 )
-from headrace_server.scheduling.prefixes import BORDERS, fingerprints
+from headrace_server.scheduling.prefixes import fingerprints
+from headrace_server.scheduling.state import BORDERS
 
 
 def prompt(text: str) -> StreamCompletionRequest:

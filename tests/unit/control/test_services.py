@@ -42,6 +42,9 @@ from headrace.v1.tokenize_pb2_grpc import TokenizeServiceStub
 from headrace_server.app import SERVICES, App
 from headrace_server.config import ServerConfig
 from headrace_server.events import recorder
+from headrace_server.relay import Relay, Terms
+from headrace_server.scheduling.prefixes import fingerprints
+from headrace_server.scheduling.timing import LONG_PROMPT
 from headrace_server.services.watch import Watch
 from tests.unit.control.fakes import put_manifest
 
@@ -299,3 +302,23 @@ async def test_a7_a_model_over_the_budget_is_too_large(tmp_path: Path) -> None:
         await app.close()
     assert isinstance(error, ModelTooLarge)
     assert error.metadata["has"] == "1000"
+
+
+async def test_the_scheduler_knows_long_prompts_by_their_beginnings(
+    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Terms] = []
+
+    async def stream(relay: Relay, request: bytes, terms: Terms, write: Any) -> None:
+        asked.append(terms)
+
+    monkeypatch.setattr(Relay, "stream", stream)
+    stub = CompletionServiceStub(channel)
+    short, long = (
+        completion.StreamCompletionRequest(model="words", prompt=length * "x")
+        for length in (LONG_PROMPT // 2, LONG_PROMPT)
+    )
+    for request in (short, long):
+        async for _ in stub.StreamCompletion(request):
+            pass
+    assert [terms.prefixes for terms in asked] == [(), fingerprints(long)]
