@@ -5,6 +5,7 @@ Each runner is explained by its own output alone, and only by lines printed just
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 from collections.abc import Sequence
@@ -24,6 +25,13 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _DETAIL_CHARACTERS = 2000
+_SCARCE: dict[int | None, DeathCause] = {
+    errno.EAGAIN: "EXITED",
+    errno.EMFILE: "EXITED",
+    errno.ENFILE: "EXITED",
+    errno.ENOMEM: "OUT_OF_MEMORY",
+}
+"""What may be there again in a moment. Any other error is the same with every try."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,12 @@ def diagnose(
         expected=stopping and not verdict,
         perhaps_memory=cause == "SIGNAL" and unknown,
     )
+
+
+def not_started(error: OSError) -> Death:
+    """The end of a runner for which no process could be made."""
+    cause = _SCARCE.get(error.errno, "LOAD_FAILED")
+    return Death(cause, "the runner could not be started", detail=str(error))
 
 
 def _explain(

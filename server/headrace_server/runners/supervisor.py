@@ -21,7 +21,7 @@ from opentelemetry import trace
 from headrace.host.handover import Listening, Report
 from headrace.host.orders import SPARE
 from headrace.telemetry import names
-from headrace_server.runners.diagnosis import Death, Verdict
+from headrace_server.runners.diagnosis import Death, Verdict, not_started
 from headrace_server.runners.lifecycle import (
     Died,
     Event,
@@ -149,7 +149,7 @@ class RunningRunner:
         except OSError as error:
             with self._lines():
                 logger.exception("runner %s could not be started", self.spec.id)
-            death = Death("LOAD_FAILED", "the runner could not be started", detail=str(error))
+            death = not_started(error)
         finally:
             if self._timer is not None:
                 self._timer.cancel()

@@ -32,8 +32,8 @@ from headrace_server.scheduling.events import (
 )
 from headrace_server.scheduling.state import Asked, Phase, Policy, Slot, Why
 
-# Causes of a failed load that another try cannot mend.
-_FINAL = frozenset({"LOAD_FAILED", "UNSUPPORTED_MODEL", "MODEL_CORRUPT"})
+FINAL = frozenset({"LOAD_FAILED", "UNSUPPORTED_MODEL", "MODEL_CORRUPT"})
+"""Causes of a failed load that another try cannot mend."""
 
 
 def hear(desk: Desk, event: Event) -> None:
@@ -177,7 +177,7 @@ def _exited(desk: Desk, slot: Slot, event: Exited) -> None:
         desk.crashes[key] = replace(before, cause=event.cause)
         return
     last = not any(other.usable for other in desk.of(key))
-    if loading and last and event.cause in _FINAL:
+    if loading and last and event.cause in FINAL:
         desk.refuse_all(key, event.error)
         return
     lacks_memory = loading and last and event.cause == "OUT_OF_MEMORY"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
+import tempfile
 from dataclasses import replace
 
 import grpc.aio
@@ -215,3 +217,18 @@ async def test_a_program_that_is_not_there(spec: RunnerSpec) -> None:
     supervisor = Supervisor({}, on_change=lambda _: None, command=("/no-such-program",))
     with pytest.raises(RunnerDied, match="could not be started"):
         await supervisor.start(spec).ready()
+
+
+async def test_a_want_of_file_descriptors_is_not_the_model_s_fault(spec: RunnerSpec) -> None:
+    supervisor = Supervisor({}, on_change=lambda _: None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    runner = supervisor.start(spec)
+    with tempfile.TemporaryFile() as last:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), hard))
+        try:
+            await asyncio.wait({runner.dead})
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    death = runner.dead.result()
+    assert (death.cause, death.returncode) == ("EXITED", None)
+    assert "Too many open files" in death.detail

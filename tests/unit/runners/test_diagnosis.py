@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 
 import pytest
 
 from headrace.host.handover import Failed
-from headrace_server.runners.diagnosis import Verdict, diagnose
+from headrace_server.runners.diagnosis import Verdict, diagnose, not_started
+from headrace_server.scheduling.hearing import FINAL
 
 
 @pytest.mark.parametrize(
@@ -97,3 +99,24 @@ def test_the_detail_is_the_end_of_long_output() -> None:
     death = diagnose(1, ["x" * 100_000, "the end"])
     assert len(death.detail) <= 2000
     assert death.detail.endswith("the end")
+
+
+@pytest.mark.parametrize(
+    ("number", "cause", "final"),
+    [
+        (errno.EAGAIN, "EXITED", False),
+        (errno.EMFILE, "EXITED", False),
+        (errno.ENFILE, "EXITED", False),
+        (errno.ENOMEM, "OUT_OF_MEMORY", False),
+        (errno.ENOENT, "LOAD_FAILED", True),
+        (errno.EACCES, "LOAD_FAILED", True),
+        (errno.ENOSPC, "LOAD_FAILED", True),
+    ],
+)
+def test_a_process_that_could_not_be_made_for_want_of_something_is_tried_again(
+    number: int, cause: str, final: bool
+) -> None:
+    death = not_started(OSError(number, "no"))
+    assert death.cause == cause
+    assert (death.cause in FINAL) is final
+    assert death.returncode is None
