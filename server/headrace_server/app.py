@@ -154,6 +154,7 @@ class App:
                 logger.info("setting changed: %s", change)
             else:
                 logger.warning("setting needs a restart, and stays as it is: %s", change)
+        keys = {name: self._key(name) for name in before.preload}
         self._config = config = taken_over(before, config)
         set_level(config.log_level.upper())
         limits = self._limits()
@@ -162,11 +163,15 @@ class App:
         await self._reread_store({})
         self._warn_of_missing_models()
         self._preload(
-            name
-            for name in config.preload
-            if name not in before.preload
-            or config.options(name).of_the_runner != before.options(name).of_the_runner
+            name for name in config.preload if name not in keys or self._key(name) != keys[name]
         )
+
+    def _key(self, name: str) -> str | None:
+        """Of the runners that serve a model; None where the store has none of that name."""
+        try:
+            return self._planner.key(self._store.get(name))
+        except HeadraceError:
+            return None
 
     def _warn_of_missing_models(self) -> None:
         known = {name for model in self._models for name in names_of(model)}

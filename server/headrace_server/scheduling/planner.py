@@ -14,6 +14,7 @@ import grpc.aio
 
 from headrace.errors import LoadFailed, ModelNotFound, UnsupportedCapability
 from headrace.host.dtype import choose_dtype
+from headrace.host.machine import Device
 from headrace.rpc.options import channel_options
 from headrace.telemetry import propagation
 from headrace.v1.runner_pb2 import GetRunnerRequest
@@ -42,6 +43,8 @@ class Model:
 
     manifest: Manifest
     options: ModelOptions
+    key: str
+    """Names of one digest share a runner, unless their options ask for different ones."""
     dtype: Dtype
     """What the options come to here."""
     needs: int
@@ -56,11 +59,6 @@ class Model:
     def digest(self) -> str:
         """Of its files."""
         return self.manifest.digest
-
-    @cached_property
-    def key(self) -> str:
-        """Names of one digest share a runner, unless their options ask for different ones."""
-        return runner_key(self.digest, self.options)
 
     @cached_property
     def policy(self) -> Policy:
@@ -87,9 +85,13 @@ def policy_of(options: ModelOptions) -> Policy:
     )
 
 
-def runner_key(digest: str, options: ModelOptions) -> str:
-    """The key of the runners that serve these files with these options."""
-    return f"{digest} {options.of_the_runner}"
+def runner_key(digest: str, options: ModelOptions, auto: Dtype = "stored") -> str:
+    """The key of the runners that serve these files with these options.
+
+    `auto`: what a `dtype` of that name comes to, by the memory budget.
+    """
+    own = f"{digest} {options.of_the_runner}"
+    return f"{own} {auto}" if options.dtype == "auto" else own
 
 
 class Planner:
@@ -130,7 +132,9 @@ class Planner:
 
     def key(self, manifest: Manifest) -> str:
         """The key of the runners that serve a model of the store."""
-        return runner_key(manifest.digest, self.options(manifest))
+        # Device and BLAS stay as they are, and are perhaps not known yet. The budget may change.
+        auto = self._auto_dtype(manifest, "cpu", has_blas=True)
+        return runner_key(manifest.digest, self.options(manifest), auto)
 
     def keys(self, digest: str) -> frozenset[str]:
         """Every key that models of these files have had so far."""
@@ -180,21 +184,20 @@ class Planner:
         dtype: Dtype = (
             options.dtype
             if options.dtype != "auto"
-            else choose_dtype(
-                hosting.machine.device,
-                manifest.parameters,
-                manifest.tensor_bytes,
-                self._memory,
-                hosting.has_blas,
-            )
+            else self._auto_dtype(manifest, hosting.machine.device, has_blas=hosting.has_blas)
         )
         needs = estimates.before_load(
             manifest, dtype=dtype, concurrency=options.max_concurrency, context=options.context
         )
-        model = Model(manifest, options, dtype, needs)
+        model = Model(manifest, options, self.key(manifest), dtype, needs)
         self._keys.setdefault(model.digest, set()).add(model.key)
         self._models[model.name] = model
         return model
+
+    def _auto_dtype(self, manifest: Manifest, device: Device, *, has_blas: bool) -> Dtype:
+        return choose_dtype(
+            device, manifest.parameters, manifest.tensor_bytes, self._memory, has_blas
+        )
 
     async def launch(self, runner_id: str, wanted: Wanted, load: Load) -> Runner:
         """Start a runner. It is told of the load, and what is said of it is part of that.
