@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 
-
 from headrace.telemetry.setup import configure
 from headrace_server.app import App, end
 from headrace_server.config import ConfigError, Effective, Sources, as_toml, read
