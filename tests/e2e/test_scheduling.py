@@ -266,7 +266,7 @@ async def test_a8_a_keep_alive_cannot_end_under_a_request(start: StartController
     (gone,) = await controller.logged(to="dead")
     assert gone["why"] == "KEEP_ALIVE"
     # The log's lines stand in the order of what they tell.
-    (going,) = await controller.logged(**{"from": "serving"})
+    (going,) = await controller.logged(to="stopping")
     (ended,) = await controller.logged("stream ended")
     lines = controller.log()
     assert lines.index(ended) < lines.index(going)
@@ -276,7 +276,7 @@ async def test_a9_a_deadline_that_cannot_be_met_is_refused_at_once(start: StartC
     """Loads are measured, until it is known that one takes longer than the client would wait."""
     controller = start()
     async with AsyncClient(controller.target, timeout=PATIENCE) as client:
-        shortest = math.inf
+        shortest = estimate = math.inf
         for loads in itertools.count(1):
             began = time.monotonic()
             await client.load_model(TINY)
