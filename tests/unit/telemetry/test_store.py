@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -43,7 +44,7 @@ def opened(path: Path) -> Iterator[Open]:
     """Opens writers of the one path; they end with the test."""
     writers: list[StoreWriter] = []
 
-    def _open(limit: int = schema.LEAST_BYTES, **options: int) -> StoreWriter:
+    def _open(limit: int = schema.LEAST_BYTES, **options: Any) -> StoreWriter:
         writers.append(StoreWriter(path, limit, **options))
         return writers[-1]
 
@@ -340,6 +341,7 @@ def test_what_was_written_outlives_a_kill(path: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
+from typing import Any
 from headrace.telemetry.store.writer import StoreWriter
 from tests.unit.telemetry.samples import line
 writer = StoreWriter(Path({str(path)!r}), 4 << 20)

@@ -1,7 +1,8 @@
 """The report pipe: how a runner tells the controller its address, load progress, drain and failure.
 
 One JSON object a line, runner to controller, on a pipe the runner inherits. Both sides use this
-module. It never carries requests or logs, and a vanished controller never disturbs the runner.
+module. It never carries requests or logs, and a vanished controller never disturbs the runner. The
+runner's spans, for the controller's local store, go the same way where there is room for them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import json
 import os
 import threading
-from dataclasses import asdict, dataclass
+from collections import deque
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
+
+from headrace.host.pipes import Outlet
+from headrace.telemetry.records import SpanRecord, cut, span_from_fields, span_to_fields
 
 FailureCause = Literal["LOAD_FAILED", "UNSUPPORTED_MODEL", "OUT_OF_MEMORY", "MODEL_CORRUPT"]
 
@@ -21,6 +26,10 @@ MAX_LINE = 4096
 _MAX_MESSAGE = 400
 _MAX_FILE = 200
 _PROGRESS_STEP = 0.01
+_SPANS = 2048
+"""Spans that may wait for the pipe. What comes on top is dropped."""
+_FLUSH = 1.0
+"""Seconds for what waits to be sent, when all is over."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,14 @@ class Draining:
     grace: float
 
 
-Report = Listening | Loading | Ready | Draining | Failed
+@dataclass(frozen=True)
+class Ended:
+    """A span of the runner has ended."""
+
+    span: SpanRecord
+
+
+Report = Listening | Loading | Ready | Draining | Failed | Ended
 
 _NAMES: dict[type[Report], str] = {
     Listening: "listening",
@@ -68,6 +84,7 @@ _NAMES: dict[type[Report], str] = {
     Ready: "ready",
     Draining: "draining",
     Failed: "failed",
+    Ended: "span",
 }
 
 
@@ -77,10 +94,35 @@ class HandoverError(ValueError):
 
 def encode(report: Report) -> bytes:
     """One line, newline included."""
+    if isinstance(report, Ended):
+        return _encode_span(report.span)
     fields = {key: value for key, value in asdict(report).items() if value is not None}
-    line = json.dumps({"event": _NAMES[type(report)], **fields}, ensure_ascii=False)
+    return _line(type(report), fields)
+
+
+def _line(kind: type[Report], fields: dict[str, Any]) -> bytes:
+    line = json.dumps({"event": _NAMES[kind], **fields}, ensure_ascii=False)
     # A lone surrogate (a file name that is not UTF-8) becomes its JSON escape.
     return line.encode(errors="backslashreplace") + b"\n"
+
+
+def _encode_span(span: SpanRecord) -> bytes:
+    """A span, without the least important of it where it would be too long."""
+    line = _line(Ended, span_to_fields(span))
+    if len(line) > MAX_LINE:
+        short = {
+            key: cut(value, 80) if isinstance(value, str) else value
+            for key, value in span.attributes.items()
+            if isinstance(value, str | bool | int | float)
+        }
+        message, name = cut(span.message, 80), cut(span.name, 80)
+        span = replace(
+            span, name=name, message=message, attributes=short, events=(), links=span.links[:2]
+        )
+        line = _line(Ended, span_to_fields(span))
+    if len(line) > MAX_LINE:
+        line = _line(Ended, span_to_fields(replace(span, attributes={}, links=())))
+    return line
 
 
 def decode(line: bytes) -> Report:
@@ -116,6 +158,8 @@ def _from_fields(fields: dict[str, Any]) -> Report:
                 raise ValueError(f"unknown cause {cause!r}")
             file = fields.get("file")
             return Failed(cause, str(fields["message"]), None if file is None else str(file))
+        case "span":
+            return Ended(span_from_fields(fields))
         case other:
             raise ValueError(f"unknown event {other!r}")
 
@@ -124,23 +168,24 @@ class ReportWriter:
     """The runner's end of the pipe. Any thread may use it; without a pipe it does nothing.
 
     It never blocks for long: progress is thinned to steps of one percent, so that all the reports
-    of a life fit into the pipe's buffer even if nobody reads.
+    of a life fit into the pipe's buffer even if nobody reads. Spans leave room for them, and have a
+    thread of their own, which waits where a reader is slow.
     """
 
     def __init__(self, fd: int | None) -> None:
-        self._fd = fd
-        self._lock = threading.Lock()
+        self._outlet = None if fd is None else Outlet(fd)
         self._fraction = -1.0
-        if fd is not None:
-            # A grandchild that held the pipe open would hide the runner's death from its reader.
-            os.set_inheritable(fd, False)
+        self._state = threading.Condition()
+        self._spans: deque[SpanRecord] = deque()
+        self._sending: threading.Thread | None = None
+        self._closed = False
 
     def listening(self, address: str, digest: str) -> None:
         self._write(Listening(address, os.getpid(), digest))
 
     def loading(self, fraction: float) -> None:
         """Report progress, 0 to 1; steps under one percent are skipped."""
-        with self._lock:
+        with self._state:
             if fraction < self._fraction + _PROGRESS_STEP:
                 return
             self._fraction = fraction
@@ -159,19 +204,40 @@ class ReportWriter:
         # A message says most at its start, a path at its end.
         self._write(Failed(cause, message[:_MAX_MESSAGE], file[-_MAX_FILE:] if file else None))
 
+    def ended(self, span: SpanRecord) -> None:
+        """Report a span soon. Never waits: a span for which there is no room is dropped."""
+        with self._state:
+            if self._outlet is None or self._closed or len(self._spans) >= _SPANS:
+                return
+            self._spans.append(span)
+            if self._sending is None:
+                self._sending = threading.Thread(
+                    target=self._send_spans, name="headrace-spans", daemon=True
+                )
+                self._sending.start()
+            self._state.notify_all()
+
     def close(self) -> None:
-        with self._lock:
-            if self._fd is not None:
-                os.close(self._fd)
-                self._fd = None
+        """Send the spans that wait, if the controller takes them within a second, and end."""
+        with self._state:
+            self._closed = True
+            self._state.notify_all()
+        if self._sending is not None:
+            self._sending.join(_FLUSH)
+        if self._outlet is not None:
+            self._outlet.close()
+
+    def _send_spans(self) -> None:
+        assert self._outlet is not None
+        while True:
+            with self._state:
+                self._state.wait_for(lambda: self._spans or self._closed)
+                if not self._spans:
+                    return
+                span = self._spans.popleft()
+            if not self._outlet.write_when_there_is_room(encode(Ended(span))):
+                return  # The controller is gone.
 
     def _write(self, report: Report) -> None:
-        with self._lock:
-            if self._fd is None:
-                return
-            try:
-                os.write(self._fd, encode(report))
-            except BrokenPipeError:
-                # The controller is gone. Its end of stdin ends this process, not this write.
-                os.close(self._fd)
-                self._fd = None
+        if self._outlet is not None:
+            self._outlet.write(encode(report))

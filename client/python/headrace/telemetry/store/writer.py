@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 QUEUE: Final = 8192
 """Records that may wait to be written."""
-_GATHER: Final = 0.2
+_GATHER: Final = 0.05
 """Seconds to gather what follows a first record: one transaction costs less than many."""
 _BATCH: Final = 1024
 """Records that wait no longer for others."""
