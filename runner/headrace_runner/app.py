@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import grpc
 from grpc_reflection.v1alpha import reflection
@@ -30,6 +30,7 @@ from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from headrace.rpc.options import server_options
 from headrace.rpc.service import server_interceptors
 from headrace.telemetry import names
+from headrace.telemetry.local import LocalSpanExporter
 from headrace.telemetry.setup import configure
 from headrace.v1 import (
     completion_pb2_grpc,
@@ -63,6 +64,7 @@ SERVICES = (
     "headrace.v1.TokenizeService",
     "headrace.v1.RunnerService",
 )
+_SERVICE: Final = "headrace-runner"
 _STUCK = 10.0
 """Seconds after which an engine that does not end its step is given up."""
 _UNKNOWN_CONTEXT = 4096
@@ -76,21 +78,22 @@ def run(config: RunnerConfig, imports: tuple[int, int] | None = None) -> int:
     `imports`: when they began and ended, in nanoseconds since 1970; None where they were done
     before this runner was wanted.
     """
+    report = ReportWriter(config.report_fd)
     telemetry = configure(
-        "headrace-runner",
+        _SERVICE,
         instance_id=config.id,
         log_format=config.log_format,
         level=config.log_level.upper(),
         fields={"model": config.name, "runner_id": config.id},
         # A controller has the runner's lines from its standard error, to the last one.
         export_logs=config.report_fd is None,
+        local=LocalSpanExporter(_SERVICE, config.id, report.ended) if config.report_spans else None,
     )
-    report = ReportWriter(config.report_fd)
     try:
         return asyncio.run(_main(config, report, Start(imports)))
     finally:
+        telemetry.shutdown()  # First: it may have spans left to report.
         report.close()
-        telemetry.shutdown()
 
 
 async def _main(config: RunnerConfig, report: ReportWriter, start: Start) -> int:

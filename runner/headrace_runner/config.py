@@ -52,6 +52,8 @@ class RunnerConfig:
     threads: int | None
     core_dumps: bool
     """Whether a crash may write the process's memory to disk."""
+    report_spans: bool
+    """Whether the controller is told of spans, for its local store."""
 
 
 def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
@@ -138,6 +140,7 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
     # What follows is for the controller.
     add("--report-fd", type=int, help=argparse.SUPPRESS)
     add("--parent", choices=("stdin",), help=argparse.SUPPRESS)
+    add("--report-spans", action="store_true", help=argparse.SUPPRESS)
     values = parser.parse_args(argv)
     values.name = values.name or values.model_dir.resolve().name
     if not values.model_dir.is_dir():

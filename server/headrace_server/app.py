@@ -26,6 +26,7 @@ from headrace_server.predecessor import TAKEOVER, find
 from headrace_server.relay import Relay
 from headrace_server.runners.lifecycle import State
 from headrace_server.runners.spares import Activity
+from headrace_server.runners.supervisor import OnSpan
 from headrace_server.scheduling.planner import Planner, policies
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Limits, Phase
@@ -61,7 +62,8 @@ _LAST_WORDS = 1.0
 class App:
     """One controller. Belongs to the event loop it is made on."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, on_span: OnSpan | None = None) -> None:
+        """`on_span`: takes the spans of runners, which report none without it."""
         self._config = config
         self._machine = host.describe()
         self._may_prepare = asyncio.Event()
@@ -75,6 +77,7 @@ class App:
             limits.memory,
             lambda _: self._scheduler.runner_changed(),
             self._activity,
+            on_span,
         )
         self._planner = planner
         self._scheduler = Scheduler(

@@ -7,15 +7,15 @@ import json
 import logging
 import os
 import sys
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 
-from headrace.telemetry.setup import configure
 from headrace_server.app import App, end
 from headrace_server.config import ConfigError, Effective, Sources, as_toml, read
 from headrace_server.listening import CannotListenError
+from headrace_server.runners.supervisor import OnSpan
 from headrace_server.signals import Stop
+from headrace_server.telemetry import telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -28,29 +28,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(as_toml(effective))
         return 0
     config = effective.config
-    telemetry = configure(
-        "headrace-controller",
-        instance_id=uuid.uuid4().hex,
-        log_format=config.log_format,
-        level=config.log_level.upper(),
-    )
-    try:
-        return asyncio.run(_run(sources, effective))
-    except CannotListenError as error:
-        logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
-        return 1
-    finally:
-        telemetry.shutdown()
+    with telemetry(config) as on_span:
+        try:
+            return asyncio.run(_run(sources, effective, on_span))
+        except CannotListenError as error:
+            logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
+            return 1
 
 
-async def _run(sources: Sources, effective: Effective) -> int:
+async def _run(sources: Sources, effective: Effective, on_span: OnSpan | None) -> int:
     config = effective.config
     stop = Stop(can_hand_over=config.takeover)
     if config.parent is not None:
         await stop.with_stdin()
     for warning in effective.warnings:
         logger.warning("%s", warning)
-    app = App(config)
+    app = App(config, on_span)
     stop.let_go = app.let_go
     reloading = asyncio.create_task(reread(stop.reread, sources, app), name="reloading")
     try:

@@ -266,7 +266,8 @@ async def test_a8_a_keep_alive_cannot_end_under_a_request(start: StartController
     (gone,) = await controller.logged(to="dead")
     assert gone["why"] == "KEEP_ALIVE"
     # The log's lines stand in the order of what they tell.
-    (going,) = await controller.logged(to="stopping")
+    served: dict[str, Any] = {"from": "serving"}
+    (going,) = await controller.logged(**served)
     (ended,) = await controller.logged("stream ended")
     lines = controller.log()
     assert lines.index(ended) < lines.index(going)

@@ -89,6 +89,8 @@ class ServerConfig:
     """Whether to take the address over from the controller that listens there."""
     log_format: Literal["auto", "json", "text"] = "auto"
     log_level: str = "info"
+    telemetry_store: int = 64 << 20
+    """Of the file with the last log lines and spans; 0: there is none."""
     parent: Literal["stdin"] | None = None
     """Whose end is also the controller's: the process that holds its stdin."""
     ready_fd: int | None = None
@@ -259,6 +261,12 @@ SETTINGS = (
         values.one_of("debug", "info", "warning", "error"),
         "the least that is logged",
         live=True,
+    ),
+    Setting(
+        "telemetry_store",
+        "output",
+        values.STORE,
+        "of the file with the last log lines and traces; off: none is kept",
     ),
 )
 BY_KEY: Mapping[str, Setting] = MappingProxyType({setting.key: setting for setting in SETTINGS})

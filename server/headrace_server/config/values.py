@@ -17,6 +17,7 @@ from typing import Any
 
 from headrace._target import resolve_target
 from headrace.errors import InvalidRequest
+from headrace.telemetry.store.schema import LEAST_BYTES
 from headrace_server.store.catalogue import find
 from headrace_server.store.names import ModelName, parse_name
 
@@ -174,6 +175,18 @@ def _bytes_or_none(text: str) -> int:
     return 0 if text.strip() == "0" else _bytes(text)
 
 
+def _store(text: str) -> int:
+    if text.lower() == "off":
+        return 0
+    try:
+        value = _bytes(text)
+    except ValueError:
+        raise ValueError(f"{_NO_SIZE}, nor off") from None
+    if value < LEAST_BYTES:
+        raise ValueError(f"is less than {LEAST_BYTES >> 20} MiB, which hold little; or give off")
+    return value
+
+
 def _flag(text: str) -> bool:
     if text.lower() not in (*_YES, *_NO):
         raise ValueError("is neither true nor false")
@@ -220,6 +233,10 @@ def show_bytes(count: int) -> str:
     return str(count)
 
 
+def _show_store(count: int) -> str:
+    return show_bytes(count) if count else quoted("off")
+
+
 def _show_flag(value: bool) -> str:
     return "true" if value else "false"
 
@@ -238,6 +255,7 @@ PATIENCE = Kind(_patience, show_time, "TIME", (str, int, float))
 KEEP_ALIVE = Kind(_keep_alive, show_time, "TIME", (str, int, float))
 SIZE = Kind(_bytes, show_bytes, "BYTES", (str, int))
 SIZE_OR_NONE = Kind(_bytes_or_none, show_bytes, "BYTES", (str, int))
+STORE = Kind(_store, _show_store, "BYTES", (str, int))
 FLAG = Kind(_flag, _show_flag, "", (bool,))
 MODELS = Kind(_models, _show_list, "MODEL", (list,))
 

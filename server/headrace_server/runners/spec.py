@@ -32,6 +32,8 @@ class RunnerSpec:
     log_level: str = "info"
     core_dumps: bool = False
     """Whether a crash may write the process's memory to disk."""
+    report_spans: bool = False
+    """Whether it reports the spans of its part of a trace."""
 
     def arguments(self, listen: str, report_fd: int) -> list[str]:
         """The runner's command line after the program."""
@@ -58,4 +60,6 @@ class RunnerSpec:
             words.append("--no-drafts")
         if self.core_dumps:
             words.append("--core-dumps")
+        if self.report_spans:
+            words.append("--report-spans")
         return words

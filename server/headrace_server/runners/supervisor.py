@@ -18,9 +18,10 @@ import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from opentelemetry import trace
 
-from headrace.host.handover import Listening, Report
+from headrace.host.handover import Ended, Listening, Report
 from headrace.host.orders import SPARE
 from headrace.telemetry import names
+from headrace.telemetry.records import SpanRecord
 from headrace_server.runners.diagnosis import Death, Verdict, not_started
 from headrace_server.runners.lifecycle import (
     Died,
@@ -49,6 +50,8 @@ _RETRY_WATCH = 0.5  # seconds between two tries of a health stream that broke
 _CLOSE_GRACE = 1.0  # seconds for calls in flight to see the broken connection by themselves
 
 Connect = Callable[[str], grpc.aio.Channel]
+OnSpan = Callable[[SpanRecord], None]
+"""Takes the spans that runners report."""
 
 
 class RunnerDied(Exception):
@@ -71,6 +74,7 @@ class RunningRunner:
         limits: Limits,
         oom_kills: OomKills,
         on_change: Callable[[RunningRunner], None],
+        on_span: OnSpan | None,
         lines: Lines = nullcontext,
     ) -> None:
         self.spec = spec
@@ -80,6 +84,7 @@ class RunningRunner:
         self._connect = connect
         self._limits = limits
         self._on_change = on_change
+        self._on_span = on_span
         loop = asyncio.get_running_loop()
         self._clock = loop.time
         self._life = begin(loop.time(), limits)
@@ -178,6 +183,10 @@ class RunningRunner:
     def _on_report(self, report: Report | None) -> None:
         if report is None:
             self._apply(Silent())
+            return
+        if isinstance(report, Ended):
+            if self._on_span is not None:
+                self._on_span(report.span)
             return
         if isinstance(report, Listening) and not self._listening.done():
             if report.digest != self.spec.digest:
@@ -284,17 +293,20 @@ class Supervisor:
         command: Sequence[str] = RUNNER_COMMAND,
         limits: Limits | None = None,
         activity: Callable[[], Activity] | None = None,
+        on_span: OnSpan | None = None,
     ) -> None:
         """`environment`: of every runner. `on_change`: called on the event loop after each change
         of a runner's state or load fraction; the last one is DEAD. `connect`: makes the channel to
         an address. `limits`: how long a runner may take; defaults otherwise. `activity`: what goes
-        on, for a spare to be made by; none is without it."""
+        on, for a spare to be made by; none is without it. `on_span`: takes the spans of those that
+        are told to report them."""
         self._environment = dict(environment)
         self._on_change = on_change
         self._connect = connect
         self._command = command
         self._limits = limits or Limits()
         self._oom_kills = OomKills()
+        self._on_span = on_span
         self.spares = None if activity is None else Spares(self._start_spare, activity)
         """Call its `look`, and its `close` before the last runner is stopped."""
 
@@ -331,6 +343,7 @@ class Supervisor:
             oom_kills=self._oom_kills,
             on_change=self._on_change,
             lines=lines,
+            on_span=self._on_span,
         )
 
     async def _start_spare(self) -> Spawned:

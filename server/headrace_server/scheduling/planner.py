@@ -24,7 +24,7 @@ from headrace_server.hosting import Hosting
 from headrace_server.runners.lifecycle import Limits as LifeLimits
 from headrace_server.runners.spares import Activity, is_wanted
 from headrace_server.runners.spec import RunnerSpec
-from headrace_server.runners.supervisor import RunningRunner, Supervisor
+from headrace_server.runners.supervisor import OnSpan, RunningRunner, Supervisor
 from headrace_server.scheduling import estimates
 from headrace_server.scheduling.estimates import Dtype
 from headrace_server.scheduling.loading import Load
@@ -105,15 +105,18 @@ class Planner:
         memory: int,
         on_change: Callable[[RunningRunner], None],
         activity: Callable[[], Activity],
+        on_span: OnSpan | None = None,
     ) -> None:
         """`hosting` may still be under way: what needs it waits. `memory`: the budget, in bytes.
-        `activity`: what goes on, for a spare runner to be made by."""
+        `activity`: what goes on, for a spare runner to be made by. `on_span`: takes the spans of
+        runners; without it they report none."""
         self._config = config
         self._store = store
         self._hosting = hosting
         self._memory = memory
         self._on_change = on_change
         self._activity = activity if is_wanted(config.spare, memory) else None
+        self._on_span = on_span
         self._supervisor: Supervisor | None = None
         self._leaving: set[str] = set()
         self._keys: dict[str, set[str]] = {}
@@ -216,6 +219,7 @@ class Planner:
                 connect=connect,
                 limits=LifeLimits(stalled=self._config.stall_timeout),
                 activity=self._activity,
+                on_span=self._on_span,
             )
         options = wanted.options
         spec = RunnerSpec(
@@ -232,6 +236,7 @@ class Planner:
             stall_timeout=self._config.stall_timeout,
             log_level=self._config.log_level,
             core_dumps=self._config.core_dumps,
+            report_spans=self._on_span is not None,
         )
         if options.dtype == "auto" and wanted.dtype == "stored" and hosting.has_blas:
             logger.info(

@@ -26,6 +26,7 @@ _GATHER: Final = 0.01
 """Seconds for which lines are gathered after a write, before the next one. Waking a thread for
 every line would cost the process more than the lines do."""
 
+_PLAIN: Final = logging.Formatter()
 _STANDARD: Final = frozenset(
     {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 )
@@ -82,6 +83,23 @@ def is_relayed(fields: Mapping[str, Any]) -> bool:
     return "service" in fields
 
 
+def line_fields(record: logging.LogRecord, service: str) -> dict[str, Any]:
+    """Give all that a record's line has: see `JsonFormatter`."""
+    line: dict[str, Any] = {
+        "timestamp": _timestamp(record),
+        "level": record.levelname,
+        "message": record.getMessage(),
+        "logger": record.name,
+        "service": service,
+        **all_fields(record),
+    }
+    if record.exc_info:
+        line["exception"] = _PLAIN.formatException(record.exc_info)
+    if record.stack_info:
+        line["stack"] = record.stack_info
+    return line
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: timestamp (RFC 3339, UTC, ms), level, message, logger, service,
     trace_id, span_id, the record's extra fields, and `exception` with its traceback.
@@ -96,19 +114,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the record's line."""
-        line: dict[str, Any] = {
-            "timestamp": _timestamp(record),
-            "level": record.levelname,
-            "message": record.getMessage(),
-            "logger": record.name,
-            "service": self._service,
-            **all_fields(record),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        if record.stack_info:
-            line["stack"] = record.stack_info
-        return json.dumps(line, ensure_ascii=False, default=repr)
+        return json.dumps(line_fields(record, self._service), ensure_ascii=False, default=repr)
 
 
 class TextFormatter(logging.Formatter):
