@@ -26,6 +26,8 @@ COMMANDS = {
     "ps": ("runners", "List the loaded models."),
     "load": ("runners", "Load a model."),
     "stop": ("runners", "Unload models."),
+    "logs": ("logs", "Show log lines of controllers and runners."),
+    "trace": ("trace", "Draw a trace with its log lines."),
     "doctor": ("doctor", "Look at this machine and say what would help."),
     "version": ("about", "Show the version."),
     "completion": ("about", "Print the completion script of a shell."),
