@@ -143,6 +143,15 @@ def list_models(
     )
 
 
+def list_runners() -> Unary[model_pb2.ListRunnersResponse, types.RunnersSnapshot]:
+    return Unary(
+        "/headrace.v1.ModelService/ListRunners",
+        model_pb2.ListRunnersRequest(),
+        model_pb2.ListRunnersResponse,
+        _convert.runners_snapshot,
+    )
+
+
 def get_model(model: str) -> Unary[model_pb2.GetModelResponse, types.Model]:
     request = model_pb2.GetModelRequest()
     put(request, "model", model)

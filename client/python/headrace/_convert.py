@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from google.protobuf.duration_pb2 import Duration
 
 from headrace import types
-from headrace.v1 import common_pb2, completion_pb2, model_pb2, tokenize_pb2
+from headrace.v1 import common_pb2, completion_pb2, model_pb2, runner_pb2, tokenize_pb2
 
 _E = TypeVar("_E", bound=StrEnum)
 
@@ -99,6 +100,21 @@ def runner(message: common_pb2.RunnerStatus) -> types.Runner:
     )
 
 
+def runners_snapshot(message: model_pb2.ListRunnersResponse) -> types.RunnersSnapshot:
+    """The load of a controller."""
+    return types.RunnersSnapshot(
+        runners=tuple(
+            replace(
+                runner(listed.status),
+                report=_report(listed.report) if listed.HasField("report") else None,
+            )
+            for listed in message.runners
+        ),
+        waiting={queue.model: queue.waiting for queue in message.queues},
+        memory_budget_bytes=message.memory_budget_bytes,
+    )
+
+
 def models_event(message: model_pb2.WatchModelsResponse) -> types.ModelsEvent | None:
     """One event of a watch; None for one that this version does not know."""
     match message.WhichOneof("event"):
@@ -128,6 +144,26 @@ def transfer_progress(message: model_pb2.TransferProgress) -> types.TransferProg
 def loaded(message: model_pb2.LoadModelResponse) -> types.Loaded:
     """A model that has been loaded."""
     return types.Loaded(runner=runner(message.runner), load_time=_seconds(message.load_time))
+
+
+def _report(message: runner_pb2.Runner) -> types.RunnerReport:
+    load, memory = message.load, message.memory
+    return types.RunnerReport(
+        running=load.running,
+        waiting=load.waiting,
+        requests_total=load.requests_total,
+        prompt_tokens_total=load.prompt_tokens_total,
+        cached_tokens_total=load.cached_tokens_total,
+        output_tokens_total=load.output_tokens_total,
+        weights=message.weights,
+        weights_bytes=memory.weights_bytes,
+        kv_bytes=memory.kv_bytes,
+        kv_reserved_bytes=memory.kv_reserved_bytes,
+        kv_limit_bytes=memory.kv_limit_bytes,
+        prefix_cache_bytes=memory.prefix_cache_bytes,
+        resident_bytes=memory.resident_bytes,
+        uptime=_seconds(message.uptime),
+    )
 
 
 def _started(message: completion_pb2.CompletionStarted) -> types.Started:

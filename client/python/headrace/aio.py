@@ -159,6 +159,10 @@ class AsyncClient:
         """Gives the models of the store by name; only those that are loaded with `loaded`."""
         return await self._unary(_calls.list_models(loaded), timeout)
 
+    async def list_runners(self, *, timeout: float | None = None) -> types.RunnersSnapshot:
+        """Gives the runners with their own reports, and who waits for them."""
+        return await self._unary(_calls.list_runners(), timeout)
+
     async def get_model(self, model: str, *, timeout: float | None = None) -> types.Model:
         """Gives one model of the store."""
         return await self._unary(_calls.get_model(model), timeout)

@@ -177,6 +177,10 @@ class Client:
         """Gives the models of the store by name; only those that are loaded with `loaded`."""
         return self._unary(_calls.list_models(loaded), timeout)
 
+    def list_runners(self, *, timeout: float | None = None) -> types.RunnersSnapshot:
+        """Gives the runners with their own reports, and who waits for them."""
+        return self._unary(_calls.list_runners(), timeout)
+
     def get_model(self, model: str, *, timeout: float | None = None) -> types.Model:
         """Gives one model of the store."""
         return self._unary(_calls.get_model(model), timeout)

@@ -18,6 +18,7 @@ from headrace.host.machine import Device
 from headrace.rpc.options import channel_options
 from headrace.telemetry import propagation
 from headrace.v1.runner_pb2 import GetRunnerRequest
+from headrace.v1.runner_pb2 import Runner as RunnerReport
 from headrace.v1.runner_pb2_grpc import RunnerServiceStub
 from headrace_server.config import ModelOptions, ServerConfig
 from headrace_server.hosting import Hosting
@@ -265,12 +266,10 @@ class Planner:
         more already.
         """
         assert isinstance(wanted, Model)
-        stub = RunnerServiceStub(runner.channel)
-        try:
-            response = await stub.GetRunner(GetRunnerRequest(), timeout=_REPORT_TIMEOUT)
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+        report = await report_of(runner, _REPORT_TIMEOUT)
+        if report is None:
             return None
-        memory = response.runner.memory
+        memory = report.memory
         if not memory.weights_bytes:
             return None
         expected = estimates.after_load(
@@ -281,6 +280,17 @@ class Planner:
             context=wanted.options.context,
         )
         return max(expected, memory.active_bytes + memory.cache_bytes)
+
+
+async def report_of(runner: Runner, patience: float) -> RunnerReport | None:
+    """What a loaded runner says of itself; None if it does not within `patience` seconds."""
+    try:
+        response = await RunnerServiceStub(runner.channel).GetRunner(
+            GetRunnerRequest(), timeout=patience
+        )
+    except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+        return None
+    return response.runner
 
 
 def connect(address: str) -> grpc.aio.Channel:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import replace
@@ -162,6 +163,15 @@ class Scheduler:
         """Every runner, by key."""
         keys = dict.fromkeys(slot.key for slot in self._state.slots.values())
         return {key: self.runners_of(key) for key in keys}
+
+    def queues(self) -> dict[str, int]:
+        """How many requests wait for a runner, by the name of their model."""
+        return Counter(self._wanted[asked.key].name for asked in self._state.waiting)
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds that are held now."""
+        return self._state.limits
 
     def in_use(self, key: str) -> bool:
         """Whether requests use the model or wait for it."""

@@ -19,10 +19,14 @@ from headrace.v1.model_pb2 import (
     DeleteModelResponse,
     GetModelRequest,
     GetModelResponse,
+    ListedRunner,
     ListModelsRequest,
     ListModelsResponse,
+    ListRunnersRequest,
+    ListRunnersResponse,
     LoadModelRequest,
     LoadModelResponse,
+    ModelQueue,
     StreamImportModelRequest,
     StreamImportModelResponse,
     StreamPullModelRequest,
@@ -34,10 +38,12 @@ from headrace.v1.model_pb2 import (
 )
 from headrace.v1.model_pb2 import Model as ModelMessage
 from headrace.v1.model_pb2_grpc import ModelServiceServicer
+from headrace.v1.runner_pb2 import Runner as RunnerReport
 from headrace_server.events.views import RunnerView, runner_view
 from headrace_server.relay import duration
-from headrace_server.scheduling.planner import Planner
+from headrace_server.scheduling.planner import Planner, report_of
 from headrace_server.scheduling.shell import Scheduler
+from headrace_server.scheduling.ticket import Life
 from headrace_server.services.messages import model_message, runner_status, transfer_progress
 from headrace_server.services.raw import seconds, time_remaining
 from headrace_server.services.watch import Watch, model_view
@@ -45,6 +51,8 @@ from headrace_server.store import Manifest, OnProgress, Progress, Store
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 T = TypeVar("T")
+
+_REPORT_PATIENCE = 1.0  # seconds
 
 
 class ModelServicer(ModelServiceServicer):
@@ -157,6 +165,25 @@ class ModelServicer(ModelServiceServicer):
         stopped = await self._unload({runner.key for runner in runners})
         return UnloadModelResponse(stopped=stopped)
 
+    async def ListRunners(
+        self, request: ListRunnersRequest, context: Context
+    ) -> ListRunnersResponse:
+        """Every runner, asked for its own report, and who waits."""
+        found = self._scheduler.runners()
+        reports = await asyncio.gather(*(_report(life) for _, life in found))
+        now = self._scheduler.now()
+        return ListRunnersResponse(
+            runners=[
+                ListedRunner(status=runner_status(runner_view(slot, life), now), report=report)
+                for (slot, life), report in zip(found, reports, strict=True)
+            ],
+            queues=[
+                ModelQueue(model=name, waiting=count)
+                for name, count in sorted(self._scheduler.queues().items())
+            ],
+            memory_budget_bytes=self._scheduler.limits.memory,
+        )
+
     async def WatchModels(
         self, request: WatchModelsRequest, context: Context
     ) -> AsyncIterator[WatchModelsResponse]:
@@ -219,6 +246,12 @@ async def _to_its_end(work: Awaitable[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+async def _report(life: Life) -> RunnerReport | None:
+    if life.runner is None or life.loaded_at is None:
+        return None
+    return await report_of(life.runner, _REPORT_PATIENCE)
 
 
 async def _transfer(

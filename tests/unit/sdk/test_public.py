@@ -62,6 +62,7 @@ def test_every_method_is_in_the_contract() -> None:
         _calls.render_chat("m", [], None, None),
         _calls.count_tokens("m", "p", None, None),
         _calls.list_models(None),
+        _calls.list_runners(),
         _calls.get_model("m"),
         _calls.pull_model("m"),
         _calls.import_model("/m", "m", None),

@@ -2,7 +2,7 @@
 
 A call's span is current in its handler for as long as the handler runs, async generators
 included: handlers start child spans without passing a context, and end them explicitly where a
-`yield` is in between. Health checks, looks at a runner and reflection are not traced.
+`yield` is in between. Health checks, looks at runners and reflection are not traced.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _SCOPE: Final = "headrace.rpc"
 _UNTRACED: Final = (
     "/grpc.health.",
     "/grpc.reflection.",
+    "/headrace.v1.ModelService/ListRunners",
     "/headrace.v1.RunnerService/GetRunner",
 )
 """What watchers ask again and again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -27,6 +28,53 @@ class RunnerState(StrEnum):
     DRAINING = "draining"
     DEAD = "dead"
     UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerReport:
+    """How a runner does, as it says itself. Totals count from its start."""
+
+    running: int
+    """Requests in its batch."""
+
+    waiting: int
+    """Requests that wait in it for a place in the batch."""
+
+    requests_total: int
+    """Requests that have ended, for whatever reason."""
+
+    prompt_tokens_total: int
+    """Prompt tokens of the requests that it has begun."""
+
+    cached_tokens_total: int
+    """Prompt tokens that came out of its prefix cache, part of the prompt tokens."""
+
+    output_tokens_total: int
+    """Tokens that it has generated."""
+
+    weights: str
+    """Type of the weights in memory, such as "float32"."""
+
+    weights_bytes: int
+    """Bytes of the weights."""
+
+    kv_bytes: int
+    """Bytes of the KV caches that are there, the prefix cache included."""
+
+    kv_reserved_bytes: int
+    """Bytes that running requests have reserved for their KV caches."""
+
+    kv_limit_bytes: int
+    """Bytes that requests may reserve."""
+
+    prefix_cache_bytes: int
+    """Bytes of the prefix cache."""
+
+    resident_bytes: int
+    """Resident memory of its process."""
+
+    uptime: float
+    """Seconds that it has been serving."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +113,24 @@ class Runner:
 
     reason: str = ""
     """Why it goes or has gone, such as "EVICTED" or "SIGNAL". Empty: it stays, or does not say."""
+
+    report: RunnerReport | None = None
+    """What it says itself. None while it loads, if it did not answer, and where it was not asked:
+    only `list_runners` asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnersSnapshot:
+    """The load of a controller at a moment."""
+
+    runners: tuple[Runner, ...]
+    """The runners, the oldest first."""
+
+    waiting: Mapping[str, int]
+    """How many requests wait for a runner, by the name of their model."""
+
+    memory_budget_bytes: int
+    """Memory that all runners together may be set aside."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,10 @@ from headrace.third_party.buf.validate import validate_pb2 as buf_dot_validate_d
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from headrace.v1 import common_pb2 as headrace_dot_v1_dot_common__pb2
+from headrace.v1 import runner_pb2 as headrace_dot_v1_dot_runner__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/model.proto\x12\x0bheadrace.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18headrace/v1/common.proto\"\xc3\x04\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x16.headrace.v1.ModelKindR\x04kind\x12\x16\n\x06\x66ormat\x18\x03 \x01(\tR\x06\x66ormat\x12\"\n\x0c\x61rchitecture\x18\x04 \x01(\tR\x0c\x61rchitecture\x12\x16\n\x06\x64igest\x18\x05 \x01(\tR\x06\x64igest\x12\x1e\n\nparameters\x18\x06 \x01(\x03R\nparameters\x12!\n\x0ctensor_bytes\x18\x07 \x01(\x03R\x0btensorBytes\x12\x1d\n\nsize_bytes\x18\x08 \x01(\x03R\tsizeBytes\x12\"\n\x0cquantization\x18\t \x01(\tR\x0cquantization\x12%\n\x0e\x63ontext_length\x18\n \x01(\x05R\rcontextLength\x12#\n\rchat_template\x18\x0b \x01(\x08R\x0c\x63hatTemplate\x12\x18\n\x07license\x18\x0c \x01(\tR\x07license\x12\x16\n\x06source\x18\r \x01(\tR\x06source\x12\x39\n\ncreated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x32\n\x15memory_estimate_bytes\x18\x0f \x01(\x03R\x13memoryEstimateBytes\x12\x33\n\x07runners\x18\x10 \x03(\x0b\x32\x19.headrace.v1.RunnerStatusR\x07runners\";\n\x11ListModelsRequest\x12\x1b\n\x06loaded\x18\x01 \x01(\x08H\x00R\x06loaded\x88\x01\x01\x42\t\n\x07_loaded\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.ModelR\x06models\"3\n\x0fGetModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.ModelR\x05model\"\x99\x01\n\x10TransferProgress\x12\x30\n\x05phase\x18\x01 \x01(\x0e\x32\x1a.headrace.v1.TransferPhaseR\x05phase\x12\x1d\n\ndone_bytes\x18\x02 \x01(\x03R\tdoneBytes\x12$\n\x0btotal_bytes\x18\x03 \x01(\x03H\x00R\ntotalBytes\x88\x01\x01\x42\x0e\n\x0c_total_bytes\":\n\x16StreamPullModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"\x93\x01\n\x17StreamPullModelResponse\x12;\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.TransferProgressH\x00R\x08progress\x12\x32\n\tcompleted\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\tcompletedB\x07\n\x05\x65vent\"\x97\x01\n\x18StreamImportModelRequest\x12.\n\x0bsource_path\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01(\x80 :\x01/R\nsourcePath\x12 \n\x05model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12\x1d\n\x07replace\x18\x03 \x01(\x08H\x00R\x07replace\x88\x01\x01\x42\n\n\x08_replace\"\x95\x01\n\x19StreamImportModelResponse\x12;\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.TransferProgressH\x00R\x08progress\x12\x32\n\tcompleted\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\tcompletedB\x07\n\x05\x65vent\"d\n\x10\x43opyModelRequest\x12\"\n\x06source\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x06source\x12,\n\x0b\x64\x65stination\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x0b\x64\x65stination\"=\n\x11\x43opyModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.ModelR\x05model\"6\n\x12\x44\x65leteModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"6\n\x13\x44\x65leteModelResponse\x12\x1f\n\x0b\x66reed_bytes\x18\x01 \x01(\x03R\nfreedBytes\"n\n\x10LoadModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12\x38\n\nkeep_alive\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\tkeepAlive\"~\n\x11LoadModelResponse\x12\x31\n\x06runner\x18\x01 \x01(\x0b\x32\x19.headrace.v1.RunnerStatusR\x06runner\x12\x36\n\tload_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08loadTime\"6\n\x12UnloadModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"/\n\x13UnloadModelResponse\x12\x18\n\x07stopped\x18\x01 \x01(\x05R\x07stopped\"W\n\x12WatchModelsRequest\x12\x30\n\x0cresume_token\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80\x02H\x00R\x0bresumeToken\x88\x01\x01\x42\x0f\n\r_resume_token\"\xe5\x01\n\x13WatchModelsResponse\x12\x39\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1b.headrace.v1.ModelsSnapshotH\x00R\x08snapshot\x12.\n\x07\x63hanged\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\x07\x63hanged\x12\x1a\n\x07\x64\x65leted\x18\x03 \x01(\tH\x00R\x07\x64\x65leted\x12>\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1c.headrace.v1.WatchCheckpointH\x00R\ncheckpointB\x07\n\x05\x65vent\"<\n\x0eModelsSnapshot\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.ModelR\x06models\"4\n\x0fWatchCheckpoint\x12!\n\x0cresume_token\x18\x01 \x01(\tR\x0bresumeToken*\x9d\x01\n\rTransferPhase\x12\x1e\n\x1aTRANSFER_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_PHASE_DOWNLOAD\x10\x01\x12\x19\n\x15TRANSFER_PHASE_VERIFY\x10\x02\x12\x1a\n\x16TRANSFER_PHASE_CONVERT\x10\x03\x12\x18\n\x14TRANSFER_PHASE_STORE\x10\x04\x32\xfc\x05\n\x0cModelService\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.headrace.v1.GetModelRequest\x1a\x1d.headrace.v1.GetModelResponse\x12^\n\x0fStreamPullModel\x12#.headrace.v1.StreamPullModelRequest\x1a$.headrace.v1.StreamPullModelResponse0\x01\x12\x64\n\x11StreamImportModel\x12%.headrace.v1.StreamImportModelRequest\x1a&.headrace.v1.StreamImportModelResponse0\x01\x12J\n\tCopyModel\x12\x1d.headrace.v1.CopyModelRequest\x1a\x1e.headrace.v1.CopyModelResponse\x12P\n\x0b\x44\x65leteModel\x12\x1f.headrace.v1.DeleteModelRequest\x1a .headrace.v1.DeleteModelResponse\x12J\n\tLoadModel\x12\x1d.headrace.v1.LoadModelRequest\x1a\x1e.headrace.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.headrace.v1.UnloadModelRequest\x1a .headrace.v1.UnloadModelResponse\x12R\n\x0bWatchModels\x12\x1f.headrace.v1.WatchModelsRequest\x1a .headrace.v1.WatchModelsResponse0\x01\x42;\n\x0f\x64\x65v.headrace.v1P\x01Z&headrace.dev/go/headrace/v1;headracev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/model.proto\x12\x0bheadrace.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18headrace/v1/common.proto\x1a\x18headrace/v1/runner.proto\"\xc3\x04\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x16.headrace.v1.ModelKindR\x04kind\x12\x16\n\x06\x66ormat\x18\x03 \x01(\tR\x06\x66ormat\x12\"\n\x0c\x61rchitecture\x18\x04 \x01(\tR\x0c\x61rchitecture\x12\x16\n\x06\x64igest\x18\x05 \x01(\tR\x06\x64igest\x12\x1e\n\nparameters\x18\x06 \x01(\x03R\nparameters\x12!\n\x0ctensor_bytes\x18\x07 \x01(\x03R\x0btensorBytes\x12\x1d\n\nsize_bytes\x18\x08 \x01(\x03R\tsizeBytes\x12\"\n\x0cquantization\x18\t \x01(\tR\x0cquantization\x12%\n\x0e\x63ontext_length\x18\n \x01(\x05R\rcontextLength\x12#\n\rchat_template\x18\x0b \x01(\x08R\x0c\x63hatTemplate\x12\x18\n\x07license\x18\x0c \x01(\tR\x07license\x12\x16\n\x06source\x18\r \x01(\tR\x06source\x12\x39\n\ncreated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x32\n\x15memory_estimate_bytes\x18\x0f \x01(\x03R\x13memoryEstimateBytes\x12\x33\n\x07runners\x18\x10 \x03(\x0b\x32\x19.headrace.v1.RunnerStatusR\x07runners\";\n\x11ListModelsRequest\x12\x1b\n\x06loaded\x18\x01 \x01(\x08H\x00R\x06loaded\x88\x01\x01\x42\t\n\x07_loaded\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.ModelR\x06models\"3\n\x0fGetModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.ModelR\x05model\"\x99\x01\n\x10TransferProgress\x12\x30\n\x05phase\x18\x01 \x01(\x0e\x32\x1a.headrace.v1.TransferPhaseR\x05phase\x12\x1d\n\ndone_bytes\x18\x02 \x01(\x03R\tdoneBytes\x12$\n\x0btotal_bytes\x18\x03 \x01(\x03H\x00R\ntotalBytes\x88\x01\x01\x42\x0e\n\x0c_total_bytes\":\n\x16StreamPullModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"\x93\x01\n\x17StreamPullModelResponse\x12;\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.TransferProgressH\x00R\x08progress\x12\x32\n\tcompleted\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\tcompletedB\x07\n\x05\x65vent\"\x97\x01\n\x18StreamImportModelRequest\x12.\n\x0bsource_path\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01(\x80 :\x01/R\nsourcePath\x12 \n\x05model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12\x1d\n\x07replace\x18\x03 \x01(\x08H\x00R\x07replace\x88\x01\x01\x42\n\n\x08_replace\"\x95\x01\n\x19StreamImportModelResponse\x12;\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.TransferProgressH\x00R\x08progress\x12\x32\n\tcompleted\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\tcompletedB\x07\n\x05\x65vent\"d\n\x10\x43opyModelRequest\x12\"\n\x06source\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x06source\x12,\n\x0b\x64\x65stination\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x0b\x64\x65stination\"=\n\x11\x43opyModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.ModelR\x05model\"6\n\x12\x44\x65leteModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"6\n\x13\x44\x65leteModelResponse\x12\x1f\n\x0b\x66reed_bytes\x18\x01 \x01(\x03R\nfreedBytes\"n\n\x10LoadModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12\x38\n\nkeep_alive\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\tkeepAlive\"~\n\x11LoadModelResponse\x12\x31\n\x06runner\x18\x01 \x01(\x0b\x32\x19.headrace.v1.RunnerStatusR\x06runner\x12\x36\n\tload_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08loadTime\"6\n\x12UnloadModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"/\n\x13UnloadModelResponse\x12\x18\n\x07stopped\x18\x01 \x01(\x05R\x07stopped\"\x14\n\x12ListRunnersRequest\"\xab\x01\n\x13ListRunnersResponse\x12\x33\n\x07runners\x18\x01 \x03(\x0b\x32\x19.headrace.v1.ListedRunnerR\x07runners\x12/\n\x06queues\x18\x02 \x03(\x0b\x32\x17.headrace.v1.ModelQueueR\x06queues\x12.\n\x13memory_budget_bytes\x18\x03 \x01(\x03R\x11memoryBudgetBytes\"n\n\x0cListedRunner\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32\x19.headrace.v1.RunnerStatusR\x06status\x12+\n\x06report\x18\x02 \x01(\x0b\x32\x13.headrace.v1.RunnerR\x06report\"<\n\nModelQueue\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07waiting\x18\x02 \x01(\x05R\x07waiting\"W\n\x12WatchModelsRequest\x12\x30\n\x0cresume_token\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80\x02H\x00R\x0bresumeToken\x88\x01\x01\x42\x0f\n\r_resume_token\"\xe5\x01\n\x13WatchModelsResponse\x12\x39\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1b.headrace.v1.ModelsSnapshotH\x00R\x08snapshot\x12.\n\x07\x63hanged\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\x07\x63hanged\x12\x1a\n\x07\x64\x65leted\x18\x03 \x01(\tH\x00R\x07\x64\x65leted\x12>\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1c.headrace.v1.WatchCheckpointH\x00R\ncheckpointB\x07\n\x05\x65vent\"<\n\x0eModelsSnapshot\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.ModelR\x06models\"4\n\x0fWatchCheckpoint\x12!\n\x0cresume_token\x18\x01 \x01(\tR\x0bresumeToken*\x9d\x01\n\rTransferPhase\x12\x1e\n\x1aTRANSFER_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_PHASE_DOWNLOAD\x10\x01\x12\x19\n\x15TRANSFER_PHASE_VERIFY\x10\x02\x12\x1a\n\x16TRANSFER_PHASE_CONVERT\x10\x03\x12\x18\n\x14TRANSFER_PHASE_STORE\x10\x04\x32\xce\x06\n\x0cModelService\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.headrace.v1.GetModelRequest\x1a\x1d.headrace.v1.GetModelResponse\x12^\n\x0fStreamPullModel\x12#.headrace.v1.StreamPullModelRequest\x1a$.headrace.v1.StreamPullModelResponse0\x01\x12\x64\n\x11StreamImportModel\x12%.headrace.v1.StreamImportModelRequest\x1a&.headrace.v1.StreamImportModelResponse0\x01\x12J\n\tCopyModel\x12\x1d.headrace.v1.CopyModelRequest\x1a\x1e.headrace.v1.CopyModelResponse\x12P\n\x0b\x44\x65leteModel\x12\x1f.headrace.v1.DeleteModelRequest\x1a .headrace.v1.DeleteModelResponse\x12J\n\tLoadModel\x12\x1d.headrace.v1.LoadModelRequest\x1a\x1e.headrace.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.headrace.v1.UnloadModelRequest\x1a .headrace.v1.UnloadModelResponse\x12P\n\x0bListRunners\x12\x1f.headrace.v1.ListRunnersRequest\x1a .headrace.v1.ListRunnersResponse\x12R\n\x0bWatchModels\x12\x1f.headrace.v1.WatchModelsRequest\x1a .headrace.v1.WatchModelsResponse0\x01\x42;\n\x0f\x64\x65v.headrace.v1P\x01Z&headrace.dev/go/headrace/v1;headracev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,52 +57,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNLOADMODELREQUEST'].fields_by_name['model']._serialized_options = b'\272H\007r\005\020\001(\200\002'
   _globals['_WATCHMODELSREQUEST'].fields_by_name['resume_token']._loaded_options = None
   _globals['_WATCHMODELSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\005r\003(\200\002'
-  _globals['_TRANSFERPHASE']._serialized_start=2716
-  _globals['_TRANSFERPHASE']._serialized_end=2873
-  _globals['_MODEL']._serialized_start=161
-  _globals['_MODEL']._serialized_end=740
-  _globals['_LISTMODELSREQUEST']._serialized_start=742
-  _globals['_LISTMODELSREQUEST']._serialized_end=801
-  _globals['_LISTMODELSRESPONSE']._serialized_start=803
-  _globals['_LISTMODELSRESPONSE']._serialized_end=867
-  _globals['_GETMODELREQUEST']._serialized_start=869
-  _globals['_GETMODELREQUEST']._serialized_end=920
-  _globals['_GETMODELRESPONSE']._serialized_start=922
-  _globals['_GETMODELRESPONSE']._serialized_end=982
-  _globals['_TRANSFERPROGRESS']._serialized_start=985
-  _globals['_TRANSFERPROGRESS']._serialized_end=1138
-  _globals['_STREAMPULLMODELREQUEST']._serialized_start=1140
-  _globals['_STREAMPULLMODELREQUEST']._serialized_end=1198
-  _globals['_STREAMPULLMODELRESPONSE']._serialized_start=1201
-  _globals['_STREAMPULLMODELRESPONSE']._serialized_end=1348
-  _globals['_STREAMIMPORTMODELREQUEST']._serialized_start=1351
-  _globals['_STREAMIMPORTMODELREQUEST']._serialized_end=1502
-  _globals['_STREAMIMPORTMODELRESPONSE']._serialized_start=1505
-  _globals['_STREAMIMPORTMODELRESPONSE']._serialized_end=1654
-  _globals['_COPYMODELREQUEST']._serialized_start=1656
-  _globals['_COPYMODELREQUEST']._serialized_end=1756
-  _globals['_COPYMODELRESPONSE']._serialized_start=1758
-  _globals['_COPYMODELRESPONSE']._serialized_end=1819
-  _globals['_DELETEMODELREQUEST']._serialized_start=1821
-  _globals['_DELETEMODELREQUEST']._serialized_end=1875
-  _globals['_DELETEMODELRESPONSE']._serialized_start=1877
-  _globals['_DELETEMODELRESPONSE']._serialized_end=1931
-  _globals['_LOADMODELREQUEST']._serialized_start=1933
-  _globals['_LOADMODELREQUEST']._serialized_end=2043
-  _globals['_LOADMODELRESPONSE']._serialized_start=2045
-  _globals['_LOADMODELRESPONSE']._serialized_end=2171
-  _globals['_UNLOADMODELREQUEST']._serialized_start=2173
-  _globals['_UNLOADMODELREQUEST']._serialized_end=2227
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=2229
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=2276
-  _globals['_WATCHMODELSREQUEST']._serialized_start=2278
-  _globals['_WATCHMODELSREQUEST']._serialized_end=2365
-  _globals['_WATCHMODELSRESPONSE']._serialized_start=2368
-  _globals['_WATCHMODELSRESPONSE']._serialized_end=2597
-  _globals['_MODELSSNAPSHOT']._serialized_start=2599
-  _globals['_MODELSSNAPSHOT']._serialized_end=2659
-  _globals['_WATCHCHECKPOINT']._serialized_start=2661
-  _globals['_WATCHCHECKPOINT']._serialized_end=2713
-  _globals['_MODELSERVICE']._serialized_start=2876
-  _globals['_MODELSERVICE']._serialized_end=3640
+  _globals['_TRANSFERPHASE']._serialized_start=3112
+  _globals['_TRANSFERPHASE']._serialized_end=3269
+  _globals['_MODEL']._serialized_start=187
+  _globals['_MODEL']._serialized_end=766
+  _globals['_LISTMODELSREQUEST']._serialized_start=768
+  _globals['_LISTMODELSREQUEST']._serialized_end=827
+  _globals['_LISTMODELSRESPONSE']._serialized_start=829
+  _globals['_LISTMODELSRESPONSE']._serialized_end=893
+  _globals['_GETMODELREQUEST']._serialized_start=895
+  _globals['_GETMODELREQUEST']._serialized_end=946
+  _globals['_GETMODELRESPONSE']._serialized_start=948
+  _globals['_GETMODELRESPONSE']._serialized_end=1008
+  _globals['_TRANSFERPROGRESS']._serialized_start=1011
+  _globals['_TRANSFERPROGRESS']._serialized_end=1164
+  _globals['_STREAMPULLMODELREQUEST']._serialized_start=1166
+  _globals['_STREAMPULLMODELREQUEST']._serialized_end=1224
+  _globals['_STREAMPULLMODELRESPONSE']._serialized_start=1227
+  _globals['_STREAMPULLMODELRESPONSE']._serialized_end=1374
+  _globals['_STREAMIMPORTMODELREQUEST']._serialized_start=1377
+  _globals['_STREAMIMPORTMODELREQUEST']._serialized_end=1528
+  _globals['_STREAMIMPORTMODELRESPONSE']._serialized_start=1531
+  _globals['_STREAMIMPORTMODELRESPONSE']._serialized_end=1680
+  _globals['_COPYMODELREQUEST']._serialized_start=1682
+  _globals['_COPYMODELREQUEST']._serialized_end=1782
+  _globals['_COPYMODELRESPONSE']._serialized_start=1784
+  _globals['_COPYMODELRESPONSE']._serialized_end=1845
+  _globals['_DELETEMODELREQUEST']._serialized_start=1847
+  _globals['_DELETEMODELREQUEST']._serialized_end=1901
+  _globals['_DELETEMODELRESPONSE']._serialized_start=1903
+  _globals['_DELETEMODELRESPONSE']._serialized_end=1957
+  _globals['_LOADMODELREQUEST']._serialized_start=1959
+  _globals['_LOADMODELREQUEST']._serialized_end=2069
+  _globals['_LOADMODELRESPONSE']._serialized_start=2071
+  _globals['_LOADMODELRESPONSE']._serialized_end=2197
+  _globals['_UNLOADMODELREQUEST']._serialized_start=2199
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2253
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=2255
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2302
+  _globals['_LISTRUNNERSREQUEST']._serialized_start=2304
+  _globals['_LISTRUNNERSREQUEST']._serialized_end=2324
+  _globals['_LISTRUNNERSRESPONSE']._serialized_start=2327
+  _globals['_LISTRUNNERSRESPONSE']._serialized_end=2498
+  _globals['_LISTEDRUNNER']._serialized_start=2500
+  _globals['_LISTEDRUNNER']._serialized_end=2610
+  _globals['_MODELQUEUE']._serialized_start=2612
+  _globals['_MODELQUEUE']._serialized_end=2672
+  _globals['_WATCHMODELSREQUEST']._serialized_start=2674
+  _globals['_WATCHMODELSREQUEST']._serialized_end=2761
+  _globals['_WATCHMODELSRESPONSE']._serialized_start=2764
+  _globals['_WATCHMODELSRESPONSE']._serialized_end=2993
+  _globals['_MODELSSNAPSHOT']._serialized_start=2995
+  _globals['_MODELSSNAPSHOT']._serialized_end=3055
+  _globals['_WATCHCHECKPOINT']._serialized_start=3057
+  _globals['_WATCHCHECKPOINT']._serialized_end=3109
+  _globals['_MODELSERVICE']._serialized_start=3272
+  _globals['_MODELSERVICE']._serialized_end=4118
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from headrace.v1 import common_pb2 as _common_pb2
+from headrace.v1 import runner_pb2 as _runner_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -588,6 +589,115 @@ class UnloadModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
+
+@_typing.final
+class ListRunnersRequest(_message.Message):
+    """ListRunnersRequest asks for the runners."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunnersRequest: _TypeAlias = ListRunnersRequest  # noqa: Y015
+
+@_typing.final
+class ListRunnersResponse(_message.Message):
+    """ListRunnersResponse has the runners and the queues."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNERS_FIELD_NUMBER: _builtins.int
+    QUEUES_FIELD_NUMBER: _builtins.int
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    memory_budget_bytes: _builtins.int
+    """Bytes of memory that all runners together may be set aside."""
+    @_builtins.property
+    def runners(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedRunner]:
+        """The runners, the oldest first."""
+
+    @_builtins.property
+    def queues(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelQueue]:
+        """Models that requests wait for, by name."""
+
+    def __init__(
+        self,
+        *,
+        runners: _abc.Iterable[Global___ListedRunner] | None = ...,
+        queues: _abc.Iterable[Global___ModelQueue] | None = ...,
+        memory_budget_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_budget_bytes", b"memory_budget_bytes", "queues", b"queues", "runners", b"runners"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunnersResponse: _TypeAlias = ListRunnersResponse  # noqa: Y015
+
+@_typing.final
+class ListedRunner(_message.Message):
+    """ListedRunner is one runner, seen from both sides."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> _common_pb2.RunnerStatus:
+        """As its controller sees it."""
+
+    @_builtins.property
+    def report(self) -> _runner_pb2.Runner:
+        """As it sees itself. Absent while it loads, and where it did not answer
+        within a second.
+        """
+
+    def __init__(
+        self,
+        *,
+        status: _common_pb2.RunnerStatus | None = ...,
+        report: _runner_pb2.Runner | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListedRunner: _TypeAlias = ListedRunner  # noqa: Y015
+
+@_typing.final
+class ModelQueue(_message.Message):
+    """ModelQueue is who waits for a runner of one model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model with the tag."""
+    waiting: _builtins.int
+    """Requests that wait. At least 1."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelQueue: _TypeAlias = ModelQueue  # noqa: Y015
 
 @_typing.final
 class WatchModelsRequest(_message.Message):

@@ -76,6 +76,11 @@ class ModelServiceStub:
                 request_serializer=headrace_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=headrace_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.ListRunners = channel.unary_unary(
+                '/headrace.v1.ModelService/ListRunners',
+                request_serializer=headrace_dot_v1_dot_model__pb2.ListRunnersRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_model__pb2.ListRunnersResponse.FromString,
+                _registered_method=True)
         self.WatchModels = channel.unary_stream(
                 '/headrace.v1.ModelService/WatchModels',
                 request_serializer=headrace_dot_v1_dot_model__pb2.WatchModelsRequest.SerializeToString,
@@ -147,6 +152,15 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRunners(self, request, context):
+        """ListRunners gives every runner with its own report, and what waits for
+        them: the load of the controller at this moment. It may be asked again and
+        again, and is part of no trace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchModels(self, request, context):
         """WatchModels sends a snapshot of all models and runners, then every change
         of them in order. A checkpoint follows the snapshot, and the changes that
@@ -199,6 +213,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=headrace_dot_v1_dot_model__pb2.UnloadModelRequest.FromString,
                     response_serializer=headrace_dot_v1_dot_model__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'ListRunners': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunners,
+                    request_deserializer=headrace_dot_v1_dot_model__pb2.ListRunnersRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_model__pb2.ListRunnersResponse.SerializeToString,
             ),
             'WatchModels': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchModels,
@@ -424,6 +443,33 @@ class ModelService:
             '/headrace.v1.ModelService/UnloadModel',
             headrace_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
             headrace_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunners(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.ModelService/ListRunners',
+            headrace_dot_v1_dot_model__pb2.ListRunnersRequest.SerializeToString,
+            headrace_dot_v1_dot_model__pb2.ListRunnersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,11 @@ class ModelServiceStub:
     """LoadModel loads a model and answers when it serves."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
     """UnloadModel stops a model's runners once their requests have ended."""
+    ListRunners: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListRunnersRequest, _model_pb2.ListRunnersResponse]
+    """ListRunners gives every runner with its own report, and what waits for
+    them: the load of the controller at this moment. It may be asked again and
+    again, and is part of no trace.
+    """
     WatchModels: _grpc.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.WatchModelsResponse]
     """WatchModels sends a snapshot of all models and runners, then every change
     of them in order. A checkpoint follows the snapshot, and the changes that
@@ -93,6 +98,11 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """LoadModel loads a model and answers when it serves."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
     """UnloadModel stops a model's runners once their requests have ended."""
+    ListRunners: _aio.UnaryUnaryMultiCallable[_model_pb2.ListRunnersRequest, _model_pb2.ListRunnersResponse]  # type: ignore[assignment]
+    """ListRunners gives every runner with its own report, and what waits for
+    them: the load of the controller at this moment. It may be asked again and
+    again, and is part of no trace.
+    """
     WatchModels: _aio.UnaryStreamMultiCallable[_model_pb2.WatchModelsRequest, _model_pb2.WatchModelsResponse]  # type: ignore[assignment]
     """WatchModels sends a snapshot of all models and runners, then every change
     of them in order. A checkpoint follows the snapshot, and the changes that
@@ -174,6 +184,17 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.UnloadModelResponse, _abc.Awaitable[_model_pb2.UnloadModelResponse]]:
         """UnloadModel stops a model's runners once their requests have ended."""
+
+    @_abc_1.abstractmethod
+    def ListRunners(
+        self,
+        request: _model_pb2.ListRunnersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.ListRunnersResponse, _abc.Awaitable[_model_pb2.ListRunnersResponse]]:
+        """ListRunners gives every runner with its own report, and what waits for
+        them: the load of the controller at this moment. It may be asked again and
+        again, and is part of no trace.
+        """
 
     @_abc_1.abstractmethod
     def WatchModels(
