@@ -26,6 +26,7 @@ COMMANDS = {
     "ps": ("runners", "List the loaded models."),
     "load": ("runners", "Load a model."),
     "stop": ("runners", "Unload models."),
+    "top": ("top", "Show live what models and runners do."),
     "logs": ("logs", "Show log lines of controllers and runners."),
     "trace": ("trace", "Draw a trace with its log lines."),
     "doctor": ("doctor", "Look at this machine and say what would help."),

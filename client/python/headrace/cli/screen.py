@@ -6,6 +6,7 @@ can move the cursor here.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -23,6 +24,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 def console(*, error: bool = False) -> Console:
     """Where a command draws: on standard output, or on standard error."""
     stream = sys.stderr if error else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a terminal that does not know µ gets another sign
     width = None
     if not stream.isatty() and not os.environ.get("COLUMNS"):
         width = PLAIN_WIDTH

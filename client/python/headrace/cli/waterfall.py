@@ -184,7 +184,7 @@ def link_line(span: SpanRecord, all_spans: Iterable[SpanRecord]) -> list[str]:
         if other is not None:
             lines.append(f"after {title(other)} ({source(other)})")
         elif link.trace_id == span.trace_id:
-            lines.append(f"linked to span {link.span_id}")
+            lines.append(f"after span {link.span_id}, which is not kept")
         else:
-            lines.append(f"linked to trace {link.trace_id}")
+            lines.append(f"see trace {link.trace_id}")
     return lines
