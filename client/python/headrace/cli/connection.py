@@ -36,7 +36,7 @@ def controller(*, private: bool, preload: str | None = None) -> Iterator[Client]
     with ExitStack() as stack:
         own = None
         if not listening(target):
-            if not (private and _is_local(target) and find_spec("headrace_server")):
+            if not (private and is_local(target) and find_spec("headrace_server")):
                 raise _nobody_listens(target, private)
             own = stack.enter_context(PrivateController(preload))
             target = own.target
@@ -86,7 +86,7 @@ def listening(target: str) -> bool:
     return True
 
 
-def _is_local(target: str) -> bool:
+def is_local(target: str) -> bool:
     """Whether a private controller may stand in for it: nobody names another machine in vain."""
     host = target.rpartition(":")[0].strip("[]")
     return target.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
@@ -96,7 +96,7 @@ def _nobody_listens(target: str, private: bool) -> Exception:
     from headrace.errors import Unavailable
 
     error = Unavailable(f"no controller listens at {target}")
-    if private and _is_local(target):
+    if private and is_local(target):
         error.add_note("to start one here, install it: pip install 'headrace[server,runner]'")
     else:
         error.add_note("`headrace serve` starts one; HEADRACE_HOST says where it listens")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 from grpc import StatusCode
 
+from headrace._target import resolve_target
+from headrace.cli.connection import is_local
 from headrace.errors import HeadraceError
 
 _EXIT_CODES = {
@@ -28,6 +32,11 @@ _REMEDIES = {
 }
 
 
+_TRACE = re.compile(r"trace ([0-9a-f]{32})")
+_OBVIOUS = {StatusCode.INVALID_ARGUMENT, StatusCode.OUT_OF_RANGE, StatusCode.NOT_FOUND}
+"""Whose message says all: no trace tells more."""
+
+
 def exit_code(error: HeadraceError) -> int:
     """The exit code of a command that failed with this error."""
     return _EXIT_CODES.get(error.code, 1)
@@ -45,3 +54,9 @@ def report(error: HeadraceError) -> None:
     for note in getattr(error, "__notes__", ()):
         for line in note.splitlines():
             click.secho(f"  {line}", dim=True, err=True)
+        traced = _TRACE.fullmatch(note)
+        if traced and error.code not in _OBVIOUS:
+            there = "" if is_local(resolve_target()) else ", on the controller's machine"
+            click.echo(
+                f"  `headrace trace {traced[1][:8]}` shows how it came to that{there}", err=True
+            )

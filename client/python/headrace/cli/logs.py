@@ -60,7 +60,7 @@ def logs_command(
         lines = _LINES if trace is None and since is None else _ALL
     after = 0 if since is None else time.time_ns() - int(since * 1e9)
     with opened() as reader:
-        trace_id = find_trace(reader, trace) if trace else ""
+        trace_id = "" if trace is None else find_trace(reader, trace)
         wanted = Filter(model, trace_id, after, level_number(level))
         place, found = reader.last_lines(wanted, lines)
     screen = console()

@@ -14,6 +14,14 @@ _DEPTH: Final = 24
 """Levels that are drawn. What is below stands beside them."""
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _OWN: Final = "headrace."
+_LONG: Final = 100
+"""Characters of a text that gets lines of its own."""
+_CAUSES: Final = (
+    names.HEADRACE_RUNNER_CAUSE_OF_DEATH,
+    "exception.type",
+    names.EXCEPTION_MESSAGE,
+)
+"""What of an event needs no name before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +131,15 @@ def facts(span: SpanRecord) -> str:
 
 
 _FACTS: Final = (
-    ("headrace.attempt.number", "attempt {}"),
+    (names.HEADRACE_ATTEMPT, "attempt {}"),
     (names.GEN_AI_USAGE_INPUT_TOKENS, "{} tokens in"),
     (names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, "{} cached"),
     (names.GEN_AI_USAGE_OUTPUT_TOKENS, "{} out"),
-    ("headrace.prefill.tokens", "{} tokens"),
-    ("headrace.prefill.cached_tokens", "{} cached"),
+    (names.HEADRACE_PREFILL_TOKENS, "{} tokens"),
+    (names.HEADRACE_PREFILL_CACHED_TOKENS, "{} cached"),
     (names.HEADRACE_QUEUE_POSITION, "{} ahead"),
     (names.HEADRACE_RESUMED, "moved {} times"),
-    ("headrace.runner.spare", "by the spare"),
+    (names.HEADRACE_RUNNER_SPARE, "by the spare"),
 )
 
 
@@ -155,14 +163,17 @@ def failed(span: SpanRecord) -> bool:
 
 def event_lines(event: SpanEvent, since: int) -> list[str]:
     """What happened, and below it what it says in whole texts: a traceback, last words."""
-    short: list[tuple[str, str]] = []
+    rest = dict(event.attributes)
+    causes = [str(rest.pop(name)) for name in _CAUSES if rest.get(name)]
+    name = event.name.removeprefix(_OWN).replace(".", " ").replace("_", " ")
+    first = f"+{elapsed(event.time - since)} {': '.join([name, *causes])}"
     long: list[tuple[str, str]] = []
-    for key, value in event.attributes.items():
+    for key, value in rest.items():
         text = str(value)
-        (long if "\n" in text or len(text) > 100 else short).append((key, text))
-    first = f"+{elapsed(event.time - since)} {event.name.removeprefix(_OWN)}"
-    for key, text in short:
-        first += f"  {key.rpartition('.')[2]}={text}"
+        if "\n" in text or len(text) > _LONG:
+            long.append((key, text))
+        else:
+            first += f"  {key.rpartition('.')[2]}={text}"
     lines = [safe(first)]
     for key, text in long:
         lines.append(f"  {key.rpartition('.')[2]}:")
