@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.cli.screen import elapsed, safe
-from headrace.cli.waterfall import bar, guides, outcome, rows, title, window
+from headrace.cli.waterfall import bar, event_lines, guides, outcome, rows, title, window
+from headrace.telemetry.records import SpanEvent
 from tests.unit.telemetry.samples import SECOND, span
 
 
@@ -67,6 +68,19 @@ def test_what_is_said_of_a_span() -> None:
     assert outcome(span(attributes=refused)) == "QUEUE_FULL: RESOURCE_EXHAUSTED"
     same = span(status="ERROR", message="SIGNAL", attributes={"error.type": "SIGNAL"})
     assert outcome(same) == "SIGNAL"
+
+
+def test_of_a_long_text_both_ends_are_shown() -> None:
+    event = SpanEvent(
+        "headrace.runner.died", 2 * SECOND, {"last_words": "\n".join("abcdefghijklmn")}
+    )
+    short = event_lines(event, SECOND, whole=False)
+    assert short[0] == "+1.00 s runner died"
+    assert [text.strip() for text in short[1:]] == [
+        *("last_words:", "a", "b", "c", "… 3 lines, which --verbose shows"),
+        *"ghijklmn",
+    ]
+    assert len(event_lines(event, SECOND, whole=True)) == 16
 
 
 def test_times_for_people() -> None:

@@ -160,7 +160,7 @@ class _Drawing:
             self._note(row, line, "dim")
         if self._verbose or waterfall.failed(span):
             for event in span.events:
-                for line in waterfall.event_lines(event, span.start):
+                for line in waterfall.event_lines(event, span.start, whole=self._verbose):
                     self._note(row, line, "")
         if self._verbose:
             for line in waterfall.attribute_lines(span.attributes):

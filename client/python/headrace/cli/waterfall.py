@@ -16,6 +16,8 @@ _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _OWN: Final = "headrace."
 _LONG: Final = 100
 """Characters of a text that gets lines of its own."""
+_FIRST, _LAST = 3, 8
+"""Lines of a text that are shown at least."""
 _CAUSES: Final = (
     names.HEADRACE_RUNNER_CAUSE_OF_DEATH,
     "exception.type",
@@ -138,7 +140,7 @@ _FACTS: Final = (
     (names.HEADRACE_PREFILL_TOKENS, "{} tokens"),
     (names.HEADRACE_PREFILL_CACHED_TOKENS, "{} cached"),
     (names.HEADRACE_QUEUE_POSITION, "{} ahead"),
-    (names.HEADRACE_RESUMED, "moved {} times"),
+    (names.HEADRACE_RESUMED, "moved {}x"),
     (names.HEADRACE_RUNNER_SPARE, "by the spare"),
 )
 
@@ -161,8 +163,9 @@ def failed(span: SpanRecord) -> bool:
     return span.status == "ERROR"
 
 
-def event_lines(event: SpanEvent, since: int) -> list[str]:
-    """What happened, and below it what it says in whole texts: a traceback, last words."""
+def event_lines(event: SpanEvent, since: int, *, whole: bool) -> list[str]:
+    """What happened, and below it what it says in texts: a traceback, last words. Of a long text
+    the begin and the end, unless it is wanted whole."""
     rest = dict(event.attributes)
     causes = [str(rest.pop(name)) for name in _CAUSES if rest.get(name)]
     name = event.name.removeprefix(_OWN).replace(".", " ").replace("_", " ")
@@ -177,7 +180,11 @@ def event_lines(event: SpanEvent, since: int) -> list[str]:
     lines = [safe(first)]
     for key, text in long:
         lines.append(f"  {key.rpartition('.')[2]}:")
-        lines += [f"    {safe(line)}" for line in text.strip().splitlines()]
+        texts = text.strip().splitlines()
+        if not whole and len(texts) > _FIRST + _LAST:
+            left_out = f"… {len(texts) - _FIRST - _LAST} lines, which --verbose shows"
+            texts = [*texts[:_FIRST], left_out, *texts[-_LAST:]]
+        lines += [f"    {safe(line)}" for line in texts]
     return lines
 
 
