@@ -135,6 +135,12 @@ async def test_a_model_of_another_kind_cannot_do_it(channel: grpc.aio.Channel) -
     assert error.metadata["method"] == "headrace.v1.ImageService/StreamImage"
 
 
+async def test_no_runner_is_listed_where_none_is(channel: grpc.aio.Channel) -> None:
+    listed = await ModelServiceStub(channel).ListRunners(model.ListRunnersRequest())
+    assert (len(listed.runners), len(listed.queues)) == (0, 0)
+    assert listed.memory_budget_bytes == 1 << 30
+
+
 async def test_models_are_watched_from_a_snapshot_and_on_from_a_checkpoint(
     channel: grpc.aio.Channel,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -328,3 +329,14 @@ async def test_of_other_limits_who_waits_already_feels_the_memory_alone(stage: S
         (await stage.launcher.launched.get()).loaded.set()
         await loading.granted()
         await second.granted()
+
+
+async def test_who_waits_is_counted_by_model(stage: Stage) -> None:
+    stage.launcher.hold = True
+    models = [FakeModel(), FakeModel(), FakeModel(key="other", name="other:1", needs=20)]
+    with ExitStack() as asking:
+        for model in models:
+            asking.enter_context(stage.scheduler.ask(model))
+        assert stage.scheduler.queues() == {"fake:latest": 2, "other:1": 1}
+    assert stage.scheduler.queues() == {}
+    assert stage.scheduler.limits.memory == 100

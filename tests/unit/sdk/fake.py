@@ -21,6 +21,7 @@ from headrace.v1 import (
     completion_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    runner_pb2,
     tokenize_pb2,
     tokenize_pb2_grpc,
 )
@@ -109,6 +110,34 @@ def runner(**fields: Any) -> common_pb2.RunnerStatus:
     return message
 
 
+def runners(output_tokens: int = 0, waiting: int = 0) -> model_pb2.ListRunnersResponse:
+    """One that serves and has told so many tokens, one that loads, and who waits for a third."""
+    report = runner_pb2.Runner(id="a", weights="float32")
+    report.load.MergeFrom(
+        runner_pb2.RunnerLoad(
+            running=1,
+            waiting=2,
+            prompt_tokens_total=100,
+            cached_tokens_total=40,
+            output_tokens_total=output_tokens,
+        )
+    )
+    report.memory.MergeFrom(
+        runner_pb2.RunnerMemory(kv_reserved_bytes=25, kv_limit_bytes=100, resident_bytes=1 << 29)
+    )
+    report.uptime.FromSeconds(60)
+    loading = runner(id="b", model="n:1", state=common_pb2.RUNNER_STATE_LOADING, load_fraction=0.5)
+    listed = model_pb2.ListedRunner
+    return model_pb2.ListRunnersResponse(
+        runners=[
+            listed(status=runner(active_requests=3), report=report),
+            listed(status=loading),
+        ],
+        queues=[model_pb2.ModelQueue(model="o:1", waiting=waiting)] if waiting else [],
+        memory_budget_bytes=4 << 30,
+    )
+
+
 @dataclass
 class Fake:
     """What the controller answers, and what it was asked."""
@@ -117,6 +146,8 @@ class Fake:
     completion: Sequence[object] = ANSWER
     transfer: Sequence[object] = ()
     watch: Sequence[object] = ()
+    runners: list[model_pb2.ListRunnersResponse] = field(default_factory=lambda: [runners()])
+    """The answers to ListRunners in turn, of which the last stays."""
     models: dict[str, model_pb2.Model] = field(default_factory=dict)
     failure: HeadraceError | None = None
     """Raised by every unary method, if set."""
@@ -214,6 +245,10 @@ class Models(model_pb2_grpc.ModelServiceServicer):
         models = self.fake.models.values()
         shown = [m for m in models if m.runners or not request.loaded]
         return model_pb2.ListModelsResponse(models=shown)
+
+    def ListRunners(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        return self.fake.runners.pop(0) if len(self.fake.runners) > 1 else self.fake.runners[0]
 
     def GetModel(self, request: Any, context: Any) -> Any:
         self.fake.unary(request, context)

@@ -114,6 +114,7 @@ async def test_unary_calls(fake: Fake) -> None:
         assert (await client.render_chat("m", [{"role": "user", "content": "x"}])).prompt == "x"
         assert (await client.count_tokens("m", "abc")).fits
         assert (await client.list_models())[0].name == "m:1"
+        assert (await client.list_runners()).runners[0].id == "a"
         assert (await client.get_model("m:1")).chat_template
         assert (await client.copy_model("m:1", "x:1")).name == "x:1"
         assert (await client.load_model("m:1")).load_time == 1.25

@@ -230,6 +230,19 @@ def test_models(fake: Fake) -> None:
         assert client.delete_model("m:1") == 98_362_432
 
 
+def test_runners(fake: Fake) -> None:
+    fake.runners = [say.runners(output_tokens=7, waiting=2)]
+    with Client(fake.target) as client:
+        snapshot = client.list_runners()
+    serving, loading = snapshot.runners
+    assert serving.report is not None
+    assert (serving.id, serving.active_requests, serving.report.output_tokens_total) == ("a", 3, 7)
+    assert (serving.report.waiting, serving.report.uptime) == (2, 60)
+    assert serving.report.resident_bytes == 1 << 29
+    assert (loading.load_fraction, loading.report) == (0.5, None)
+    assert (snapshot.waiting, snapshot.memory_budget_bytes) == ({"o:1": 2}, 4 << 30)
+
+
 def test_pull_and_import(fake: Fake, tmp_path: Path) -> None:
     fake.transfer = [
         model_pb2.StreamPullModelResponse(

@@ -16,6 +16,7 @@ UNARY_METHODS: Final = {
         "DeleteModel",
         "GetModel",
         "ListModels",
+        "ListRunners",
         "LoadModel",
         "UnloadModel",
     ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -47,7 +48,7 @@ class LocalLogHandler(logging.Handler):
         """Hand one line on."""
         try:
             fields = line_fields(record, self._service)
-            self._sink(LogLine(_time(record, fields), record.levelno, fields))
+            self._sink(LogLine(_time(record), record.levelno, fields))
         except Exception:  # noqa: BLE001 - a log call must not break its caller
             return
 
@@ -90,12 +91,11 @@ def _plain(attributes: Mapping[str, Any] | None) -> dict[str, Value]:
     return dict(attributes or {})
 
 
-def _time(record: logging.LogRecord, fields: Mapping[str, Any]) -> int:
+def _time(record: logging.LogRecord) -> int:
     """Nanoseconds since 1970. A line of another process has a time of its own."""
     told = getattr(record, "timestamp", None)
     if isinstance(told, str):
-        try:
-            return int(datetime.fromisoformat(fields["timestamp"]).timestamp() * 1e9)
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            # Of a float no more digits are true than those of microseconds.
+            return round(datetime.fromisoformat(told).timestamp() * 1e6) * 1000
     return int(record.created * 1e9)
