@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,7 @@ def story(store: StoreWriter) -> None:
     ]
     for one in spans:
         store.put(one)
-    common = {"model": "m:1", "trace_id": TRACE}
+    common: dict[str, Any] = {"model": "m:1", "trace_id": TRACE}
     store.put(line("moving on", at(5), 30, runner_id="r1", cause="NATIVE_ABORT", **common))
     store.put(line("it is done", at(10), service="headrace-runner", runner_id="r2", **common))
     store.put(line("of another", at(11), 40, model="n:1", trace_id=OTHER, exception="E\n  why"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,11 +59,12 @@ def test_a_bar_is_as_long_as_its_span() -> None:
 
 
 def test_what_is_said_of_a_span() -> None:
-    call = {"name": "headrace.v1.CompletionService/StreamCompletion"}
+    call: dict[str, Any] = {"name": "headrace.v1.CompletionService/StreamCompletion"}
     assert title(span(**call)) == "StreamCompletion"
     to = span(**call, kind="CLIENT", attributes={"headrace.runner.id": "r1"})
     assert title(to) == "StreamCompletion on r1"
-    assert title(span(name="headrace.load.warm_up")) == "load.warm up"
+    part = span(name="headrace.load.warm_up")
+    assert (title(part), title(part, "headrace.load")) == ("load.warm up", "warm up")
     assert outcome(span()) == ""
     assert outcome(span(status="ERROR")) == "failed"
     refused = {"error.type": "QUEUE_FULL", "rpc.response.status_code": "RESOURCE_EXHAUSTED"}

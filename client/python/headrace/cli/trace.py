@@ -144,7 +144,7 @@ class _Drawing:
     def _label(self, row: Row) -> Text:
         span = row.span
         text = Text(waterfall.guides(row.branch, unicode=self._unicode), "dim")
-        text.append(waterfall.title(span), "bold red" if waterfall.failed(span) else "")
+        text.append(waterfall.title(span, row.above), "bold red" if waterfall.failed(span) else "")
         if facts := waterfall.facts(span):
             text.append(f"  {facts}", "dim")
         return text

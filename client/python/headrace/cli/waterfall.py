@@ -33,6 +33,8 @@ class Row:
     span: SpanRecord
     branch: tuple[bool, ...]
     """For each level down to it: whether it, or the one above it, is the last of its siblings."""
+    above: str
+    """Name of the span that it is part of; empty: none that is kept."""
     cut_off: bool
     """Whether it names a parent that is not kept, in its own process."""
 
@@ -61,18 +63,18 @@ def rows(spans: Sequence[SpanRecord]) -> list[Row]:
     found: list[Row] = []
     seen: set[str] = set()
 
-    def add(span: SpanRecord, branch: tuple[bool, ...]) -> None:
+    def add(span: SpanRecord, branch: tuple[bool, ...], above: str) -> None:
         if span.span_id in seen:  # Of a loop, or told twice.
             return
         seen.add(span.span_id)
         lost = bool(span.parent_id) and span.parent_id not in known and not span.local_root
-        found.append(Row(span, branch, lost))
+        found.append(Row(span, branch, above, lost))
         own = children.get(span.span_id, [])
         for number, child in enumerate(own, 1):
-            add(child, (*branch, number == len(own))[-_DEPTH:])
+            add(child, (*branch, number == len(own))[-_DEPTH:], span.name)
 
     for span in [*children.get("", ()), *spans]:
-        add(span, ())
+        add(span, (), "")
     return found
 
 
@@ -105,9 +107,9 @@ def bar(begin: float, end: float, width: int, *, unicode: bool) -> str:
     return " " * first + "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def title(span: SpanRecord) -> str:
-    """A span's name without what is the same in all of them."""
-    name = span.name.removeprefix(_OWN).replace("_", " ")
+def title(span: SpanRecord, above: str = "") -> str:
+    """A span's name without what is the same in all of them, or said by the one above it."""
+    name = span.name.removeprefix(f"{above}.").removeprefix(_OWN).replace("_", " ")
     if "/" in name:
         name = span.name.rpartition("/")[2]
         if span.kind == "CLIENT" and (runner := span.attributes.get(names.HEADRACE_RUNNER_ID)):
