@@ -49,15 +49,17 @@ def eventually(look: Callable[[], Any]) -> Any:
     return found
 
 
-def kept(place: Place, trace_id: str) -> dict[str, Any]:
-    """A trace, once the call's own span is there, which is the last to end."""
+def kept(place: Place, trace_id: str, *names: str) -> dict[str, Any]:
+    """A trace, once the call's own span is there, and spans of these names: which of two processes
+    is the first to have its spans written is open."""
 
     def look() -> dict[str, Any] | None:
         ended = headrace(place, "trace", trace_id, "--json", check=False)
         told: dict[str, Any] | None = None if ended.returncode else json.loads(ended.stdout)
-        if told and any(span["name"] == STREAM and span["kind"] == "SERVER" for span in own(told)):
-            return told
-        return None
+        if told is None or not {*names} <= {span["name"] for span in told["spans"]}:
+            return None
+        calls = [span for span in own(told) if span["name"] == STREAM and span["kind"] == "SERVER"]
+        return told if calls else None
 
     found: dict[str, Any] | None = eventually(look)
     assert found is not None
@@ -82,11 +84,11 @@ def test_a_trace_of_both_processes_is_kept_and_outlives_the_controller(
     controller = start(home=home)
     arguments = ("--max-tokens", "4", "--json")
     shown = json.loads(headrace(controller, "run", TINY, SECRET, *arguments).stdout)
-    told = kept(controller, shown["trace_id"])
+    told = kept(controller, shown["trace_id"], f"chat {TINY}", "headrace.load.weights")
     services = {(span["service"], span["name"]) for span in told["spans"]}
     assert ("headrace-runner", f"chat {TINY}") in services
     assert {name for service, name in services if service == "headrace-runner"} >= {
-        *(STREAM, "headrace.queue", "headrace.prefill", "headrace.decode", "headrace.load"),
+        *(STREAM, "headrace.queue", "headrace.prefill", "headrace.decode"),
     }
     assert orphans(told) == []
     assert {line["service"] for line in told["lines"]} == {
@@ -125,6 +127,23 @@ def test_from_the_message_of_a_failed_load_to_what_its_runner_said(
     assert "libquartz: cannot terminate" in lines
 
 
+def test_a_load_that_another_has_caused_is_found_from_the_one_who_waited(
+    home: Path, tmp_path: Path
+) -> None:
+    """A private controller loads at once, before the request comes."""
+    write_gguf(tmp_path / "other.gguf", tied=False)
+    asyncio.run(Store(home).import_model(tmp_path / "other.gguf", CRASHING))
+    place = Place(home, {"PYTHONPATH": python_path(tmp_path / "python", BOMB)})
+    try:
+        failed = headrace(place, "run", CRASHING, "x", check=False)
+        assert failed.returncode == 1
+        trace_id = failed.stderr.split("trace ")[1].split()[0]
+        for command in (("trace", trace_id[:8]), ("logs", "--trace", trace_id[:8])):
+            assert "libquartz: cannot terminate" in headrace(place, *command).stdout
+    finally:
+        place.close()
+
+
 def test_a_killed_runner_leaves_the_attempt_and_no_orphan(
     home: Path, start: StartController
 ) -> None:
@@ -139,7 +158,7 @@ def test_a_killed_runner_leaves_the_attempt_and_no_orphan(
                 pass
             whole = stream.collect()
     assert whole.completed.resumed == 1
-    told = kept(controller, stream.trace_id)
+    told = kept(controller, stream.trace_id, f"chat {MODEL}")
     attempts = [span for span in own(told) if span["name"] == STREAM and span["kind"] == "CLIENT"]
     assert [span.get("status", "UNSET") for span in attempts] == ["ERROR", "UNSET"]
     assert [link["span_id"] for link in attempts[1]["links"]] == [attempts[0]["span_id"]]
@@ -152,6 +171,7 @@ def test_a_private_controller_keeps_traces_too(home: Path) -> None:
     try:
         arguments = ("--max-tokens", "2", "--json")
         shown = json.loads(headrace(place, "run", TINY, "x", *arguments).stdout)
+        # Its controller has ended, and written all before.
         assert f"chat {TINY}" in headrace(place, "trace", shown["trace_id"]).stdout
     finally:
         place.close()
@@ -176,7 +196,7 @@ def test_a_runner_that_was_a_spare_reports_its_spans(home: Path, start: StartCon
     headrace(controller, "stop", TINY)
     arguments = ("--max-tokens", "2", "--json")
     shown = json.loads(headrace(controller, "run", TINY, "x", *arguments).stdout)
-    told = kept(controller, shown["trace_id"])
+    told = kept(controller, shown["trace_id"], f"chat {TINY}")
     assert {span["instance"] for span in told["spans"] if span["service"] == "headrace-runner"} == {
         "r2"
     }

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def test_lines_by_what_is_asked_for(path: Path, opened: Open) -> None:
     assert messages(path, Filter(model="smollm2")) == ["one", "two"]
     assert messages(path, Filter(model="smollm2:135m")) == ["one", "two"]
     assert messages(path, Filter(model="smollm2:1b")) == []
-    assert messages(path, Filter(trace_id=TRACE)) == ["one"]
+    assert messages(path, Filter(spans={TRACE: None})) == ["one"]
+    assert messages(path, Filter(spans={TRACE: frozenset({"1"})})) == []
     assert messages(path, Filter(level=logging.WARNING)) == ["two", "three"]
     assert messages(path, Filter(since=3 * SECOND)) == ["three", "four"]
     assert messages(path, Filter(since=3 * SECOND, level=20)) == ["three"]
@@ -174,6 +176,23 @@ def test_who_follows_sees_each_line_once(path: Path, opened: Open) -> None:
         writer.put(line("other"))
         assert writer.flush()
         assert reader.lines_after(place, Filter(model="m"), 2) == (reader.end(), [])
+
+
+def test_what_a_trace_is_linked_to_is_found_with_it(path: Path, opened: Open) -> None:
+    writer = opened()
+    writer.put(span(1, links=(SpanLink(OTHER, f"{4:016x}"), SpanLink(TRACE, f"{9:016x}"))))
+    for one in (span(3), span(4, 3), span(5, 4), span(6, 3)):
+        writer.put(replace(one, trace_id=OTHER))
+    for number in range(3, 7):
+        writer.put(line(f"of {number}", trace_id=OTHER, span_id=f"{number:016x}"))
+    assert writer.flush()
+    with StoreReader(path) as reader:
+        (part,) = reader.linked(reader.trace(TRACE))
+    assert [one.span_id[-1] for one in part.spans] == ["4", "5"]
+    assert [one.text("message") for one in part.lines] == ["of 4", "of 5"]
+    wanted = Filter(spans={TRACE: None, OTHER: frozenset(one.span_id for one in part.spans)})
+    assert messages(path, wanted) == ["of 4", "of 5"]
+    assert messages(path, wanted, count=1) == ["of 5"]
 
 
 def test_a_trace_is_found_by_the_beginning_of_its_id(path: Path, opened: Open) -> None:

@@ -17,7 +17,7 @@ from headrace.cli.output import as_line
 from headrace.cli.runners import parse_time
 from headrace.cli.screen import clock, console
 from headrace.telemetry.records import LogLine
-from headrace.telemetry.store.reader import Filter
+from headrace.telemetry.store.reader import Filter, StoreReader
 
 _LINES = 200
 _ALL = 10**9
@@ -60,11 +60,11 @@ def logs_command(
         lines = _LINES if trace is None and since is None else _ALL
     after = 0 if since is None else time.time_ns() - int(since * 1e9)
     with opened() as reader:
-        trace_id = "" if trace is None else find_trace(reader, trace)
-        wanted = Filter(model, trace_id, after, level_number(level))
+        spans = {} if trace is None else _spans(reader, find_trace(reader, trace))
+        wanted = Filter(model, spans, after, level_number(level))
         place, found = reader.last_lines(wanted, lines)
     screen = console()
-    _show(screen, found, as_json, one_trace=bool(trace_id))
+    _show(screen, found, as_json, one_trace=bool(spans))
     if not found and not follow:
         click.secho("no line is kept that matches", dim=True, err=True)
     never = threading.Event()
@@ -74,9 +74,16 @@ def logs_command(
             if reader.end() < place:
                 place = 0
             place, found = reader.lines_after(place, wanted, _PART)
-        _show(screen, found, as_json, one_trace=bool(trace_id))
+        _show(screen, found, as_json, one_trace=bool(spans))
         if len(found) < _PART:
             never.wait(_POLL)
+
+
+def _spans(reader: StoreReader, trace_id: str) -> dict[str, frozenset[str] | None]:
+    """All of a trace, and of others what it is linked to."""
+    linked = reader.linked(reader.trace(trace_id))
+    parts = {part.trace_id: frozenset(span.span_id for span in part.spans) for part in linked}
+    return {**parts, trace_id: None}
 
 
 def _show(screen: Console, lines: Sequence[LogLine], as_json: bool, *, one_trace: bool) -> None:

@@ -45,16 +45,29 @@ def trace_command(id: str | None, verbose: bool, as_json: bool) -> None:
             _list(reader, as_json)
             return
         trace = reader.trace(find_trace(reader, id))
+        linked = reader.linked(trace)
     if as_json:
         echo_json(
             {
                 "trace_id": trace.trace_id,
                 "spans": [span_to_fields(span) for span in trace.spans],
                 "lines": [dict(line.fields) for line in trace.lines],
+                "linked": [
+                    {
+                        "trace_id": part.trace_id,
+                        "spans": [span_to_fields(span) for span in part.spans],
+                        "lines": [dict(line.fields) for line in part.lines],
+                    }
+                    for part in linked
+                ],
             }
         )
-    else:
-        _Drawing(console(), trace, verbose).draw()
+        return
+    screen = console()
+    _Drawing(screen, trace, verbose).draw()
+    for part in linked:
+        screen.print(Text("\nA part of another trace, which it is linked to:", "dim"))
+        _Drawing(screen, part, verbose).draw()
 
 
 def _list(reader: StoreReader, as_json: bool) -> None:

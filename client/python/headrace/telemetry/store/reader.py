@@ -7,9 +7,9 @@ by asking again.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,7 +32,8 @@ class Filter:
 
     model: str = ""
     """Its name with the tag, or all of its tags by the name without one."""
-    trace_id: str = ""
+    spans: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    """By trace: the spans that they belong to; None for all of it."""
     since: int = 0
     """Nanoseconds since 1970."""
     level: int = 0
@@ -48,6 +49,17 @@ class Trace:
     """By their start."""
     lines: Sequence[LogLine]
     """By their time."""
+
+    def part(self, span_id: str) -> Trace:
+        """One span, what is below it, and their lines."""
+        ids = {span_id}
+        while more := {s.span_id for s in self.spans if s.parent_id in ids} - ids:
+            ids |= more
+        return Trace(
+            self.trace_id,
+            [span for span in self.spans if span.span_id in ids],
+            [line for line in self.lines if line.text("span_id") in ids],
+        )
 
 
 class StoreReader:
@@ -79,13 +91,13 @@ class StoreReader:
     def last_lines(self, wanted: Filter, count: int) -> tuple[int, list[LogLine]]:
         """The last `count` lines, oldest first, and where `lines_after` goes on."""
         end = self.end()
-        rows = self._lines(wanted, f"id <= {end}", f"ORDER BY id DESC LIMIT {count}")
+        rows = self._lines(wanted, f"id <= {end}", "ORDER BY id DESC", count)
         return end, [line for _, line in reversed(rows)]
 
     def lines_after(self, place: int, wanted: Filter, count: int) -> tuple[int, list[LogLine]]:
         """The first `count` lines that came after a place, and the next place."""
         end = self.end()
-        rows = self._lines(wanted, f"id > {place} AND id <= {end}", f"ORDER BY id LIMIT {count}")
+        rows = self._lines(wanted, f"id > {place} AND id <= {end}", "ORDER BY id", count)
         if len(rows) == count:
             end = rows[-1][0]
         return end, [line for _, line in rows]
@@ -116,6 +128,15 @@ class StoreReader:
         lines.sort(key=lambda line: line.time)
         return Trace(trace_id, spans, lines)
 
+    def linked(self, trace: Trace) -> list[Trace]:
+        """What spans of a trace are linked to in others, each with what is below it: the load that
+        a request waited for, though another had caused it. Not more than a few."""
+        links = [link for span in trace.spans for link in span.links]
+        places = dict.fromkeys((link.trace_id, link.span_id) for link in links)
+        others = [place for place in places if place[0] != trace.trace_id][:_MANY]
+        parts = [self.trace(trace_id).part(span_id) for trace_id, span_id in others]
+        return [part for part in parts if part.spans or part.lines]
+
     def last_roots(self, count: int) -> list[SpanRecord]:
         """The last `count` spans that came into their process from elsewhere, the latest first."""
         rows = self._ask(
@@ -123,16 +144,20 @@ class StoreReader:
         )
         return [span_of(data) for (data,) in rows]
 
-    def _lines(self, wanted: Filter, where: str, order: str) -> list[tuple[int, LogLine]]:
+    def _lines(
+        self, wanted: Filter, where: str, order: str, count: int
+    ) -> list[tuple[int, LogLine]]:
         conditions: list[str] = [f"kind = {LOG}", where]
         values: list[object] = []
         if wanted.model:
             conditions.append("(model = ? OR substr(model, 1, ?) = ?)")
             name = f"{wanted.model}:"
             values += [wanted.model, len(name), name]
-        if wanted.trace_id:
-            conditions.append("trace_id = ?")
-            values.append(wanted.trace_id)
+        if wanted.spans:
+            conditions.append(f"trace_id IN ({', '.join('?' * len(wanted.spans))})")
+            values += wanted.spans
+        else:
+            order += f" LIMIT {count}"
         if wanted.since:
             conditions.append("time >= ?")
             values.append(wanted.since)
@@ -143,7 +168,10 @@ class StoreReader:
             f"SELECT id, time, level, data FROM records WHERE {' AND '.join(conditions)} {order}",
             values,
         )
-        return [(place, line_of(time, level, data)) for place, time, level, data in rows]
+        lines = [(place, line_of(time, level, data)) for place, time, level, data in rows]
+        if wanted.spans:
+            lines = [found for found in lines if _belongs(found[1], wanted.spans)][:count]
+        return lines
 
     def _ask(self, question: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._faults(), closing(self._connection.execute(question, values)) as cursor:
@@ -155,3 +183,8 @@ class StoreReader:
             yield
         except sqlite3.Error as error:
             raise NothingKeptError(f"{self._path} cannot be read: {error}") from error
+
+
+def _belongs(line: LogLine, spans: Mapping[str, frozenset[str] | None]) -> bool:
+    ids = spans[line.text("trace_id")]
+    return ids is None or line.text("span_id") in ids
