@@ -59,6 +59,7 @@ async def test_a_start_slower_than_its_limit_is_killed_once_there_is_a_process()
         limits=Limits(start=0.0),
         oom_kills=OomKills(lambda: 0),
         on_change=lambda _: None,
+        on_span=None,
     )
     # Timers go off in the order of their times, however late.
     asyncio.get_running_loop().call_later(0.01, start.may_start.set)
@@ -81,6 +82,7 @@ async def test_a_bug_of_who_is_told_does_not_end_the_watch(
         limits=Limits(load=0.0),
         oom_kills=OomKills(lambda: 0),
         on_change=broken,
+        on_span=None,
     )
     start.may_start.set()
     async with asyncio.timeout(10):
