@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import grpc
 from grpc_reflection.v1alpha import reflection
+from opentelemetry import metrics
 
 from headrace.errors import (
     HeadraceError,
@@ -29,6 +30,7 @@ from headrace.host.sockets import remove_stale
 from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from headrace.rpc.options import server_options
 from headrace.rpc.service import server_interceptors
+from headrace.telemetry import engine as engine_metrics
 from headrace.telemetry import names
 from headrace.telemetry.local import LocalSpanExporter
 from headrace.telemetry.setup import configure
@@ -58,6 +60,7 @@ from headrace_runner.state import RunnerContext
 from headrace_runner.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+_meter = metrics.get_meter("headrace.runner")
 
 SERVICES = (
     "headrace.v1.CompletionService",
@@ -88,6 +91,7 @@ def run(config: RunnerConfig, imports: tuple[int, int] | None = None) -> int:
         # A controller has the runner's lines from its standard error, to the last one.
         export_logs=config.report_fd is None,
         local=LocalSpanExporter(_SERVICE, config.id, report.ended) if config.report_spans else None,
+        resource={names.HEADRACE_MODEL_NAME: config.name},
     )
     try:
         return asyncio.run(_main(config, report, Start(imports)))
@@ -201,7 +205,9 @@ def _add_services(
 ) -> None:
     completion_pb2_grpc.add_CompletionServiceServicer_to_server(CompletionServicer(runner), server)
     tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(TokenizeServicer(runner), server)
-    runner_pb2_grpc.add_RunnerServiceServicer_to_server(RunnerServicer(runner, machine), server)
+    servicer = RunnerServicer(runner, machine)
+    runner_pb2_grpc.add_RunnerServiceServicer_to_server(servicer, server)
+    engine_metrics.observe(_meter, servicer.describe)
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingServicer(), server)
     image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(), server)
     health.add_to(server)

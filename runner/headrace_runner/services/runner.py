@@ -20,6 +20,7 @@ from headrace.v1.runner_pb2 import (
     AbortRequest,
     AbortResponse,
     Device,
+    Distribution,
     DrainRequest,
     DrainResponse,
     GetRunnerRequest,
@@ -32,6 +33,7 @@ from headrace.v1.runner_pb2 import (
     WatchRunnerResponse,
 )
 from headrace.v1.runner_pb2_grpc import RunnerServiceServicer
+from headrace_runner.engine import tally
 from headrace_runner.state import RunnerContext
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -51,7 +53,7 @@ class RunnerServicer(RunnerServiceServicer):
 
     async def GetRunner(self, request: GetRunnerRequest, context: Context) -> GetRunnerResponse:
         """Says how the runner does now."""
-        return GetRunnerResponse(runner=self._describe())
+        return GetRunnerResponse(runner=self.describe())
 
     async def WatchRunner(
         self, request: WatchRunnerRequest, context: Context
@@ -59,13 +61,13 @@ class RunnerServicer(RunnerServiceServicer):
         """Sends the runner's state now and at every change."""
         last = None
         while not self._runner.stopping.is_set():
-            now = self._describe()
+            now = self.describe()
             # These change all the time and are no change of state.
             now.ClearField("uptime")
             now.memory.ClearField("resident_bytes")
             if now != last:
                 last = now
-                yield WatchRunnerResponse(runner=self._describe())
+                yield WatchRunnerResponse(runner=self.describe())
             try:
                 async with asyncio.timeout(_WATCH_INTERVAL):
                     await self._runner.stopping.wait()
@@ -85,7 +87,8 @@ class RunnerServicer(RunnerServiceServicer):
         error = Cancelled("The request was aborted.")
         return AbortResponse(found=self._runner.abort(request.request_id, error))
 
-    def _describe(self) -> Runner:
+    def describe(self) -> Runner:
+        """How the runner does now; from any thread."""
         runner = self._runner
         config, engine = runner.config, runner.engine
         stats = engine.stats
@@ -117,6 +120,10 @@ class RunnerServicer(RunnerServiceServicer):
                 prompt_tokens_total=stats.prompt_tokens,
                 output_tokens_total=stats.output_tokens,
                 cached_tokens_total=stats.cached_tokens,
+                prompts_total=stats.prompts,
+                cached_prompts_total=stats.cached_prompts,
+                step_seconds=_distribution(stats.step_seconds),
+                step_rows=_distribution(stats.step_rows),
             ),
             limits=RunnerLimits(
                 context_length=runner.context_length,
@@ -129,6 +136,10 @@ class RunnerServicer(RunnerServiceServicer):
             uptime=uptime,
             weights="" if runner.loaded_model is None else runner.loaded_model.weights,
         )
+
+
+def _distribution(read: tally.Distribution) -> Distribution:
+    return Distribution(bounds=read.bounds, counts=read.counts, sum=read.sum)
 
 
 def _device(machine: Machine) -> Device:

@@ -114,6 +114,23 @@ async def test_watch_tells_of_work_and_of_its_end(tiny: Api) -> None:
     assert after.uptime.ToNanoseconds() > before.uptime.ToNanoseconds()
 
 
+async def test_a_runner_tells_of_its_steps_and_of_its_prefix_cache(tiny: Api) -> None:
+    before = (await tiny.idle()).load
+    for _ in range(2):
+        await tiny.complete(prompt("a prompt that nobody else here begins with", 6, stop=ENDLESS))
+    load = (await tiny.idle()).load
+    assert load.prompts_total == before.prompts_total + 2
+    assert load.cached_prompts_total >= before.cached_prompts_total + 1
+    for now, then in (
+        (load.step_seconds, before.step_seconds),
+        (load.step_rows, before.step_rows),
+    ):
+        assert list(now.bounds) == sorted(now.bounds)
+        assert len(now.counts) == len(now.bounds) + 1
+        assert sum(now.counts) >= sum(then.counts) + 2
+        assert now.sum > then.sum
+
+
 async def test_drain_waits_for_what_runs(serve_tiny: ServeTiny) -> None:
     with serve_tiny("--listen", "127.0.0.1:0") as child:
         assert child.address.startswith("127.0.0.1:")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import groupby
@@ -291,3 +292,29 @@ async def test_stats_count_tokens_and_memory(engine: Engine) -> None:
     assert engine.stats.kv_bytes == engine.stats.prefix_bytes > 0
     assert engine.stats.kv_reserved_bytes == 0
     assert engine.stats.peak_bytes >= engine.stats.active_bytes > 0
+
+
+async def test_stats_count_prompts_and_what_the_cache_knew_of_them(engine: Engine) -> None:
+    for prompt in (list(range(20)), list(range(20)), [7] * 20):
+        await read(engine.submit(request(prompt, 3)))
+    await engine.stop()
+    stats = engine.stats
+    assert (stats.prompts, stats.cached_prompts) == (3, 1)
+    assert 0 < stats.cached_tokens < 20
+
+
+async def test_stats_have_every_step_by_its_time_and_its_rows(engine: Engine) -> None:
+    began = time.perf_counter()
+    await read(engine.submit(request(max_tokens=7)))
+    await asyncio.gather(*(read(engine.submit(request([i] * 5, 9))) for i in range(3)))
+    await engine.stop()
+    seconds, rows = engine.stats.step_seconds, engine.stats.step_rows
+    steps = sum(seconds.counts)
+    # The three may have come one by one, or together; drafts may save steps of one that is alone.
+    assert steps == sum(rows.counts) >= 2
+    assert steps <= rows.sum <= 3 * steps
+    assert 0 < seconds.sum <= time.perf_counter() - began
+    for read_out in (seconds, rows):
+        assert len(read_out.counts) == len(read_out.bounds) + 1
+    assert rows.counts[rows.bounds.index(1)] >= 1, "the first was alone"
+    assert not any(rows.counts[rows.bounds.index(8) :]), "nobody else was there"

@@ -6,27 +6,65 @@ still change. Prompt and output text have no name here: they are not recorded.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from opentelemetry.metrics import Histogram, Meter
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation
+
+Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 @dataclass(frozen=True, slots=True)
 class HistogramSpec:
-    """A histogram's name and buckets. All of them count seconds."""
+    """A histogram's name and buckets."""
 
     name: str
     description: str
     boundaries: tuple[float, ...]
+    unit: str = "s"
 
     def create(self, meter: Meter) -> Histogram:
         """Make the instrument."""
         return meter.create_histogram(
             self.name,
-            unit="s",
+            unit=self.unit,
             description=self.description,
             explicit_bucket_boundaries_advisory=self.boundaries,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CounterSpec:
+    """A sum that only grows."""
+
+    name: str
+    description: str
+    unit: str
+
+    def create(self, meter: Meter) -> Counter:
+        """Make the instrument."""
+        return meter.create_counter(self.name, unit=self.unit, description=self.description)
+
+    def observe(self, meter: Meter, callback: Observe) -> None:
+        """Have the sum read whenever it is exported."""
+        meter.create_observable_counter(
+            self.name, [callback], unit=self.unit, description=self.description
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LevelSpec:
+    """A sum that grows and falls."""
+
+    name: str
+    description: str
+    unit: str
+
+    def observe(self, meter: Meter, callback: Observe) -> None:
+        """Have the sum read whenever it is exported."""
+        meter.create_observable_up_down_counter(
+            self.name, [callback], unit=self.unit, description=self.description
         )
 
 
@@ -135,3 +173,110 @@ HEADRACE_PREFILL_CACHED_TOKENS: Final = "headrace.prefill.cached_tokens"
 """Prompt tokens that the prefix cache had."""
 HEADRACE_PREFILL_CHUNKS: Final = "headrace.prefill.chunks"
 """Passes of the model that a span stands for."""
+
+HEADRACE_MODEL_NAME: Final = "headrace.model.name"
+HEADRACE_RUNNER_STATE: Final = "headrace.runner.state"
+HEADRACE_UNLOAD_REASON: Final = "headrace.unload.reason"
+GEN_AI_TOKEN_TYPE: Final = "gen_ai.token.type"
+TOKEN_TYPE_INPUT: Final = "input"
+TOKEN_TYPE_OUTPUT: Final = "output"
+
+# Of one runner: exported by itself, and shown by its controller for each.
+
+ENGINE_RUNNING: Final = LevelSpec("headrace.engine.running", "Requests in the batch.", "{request}")
+ENGINE_WAITING: Final = LevelSpec(
+    "headrace.engine.waiting", "Requests that wait for a place in the batch.", "{request}"
+)
+ENGINE_REQUESTS: Final = CounterSpec(
+    "headrace.engine.requests", "Requests ended, for whatever reason.", "{request}"
+)
+ENGINE_TOKENS: Final = CounterSpec(
+    "headrace.engine.tokens",
+    "Prompt tokens of requests begun (input), cached ones included, and tokens generated (output).",
+    "{token}",
+)
+ENGINE_PREFIX_CACHE_TOKENS: Final = CounterSpec(
+    "headrace.engine.prefix_cache.tokens",
+    "Prompt tokens that came out of the prefix cache.",
+    "{token}",
+)
+ENGINE_PREFIX_CACHE_LOOKUPS: Final = CounterSpec(
+    "headrace.engine.prefix_cache.lookups", "Prompts begun.", "{prompt}"
+)
+ENGINE_PREFIX_CACHE_HITS: Final = CounterSpec(
+    "headrace.engine.prefix_cache.hits",
+    "Prompts whose beginning the prefix cache knew.",
+    "{prompt}",
+)
+ENGINE_PREFIX_CACHE_SIZE: Final = LevelSpec(
+    "headrace.engine.prefix_cache.size", "KV caches of earlier prompts and outputs.", "By"
+)
+ENGINE_KV_SIZE: Final = LevelSpec(
+    "headrace.engine.kv.size", "KV caches, the prefix cache included.", "By"
+)
+ENGINE_KV_RESERVED: Final = LevelSpec(
+    "headrace.engine.kv.reserved", "What running requests have reserved for KV caches.", "By"
+)
+ENGINE_KV_LIMIT: Final = LevelSpec(
+    "headrace.engine.kv.limit", "The most that requests may reserve for KV caches.", "By"
+)
+ENGINE_MEMORY_WEIGHTS: Final = LevelSpec("headrace.engine.memory.weights", "Weights.", "By")
+ENGINE_MEMORY_ACTIVE: Final = LevelSpec(
+    "headrace.engine.memory.active", "All that MLX has in use.", "By"
+)
+ENGINE_MEMORY_REUSABLE: Final = LevelSpec(
+    "headrace.engine.memory.reusable", "What MLX keeps for reuse.", "By"
+)
+ENGINE_MEMORY_RESIDENT: Final = LevelSpec(
+    "headrace.engine.memory.resident", "Resident memory of the runner's process.", "By"
+)
+ENGINE_STEP_DURATION: Final = HistogramSpec(
+    "headrace.engine.step.duration",
+    "Duration of a step, which gives every row its next token.",
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+ENGINE_BATCH_SIZE: Final = HistogramSpec(
+    "headrace.engine.batch.size",
+    "Rows in the batch, of each step.",
+    (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0),
+    "{row}",
+)
+
+# Of the controller.
+
+RUNNING: Final = LevelSpec("headrace.running", "Calls that have a runner.", "{call}")
+WAITING: Final = LevelSpec("headrace.waiting", "Calls that wait for a runner.", "{call}")
+QUEUE_LIMIT: Final = LevelSpec("headrace.queue.limit", "Calls that may wait in all.", "{call}")
+QUEUE_DURATION: Final = HistogramSpec(
+    "headrace.queue.duration",
+    "Time that a call waited for a runner, loads included.",
+    (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+REFUSALS: Final = CounterSpec("headrace.refusals", "Calls that were given no runner.", "{call}")
+RUNNERS: Final = LevelSpec("headrace.runners", "Runners by where they are in life.", "{runner}")
+LOAD_DURATION: Final = HistogramSpec(
+    "headrace.load.duration",
+    "Time from the order to load a model until it serves, or has failed.",
+    (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+UNLOADS: Final = CounterSpec("headrace.unloads", "Runners that were told to stop.", "{runner}")
+CRASHES: Final = CounterSpec("headrace.crashes", "Runners that ended by themselves.", "{runner}")
+RESUMES: Final = CounterSpec(
+    "headrace.resumes", "Moves of a call to another runner after it lost one.", "{move}"
+)
+TOKENS: Final = CounterSpec(
+    "headrace.tokens", "Tokens of prompts (input), and tokens sent to clients (output).", "{token}"
+)
+CIRCUITS_OPEN: Final = LevelSpec(
+    "headrace.circuits.open", "Models that are not loaded since they crashed too often.", "{model}"
+)
+MEMORY_LIMIT: Final = LevelSpec(
+    "headrace.memory.limit", "What all runners together may hold.", "By"
+)
+MEMORY_HELD: Final = LevelSpec(
+    "headrace.memory.held", "What runners are counted with, estimated or reported.", "By"
+)
+MEMORY_SHORTAGE: Final = LevelSpec(
+    "headrace.memory.shortage", "What the machine lacks to what has to stay free on it.", "By"
+)
+RUNNER_MEMORY: Final = LevelSpec("headrace.runner.memory", "What one runner is counted with.", "By")

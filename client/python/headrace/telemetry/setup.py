@@ -63,6 +63,7 @@ def configure(
     level: str = "INFO",
     fields: Mapping[str, str] | None = None,
     export_logs: bool = True,
+    resource: Mapping[str, str] | None = None,
     local: SpanExporter | None = None,
     local_logs: logging.Handler | None = None,
 ) -> Telemetry:
@@ -70,7 +71,8 @@ def configure(
 
     `auto` logs text to a terminal and JSON elsewhere. `level` is for Headrace's own loggers; other
     libraries log warnings and errors. `fields` are on every line. `export_logs` is false where
-    another process exports this one's lines.
+    another process exports this one's lines. `resource` is what else there is to say of the process
+    with all that it exports.
 
     `local` gets every span, sampled or not, and `local_logs` every record that is logged. Both are
     called by whoever ends the span or logs, and are shut down with the rest.
@@ -93,6 +95,7 @@ def configure(
         "service.instance.id": instance_id,
         "service.version": _version(),
         "process.pid": os.getpid(),
+        **(resource or {}),
     }
     exports = _start_exports(signals, attributes, local) if signals else []
     if "traces" not in signals or not exports:

@@ -294,6 +294,10 @@ class RunnerLoad(_message.Message):
     PROMPT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    PROMPTS_TOTAL_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPTS_TOTAL_FIELD_NUMBER: _builtins.int
+    STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    STEP_ROWS_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Requests in the batch."""
     waiting: _builtins.int
@@ -308,6 +312,22 @@ class RunnerLoad(_message.Message):
     """Prompt tokens that came out of the prefix cache since the start, part of
     `prompt_tokens_total`.
     """
+    prompts_total: _builtins.int
+    """Prompts begun since the start: each looked into the prefix cache."""
+    cached_prompts_total: _builtins.int
+    """Prompts of which the prefix cache knew the beginning, part of
+    `prompts_total`.
+    """
+    @_builtins.property
+    def step_seconds(self) -> Global___Distribution:
+        """How long steps took, in seconds. A step gives every row its next token,
+        and computes a part of the prompts that wait.
+        """
+
+    @_builtins.property
+    def step_rows(self) -> Global___Distribution:
+        """Rows in the batch, of each step. A row is one choice of a request."""
+
     def __init__(
         self,
         *,
@@ -317,14 +337,56 @@ class RunnerLoad(_message.Message):
         prompt_tokens_total: _builtins.int = ...,
         output_tokens_total: _builtins.int = ...,
         cached_tokens_total: _builtins.int = ...,
+        prompts_total: _builtins.int = ...,
+        cached_prompts_total: _builtins.int = ...,
+        step_seconds: Global___Distribution | None = ...,
+        step_rows: Global___Distribution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step_rows", b"step_rows", "step_seconds", b"step_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens_total", b"cached_tokens_total", "output_tokens_total", b"output_tokens_total", "prompt_tokens_total", b"prompt_tokens_total", "requests_total", b"requests_total", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompts_total", b"cached_prompts_total", "cached_tokens_total", b"cached_tokens_total", "output_tokens_total", b"output_tokens_total", "prompt_tokens_total", b"prompt_tokens_total", "prompts_total", b"prompts_total", "requests_total", b"requests_total", "running", b"running", "step_rows", b"step_rows", "step_seconds", b"step_seconds", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunnerLoad: _TypeAlias = RunnerLoad  # noqa: Y015
+
+@_typing.final
+class Distribution(_message.Message):
+    """Distribution counts values since the start by how great they were. Its
+    bounds stay the same as long as the runner runs.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUNDS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    sum: _builtins.float
+    """Sum of all values."""
+    @_builtins.property
+    def bounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Upper bounds of the classes, ascending; a value on a bound is in the class
+        below it. The last class has none.
+        """
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Values in each class: one more than there are bounds."""
+
+    def __init__(
+        self,
+        *,
+        bounds: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        sum: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "counts", b"counts", "sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Distribution: _TypeAlias = Distribution  # noqa: Y015
 
 @_typing.final
 class RunnerLimits(_message.Message):

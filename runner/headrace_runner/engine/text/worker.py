@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 
 from headrace.errors import HeadraceError, InsufficientMemory, InternalError
+from headrace.telemetry import names
+from headrace_runner.engine.tally import Distribution, Tally
 from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.layouts import choose_layout
 from headrace_runner.engine.text.memory import Reservations, is_allocation_failure, plan
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 _MEASURE_EVERY = 0.25
 """Seconds between two readings of the memory while there is work."""
 
+_NONE = Distribution()
+
 Deliver = Callable[[list[tuple[int, list[Event]]]], None]
 """Takes the events of a step, by the requests' numbers."""
 
@@ -55,9 +59,13 @@ class EngineStats:
     active_bytes: int = 0
     peak_bytes: int = 0
     cache_bytes: int = 0
+    prompts: int = 0
+    cached_prompts: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    step_seconds: Distribution = _NONE
+    step_rows: Distribution = _NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +130,11 @@ class TextWorker:
         self._owners: dict[int, tuple[_Task, int]] = {}
         """The task and the choice behind each row of the batch."""
         self._next_row = 1
-        self._totals = {"prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 0}
+        self._totals = dict.fromkeys(
+            ("prompts", "cached_prompts", "prompt_tokens", "cached_tokens", "output_tokens"), 0
+        )
+        self._step_seconds = Tally(names.ENGINE_STEP_DURATION)
+        self._step_rows = Tally(names.ENGINE_BATCH_SIZE)
         self._measured_at = 0.0
         self.stats = EngineStats(weights_bytes=loaded.weights_bytes)
         _warm_up(self._batch)
@@ -190,7 +202,7 @@ class TextWorker:
         """Computes the next step of all who are admitted, and admits others where some end."""
         if not self.busy:
             return
-        began = time.perf_counter_ns()
+        began, rows = time.perf_counter_ns(), self.rows
         try:
             prefilled, drawn = self._batch.step()
         except Exception as error:
@@ -199,6 +211,8 @@ class TextWorker:
             self._shed(error)
             return
         now = time.perf_counter_ns()
+        self._step_seconds.add((now - began) / 1e9)
+        self._step_rows.add(rows)
         for progress in prefilled:
             self._note(progress, began, now)
         ended: set[int] = set()
@@ -284,6 +298,8 @@ class TextWorker:
             task.started_at = began
             cached = min(progress.cached, len(task.request.prompt))
             task.events.append(Started(began, cached))
+            self._totals["prompts"] += 1
+            self._totals["cached_prompts"] += progress.cached > 0
             self._totals["prompt_tokens"] += progress.total
             self._totals["cached_tokens"] += progress.cached
         # Else it only began anew, or is a choice that goes on from other tokens.
@@ -347,6 +363,8 @@ class TextWorker:
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
             cache_bytes=mx.get_cache_memory(),
+            step_seconds=self._step_seconds.read(),
+            step_rows=self._step_rows.read(),
             **self._totals,
         )
 
