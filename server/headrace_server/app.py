@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc.aio
@@ -22,6 +23,7 @@ from headrace_server.config import ServerConfig, changes, names_of, taken_over
 from headrace_server.events.recorder import Recorder
 from headrace_server.events.views import ModelView, runner_view
 from headrace_server.listening import SETTLED, Address
+from headrace_server.monitoring import levels, serve_metrics
 from headrace_server.predecessor import TAKEOVER, find
 from headrace_server.relay import Relay
 from headrace_server.runners.lifecycle import State
@@ -83,6 +85,9 @@ class App:
         self._scheduler = Scheduler(
             limits, planner, self._runners_changed, shortage=self._memory_shortage
         )
+        levels.observe(
+            lambda: self._scheduler.state, self._scheduler.name_of, self._memory_shortage
+        )
         self._recorder = Recorder(self._scheduler.runners)
         self._relay = Relay(
             self._scheduler,
@@ -94,6 +99,7 @@ class App:
         self._rereading = asyncio.Lock()
         self._model_health: dict[str, int] = {}
         self._address = Address(config.listen, takeover=config.takeover)
+        self._metrics = AsyncExitStack()
         self._server = grpc.aio.server(
             interceptors=server_interceptors(), options=self._address.options()
         )
@@ -105,9 +111,14 @@ class App:
 
         Raises CannotListenError.
         """
+        takeover = self._config.takeover
+        if self._config.metrics_listen is not None:
+            endpoint = serve_metrics(
+                self._config.metrics_listen, self._scheduler.runners, shared=takeover
+            )
+            self._metrics.push_async_callback(endpoint.close)
         await self._reread_store()
         self._warn_of_missing_models()
-        takeover = self._config.takeover
         predecessor = await find(self._config.listen) if takeover else None
         try:
             if predecessor is not None:
@@ -140,6 +151,7 @@ class App:
         """
         logger.info("handing over", extra={"seconds": SETTLED})
         self.let_go()
+        await self._metrics.aclose()
         await asyncio.sleep(SETTLED)
 
     def let_go(self) -> None:
@@ -210,6 +222,7 @@ class App:
         await self._server.stop(_LAST_WORDS)
         await self._planner.close()
         await self._scheduler.close()
+        await self._metrics.aclose()
         self._recorder.close()
         await end([self._hosting])
         self._address.close()

@@ -43,8 +43,10 @@ class ServerConfig:
 
     listen: str = DEFAULT_TARGET
     """ "unix:/path" or "host:port"; port 0 takes a free one."""
+    metrics_listen: str | None = None
+    """ "host:port" of the metrics for Prometheus; None: they are not served."""
     insecure: bool = False
-    """Whether an address beyond this machine is allowed."""
+    """Whether addresses beyond this machine are allowed."""
     home: Path = Path("~/.headrace")
     """Where models and caches are kept."""
     memory: int | None = None
@@ -153,6 +155,13 @@ SETTINGS = (
         values.ADDRESS,
         "host:port or unix:/path; port 0 takes a free one",
         other_variable="HEADRACE_HOST",
+    ),
+    Setting(
+        "metrics_listen",
+        "where",
+        values.TCP_ADDRESS,
+        "host:port where Prometheus finds metrics; port 0 takes a free one",
+        unset="not served",
     ),
     Setting("insecure", "where", values.FLAG, "allow an address beyond this machine, without TLS"),
     Setting(

@@ -86,12 +86,10 @@ class Sources:
             **{"home": home, **reading.values, **self._hidden},
             models=MappingProxyType(reading.models),
         )
-        if not config.insecure and not is_local(config.listen):
-            what = (
-                f"listen: {config.listen} reaches beyond this machine without TLS; listen on "
-                "127.0.0.1 or a Unix socket, or allow it with --insecure or insecure = true"
-            )
-            raise ConfigError([Problem(reading.origins["", "listen"], 0, what)])
+        if not config.insecure:
+            _check_local("listen", config.listen, "127.0.0.1 or a Unix socket", reading)
+            if config.metrics_listen is not None:
+                _check_local("metrics_listen", config.metrics_listen, "127.0.0.1", reading)
         origins = {("", setting.key): DEFAULT for setting in SETTINGS} | reading.origins
         return Effective(config, origins, file, tuple(reading.warnings))
 
@@ -102,6 +100,16 @@ class Sources:
             return reading.path("--config" if self._file else _FILE_VARIABLE, named)
         file = home and home / FILE_NAME
         return file if file and file.exists() else None
+
+
+def _check_local(key: str, address: str, instead: str, reading: _Reading) -> None:
+    """Raises ConfigError for an address that others can reach."""
+    if not is_local(address):
+        what = (
+            f"{key}: {address} reaches beyond this machine without TLS; listen on {instead}, or "
+            "allow it with --insecure or insecure = true"
+        )
+        raise ConfigError([Problem(reading.origins["", key], 0, what)])
 
 
 class _Reading:

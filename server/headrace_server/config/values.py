@@ -113,6 +113,13 @@ def _address(text: str) -> str:
     return text
 
 
+def _tcp_address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("is not host:port")
+    return text
+
+
 def path(text: str) -> Path:
     """An absolute path; a leading ~ is a home directory. Raises ValueError."""
     if not text:
@@ -246,6 +253,7 @@ def _show_list(value: Sequence[str]) -> str:
 
 
 ADDRESS = Kind(_address, quoted, "ADDRESS")
+TCP_ADDRESS = replace(ADDRESS, parse=_tcp_address)
 DIRECTORY = Kind(path, quoted, "DIR")
 LIBRARY = Kind(str, quoted, "LIBRARY")
 COUNT = Kind(_count, str, "N", (int,))

@@ -105,7 +105,10 @@ class _Attempt:
 class StreamRecord(Record):
     """The record of a StreamCompletion."""
 
-    __slots__ = ("_attempt", "_choices", "_decode", "_prefill", "_request", "_told")
+    __slots__ = (
+        *("_attempt", "_choices", "_decode", "_prefill", "_request", "_told"),
+        "first_token_at",
+    )
 
     def __init__(self, request: bytes, arrived: float) -> None:
         """`request`: a StreamCompletionRequest, as the client sent it."""
@@ -117,6 +120,25 @@ class StreamRecord(Record):
         self._prefill = 0.0
         self._decode = 0.0
         self._attempt = _Attempt(arrived)
+        self.first_token_at: float | None = None
+        """Of all attempts."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """As the client was told; 0 before."""
+        return 0 if self._told is None else self._told.prompt_tokens
+
+    @property
+    def tokens_made(self) -> int:
+        """Tokens that the client was sent, without those that its request resumed."""
+        return sum(len(choice.sent) for choice in self._choices.values())
+
+    def seconds_per_token(self, now: float) -> float | None:
+        """Of the longest choice, behind its first token; None where it has no more."""
+        longest = max((len(choice.sent) for choice in self._choices.values()), default=0)
+        if longest < 2 or self.first_token_at is None:
+            return None
+        return ((self._attempt.last_token_at or now) - self.first_token_at) / (longest - 1)
 
     @property
     def tokens_sent(self) -> int | None:
@@ -190,6 +212,8 @@ class StreamRecord(Record):
         attempt.last_token_at = now
         if attempt.first_token_at is None:
             attempt.first_token_at = now
+            if self.first_token_at is None:
+                self.first_token_at = now
 
     def _complete(self, data: bytes, now: float) -> bytes:
         """The runner's `completed`, of all attempts."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCra
 from headrace.telemetry.logs import bind
 from headrace.telemetry.outcome import kind_of
 from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
+from headrace_server import measures
 from headrace_server.relay.calls import Lost, answers, ask_once, note_wait
 from headrace_server.relay.probation import Late, Probation, Turn
 from headrace_server.relay.record import MAX_KILLS, End, Record, StreamRecord
@@ -64,6 +66,8 @@ class Terms:
     """Of the prompt, where the model may have several runners to choose from."""
     prompt_bytes: int = 0
     """About how long the prompt is; 0 for a call that computes none."""
+    attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """What is told of the request in the metrics of its stream."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ class Relay:
                 "seconds": round(now() - record.arrived, 3),
             }
             logger.info("stream ended", extra=ended)
+            _measure(terms, record, outcome, now())
 
     async def unary(self, method: str, request: bytes, terms: Terms) -> bytes:
         """Relay a unary call, `method` as in "/package.Service/Method"; gives the response.
@@ -228,6 +233,7 @@ class Relay:
                 "output_tokens": record.tokens_sent or 0,
             }
             logger.warning("moving to another runner: %s", loss.message, extra=extra)
+            measures.moved(call.terms.wanted.name, loss.cause)
             if loss.end is End.WENT:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(loss.life.gone.wait(), _PAUSE)
@@ -275,6 +281,7 @@ class Relay:
                         with nullcontext() if turn is None else turn.bounded():
                             await call.tell(wait)
             except HeadraceError as refusal:
+                measures.refused(terms.wanted.name, refusal)
                 if before is None or before.end is End.WENT or record.tokens_sent is None:
                     raise
                 message = f"{before.message}, and no other could go on: {refusal.message}"
@@ -284,6 +291,7 @@ class Relay:
             if turn is not None:
                 turn.begin()
             note_wait(ticket, record)
+            measures.granted(terms.wanted.name, ticket.granted_at - ticket.asked_at)
             bind(runner_id=ticket.life.id)
             previous = INVALID_SPAN_CONTEXT if before is None else before.attempt
             with Attempt(call.method, ticket, record, previous) as attempt:
@@ -328,6 +336,20 @@ class Relay:
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
             return _Loss(life, "STALLED", "the runner does not answer", End.DIED)
         raise error
+
+
+def _measure(terms: Terms, record: StreamRecord, outcome: str, now: float) -> None:
+    first = record.first_token_at
+    measures.streamed(
+        terms.wanted.name,
+        terms.attributes,
+        error="" if outcome == "completed" else outcome,
+        seconds=now - record.arrived,
+        first_token=None if first is None else first - record.arrived,
+        per_token=record.seconds_per_token(now),
+        prompt_tokens=record.prompt_tokens,
+        output_tokens=record.tokens_made,
+    )
 
 
 def _progress(wait: Wait) -> bytes:

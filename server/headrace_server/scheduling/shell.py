@@ -20,6 +20,7 @@ from opentelemetry.context import Context as TraceContext
 
 from headrace.errors import HeadraceError, LoadFailed
 from headrace.telemetry.outcome import kind_of
+from headrace_server import measures
 from headrace_server.runners.diagnosis import Death, load_error
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.core import decide
@@ -45,7 +46,16 @@ from headrace_server.scheduling.events import (
     Unload,
 )
 from headrace_server.scheduling.loading import Load
-from headrace_server.scheduling.state import Asked, Limits, Phase, Policy, Prefixes, Slot, State
+from headrace_server.scheduling.state import (
+    Asked,
+    Limits,
+    Phase,
+    Policy,
+    Prefixes,
+    Slot,
+    State,
+    Why,
+)
 from headrace_server.scheduling.ticket import Life, Runner, Ticket, Wait, Wanted
 from headrace_server.scheduling.timing import Timings
 
@@ -150,6 +160,16 @@ class Scheduler:
             moved,
         )
         return Ticket(self, asked, prompt_bytes)
+
+    @property
+    def state(self) -> State:
+        """What the core knows: a value, to be looked at by any thread."""
+        return self._state
+
+    def name_of(self, key: str) -> str:
+        """What the model of a key is called; the key itself once it is forgotten."""
+        wanted = self._wanted.get(key)
+        return key if wanted is None else wanted.name
 
     def runners(self) -> list[tuple[Slot, Life]]:
         """Every runner, for a look, the oldest first."""
@@ -332,6 +352,7 @@ class Scheduler:
         match action:
             case Start(runner, key):
                 life = Life(runner, self._wanted[key], self._begin_load(runner, key))
+                measures.starting(life.wanted.name)
                 self._lives[runner] = life
                 # In a context of its own: it may outlive the request that it is for.
                 context = Context()
@@ -382,6 +403,12 @@ class Scheduler:
         finally:
             life.load.failed(cause, error.message)
             del self._tasks[life.id]
+            measures.ended(
+                life.wanted.name,
+                ordered=(life.why or Why.DRAINED) if life.stop.is_set() else "",
+                cause=cause,
+                loading=self.now() - life.started_at if life.loaded_at is None else None,
+            )
             life.why = life.why or cause
             self._feed(Exited(life.id, cause, error))
             del self._lives[life.id]
@@ -419,6 +446,7 @@ class Scheduler:
         seconds = life.loaded_at - life.started_at
         logger.info("loaded in %.2f s", seconds, extra=extra)
         life.load.done(memory)
+        measures.loaded(life.wanted.name, seconds)
         self._timings.loaded(life.wanted.key, life.wanted.needs, seconds, life.loaded_at)
         self._feed(Loaded(life.id, memory))
         if life.wanted.key not in self._current:

@@ -37,6 +37,18 @@ def test_beyond_this_machine_only_when_told(
     assert parse(["--listen", listen, "--insecure"], {}).listen == listen
 
 
+def test_metrics_beyond_this_machine_only_when_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse([], {}).metrics_listen is None
+    assert parse(["--metrics-listen", "127.0.0.1:9464"], {}).metrics_listen == "127.0.0.1:9464"
+    with pytest.raises(SystemExit):
+        parse(["--metrics-listen", "0.0.0.0:9464"], {})
+    told = capsys.readouterr().err
+    assert "metrics_listen" in told
+    assert "--insecure" in told
+    wide = parse(["--metrics-listen", "0.0.0.0:9464", "--insecure"], {})
+    assert wide.metrics_listen == "0.0.0.0:9464"
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90.0), ("5m", 300.0), ("1.5h", 5400.0), ("-1", math.inf)]
 )
@@ -57,6 +69,8 @@ def test_memory(text: str, size: int) -> None:
         ["--listen", "nowhere:port"],
         ["--home", "~nosuchuser/x"],
         ["--config", "~nosuchuser/x"],
+        ["--metrics-listen", "9464"],
+        ["--metrics-listen", "unix:/tmp/m.sock"],
         ["--listen", "unix:relative.sock"],
         ["--listen", "unix:/" + 120 * "x"],
         ["--listen", "localhost:70000"],

@@ -216,3 +216,26 @@ def test_a_delta_that_is_out_of_step_is_noticed() -> None:
     assert record.take(data, 1.0) == data
     with pytest.raises(OutOfStepError):
         record.take(data, 2.0)
+
+
+def test_a_stream_is_timed_over_all_its_runners() -> None:
+    record = StreamRecord(StreamCompletionRequest(model="m").SerializeToString(), arrived=10.0)
+
+    def take(now: float, tokens: int, of: int) -> None:
+        delta = CompletionDelta(token_ids=[1] * tokens, output_tokens=of)
+        record.take(StreamCompletionResponse(delta=delta).SerializeToString(), now)
+
+    record.ask(10.0)
+    assert (record.first_token_at, record.seconds_per_token(11.0)) == (None, None)
+    assert (record.prompt_tokens, record.tokens_made) == (0, 0)
+    start = StreamCompletionResponse(started=CompletionStarted(prompt_tokens=7))
+    record.take(start.SerializeToString(), 11.0)
+    take(12.0, 1, of=1)
+    assert record.seconds_per_token(12.0) is None, "one token has no other to wait for"
+    take(13.0, 2, of=3)
+    assert record.lost(14.0, End.WENT)
+    record.ask(14.0)
+    take(20.0, 2, of=5)
+    assert record.first_token_at == 12.0
+    assert record.seconds_per_token(21.0) == 2.0
+    assert (record.prompt_tokens, record.tokens_made) == (7, 5)

@@ -1,0 +1,108 @@
+"""What the controller measures, recorded where it becomes known. Costs next to nothing where nobody
+collects it.
+
+Called in the context of whom a measurement belongs to: exemplars carry that trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_args
+
+from opentelemetry import metrics
+
+from headrace.errors import HeadraceError
+from headrace.telemetry import names
+from headrace.telemetry.outcome import kind_of
+from headrace_server.runners.diagnosis import DeathCause
+
+_meter = metrics.get_meter("headrace.controller")
+_queue_duration = names.QUEUE_DURATION.create(_meter)
+_refusals = names.REFUSALS.create(_meter)
+_resumes = names.RESUMES.create(_meter)
+_load_duration = names.LOAD_DURATION.create(_meter)
+_unloads = names.UNLOADS.create(_meter)
+_crashes = names.CRASHES.create(_meter)
+_tokens = names.TOKENS.create(_meter)
+_request_duration = names.GEN_AI_REQUEST_DURATION.create(_meter)
+_first_token = names.GEN_AI_TIME_TO_FIRST_TOKEN.create(_meter)
+_per_token = names.GEN_AI_TIME_PER_OUTPUT_TOKEN.create(_meter)
+
+Attributes = Mapping[str, str]
+
+
+def of_model(name: str) -> dict[str, str]:
+    """The attributes of what is measured of a model."""
+    return {names.HEADRACE_MODEL_NAME: name}
+
+
+def granted(model: str, seconds: float) -> None:
+    """A call was given a runner, after so long."""
+    _queue_duration.record(seconds, of_model(model))
+
+
+def refused(model: str, error: HeadraceError) -> None:
+    """A call was given none."""
+    _refusals.add(1, {**of_model(model), names.ERROR_TYPE: kind_of(error)})
+
+
+def moved(model: str, cause: str) -> None:
+    """A call lost its runner and asks for another."""
+    _resumes.add(1, {**of_model(model), names.HEADRACE_RUNNER_CAUSE_OF_DEATH: cause})
+
+
+def starting(model: str) -> None:
+    """A runner is to be started. What may go wrong with it is counted from zero, so that the first
+    time it does is an increase."""
+    for cause in get_args(DeathCause):
+        _crashes.add(0, {**of_model(model), names.HEADRACE_RUNNER_CAUSE_OF_DEATH: cause})
+
+
+def loaded(model: str, seconds: float) -> None:
+    """A runner serves, so long after the order to start it."""
+    _load_duration.record(seconds, of_model(model))
+
+
+def ended(model: str, *, ordered: str, cause: str, loading: float | None) -> None:
+    """A runner has ended.
+
+    `ordered`: why it was told to; empty if it was not. `cause`: what it died of else. `loading`:
+    for how many seconds it was loading, if it never served.
+    """
+    if ordered:
+        _unloads.add(1, {**of_model(model), names.HEADRACE_UNLOAD_REASON: ordered})
+        return
+    if loading is not None:
+        _load_duration.record(loading, {**of_model(model), names.ERROR_TYPE: cause})
+    _crashes.add(1, {**of_model(model), names.HEADRACE_RUNNER_CAUSE_OF_DEATH: cause})
+
+
+def streamed(
+    model: str,
+    attributes: Attributes,
+    *,
+    error: str,
+    seconds: float,
+    first_token: float | None,
+    per_token: float | None,
+    prompt_tokens: int,
+    output_tokens: int,
+) -> None:
+    """A stream has ended, as its client saw it: with queue, load and moves.
+
+    `attributes` are those of its request. `error`: what ended it; empty if it was completed.
+    `first_token`: seconds from its arrival; None if there was none. `per_token`: seconds between
+    two tokens; None if there were not two.
+    """
+    attributes = {**attributes, names.GEN_AI_RESPONSE_MODEL: model}
+    failed = {names.ERROR_TYPE: error} if error else {}
+    _request_duration.record(seconds, {**attributes, **failed})
+    if first_token is not None:
+        _first_token.record(first_token, attributes)
+    if per_token is not None:
+        _per_token.record(per_token, attributes)
+    for kind, count in (
+        (names.TOKEN_TYPE_INPUT, prompt_tokens),
+        (names.TOKEN_TYPE_OUTPUT, output_tokens),
+    ):
+        _tokens.add(count, {**of_model(model), names.GEN_AI_TOKEN_TYPE: kind})

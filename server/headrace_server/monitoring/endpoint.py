@@ -1,0 +1,173 @@
+"""The endpoint that Prometheus scrapes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as LateError
+from importlib import metadata
+from socketserver import TCPServer
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
+
+from headrace.telemetry.setup import exported_signals
+from headrace_server.monitoring.engines import Engines, Report
+from headrace_server.monitoring.exemplars import AnySpan, ExemplarReader
+from headrace_server.scheduling.planner import report_of
+from headrace_server.scheduling.state import Slot
+from headrace_server.scheduling.ticket import Life
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 5.0
+"""Seconds for a client to send its request, or to take a part of the answer."""
+_ANSWER = 1.0
+"""Seconds for a runner to report."""
+_REPORTS = 3.0
+"""Seconds for the event loop to come with all reports."""
+
+Loaded = Callable[[], Iterable[tuple[Slot, Life]]]
+"""Gives every runner."""
+
+
+class Endpoint:
+    """Serves all metrics of this controller and of its runners over HTTP, in one thread.
+
+    One who scrapes waits for another: each collection asks every runner anyway.
+    """
+
+    def __init__(self, loaded: Loaded, *, shared: bool) -> None:
+        """To be made on the event loop, on which `loaded` is called. `shared`: whether another
+        process may listen on the same address."""
+        self._loaded = loaded
+        self._shared = shared
+        self._loop = asyncio.get_running_loop()
+        self._registry = CollectorRegistry()
+        self._reader = ExemplarReader(self._registry)
+        self._registry.register(Engines(self._ask))
+        ProcessCollector(registry=self._registry)
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+        self._meters = _meters_read_by(self._reader)
+
+    def listen(self, address: str) -> str:
+        """Bind `host:port` and serve; gives the URL, with the port that was bound.
+
+        Raises OSError.
+        """
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]")
+        family, *_, found = socket.getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        self._server = server = _Server(family, found, shared=self._shared)
+        server.set_app(make_wsgi_app(self._registry))
+        self._thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+        shown = f"[{host}]" if ":" in host else host
+        return f"http://{shown}:{server.server_address[1]}/metrics"
+
+    async def close(self) -> None:
+        """Stop to listen; a scrape under way is answered first."""
+        server, self._server = self._server, None
+        if server is not None:
+            await asyncio.to_thread(server.shutdown)
+            server.server_close()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        self._meters.remove_metric_reader(self._reader)
+
+    def _ask(self) -> Sequence[Report]:
+        """The runners' reports, for the endpoint's own thread; none where they do not come."""
+        asked: Future[Sequence[Report]] = asyncio.run_coroutine_threadsafe(
+            self._reports(), self._loop
+        )
+        try:
+            return asked.result(_REPORTS)
+        except (LateError, CancelledError):
+            asked.cancel()
+            logger.warning("runners are left out of a scrape: their reports did not come in time")
+            return ()
+
+    async def _reports(self) -> Sequence[Report]:
+        return await asyncio.gather(*(_report(slot, life) for slot, life in self._loaded()))
+
+
+async def _report(slot: Slot, life: Life) -> Report:
+    runner = life.runner
+    said = None
+    if runner is not None and life.loaded_at is not None:
+        said = await report_of(runner, _ANSWER)
+    return Report(life.id, life.wanted.name, slot.memory, said)
+
+
+def _meters_read_by(reader: ExemplarReader) -> MeterProvider:
+    """Those of this process, made if nobody else has asked for any."""
+    meters = metrics.get_meter_provider()
+    if isinstance(meters, MeterProvider):
+        meters.add_metric_reader(reader)
+        return meters
+    resource = {
+        "service.name": "headrace-controller",
+        "service.version": metadata.version("headrace"),
+    }
+    # Where traces are exported, an exemplar is to be found among them.
+    exported = "traces" in exported_signals(os.environ)
+    meters = MeterProvider(
+        [reader],
+        resource=Resource(resource),
+        exemplar_filter=None if exported else AnySpan(),
+        shutdown_on_exit=False,
+    )
+    metrics.set_meter_provider(meters)
+    return meters
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _PATIENCE
+
+    def log_message(self, format: str, *args: Any) -> None:
+        logger.debug(format, *args)
+
+    def get_stderr(self) -> Any:
+        return _Log()
+
+
+class _Log:
+    """What a failed scrape prints."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            logger.error("a scrape failed: %s", text.rstrip())
+
+    def flush(self) -> None:
+        pass
+
+
+class _Server(WSGIServer):
+    request_queue_size = 16
+
+    def __init__(self, family: int, address: Any, *, shared: bool) -> None:
+        self.address_family = family
+        self.allow_reuse_port = shared
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's, which asks the resolver for this machine's name: that may take seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """One who goes while he is being answered, or takes too long, is no news."""
+        logger.debug("a scrape was broken off")
