@@ -5,10 +5,12 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT := What is the capital of France? Explain briefly.
+COLLECTOR := v$(shell sed -n 's/^  version: //p' deploy/otel/builder.yaml)
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format types imports proto proto-check chaos bench bench-peers install clean distclean
+.PHONY: help run test test-slow lint format types imports proto proto-check chaos bench bench-peers \
+	collector install clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -51,6 +53,13 @@ bench: $(VENV)/.dev ## tokens per second beside the bare MLX loop and mlx_lm.ser
 
 bench-peers: $(VENV)/.dev ## build llama.cpp's server, which the bench then measures too: minutes
 	$(BIN)/python -m tests.bench peers
+
+collector: .cache/otelcol/build/otelcol ## build an OpenTelemetry Collector to test with, by Go: minutes
+
+.cache/otelcol/build/otelcol: deploy/otel/builder.yaml
+	GOBIN=$(CURDIR)/.cache/otelcol go install go.opentelemetry.io/collector/cmd/builder@$(COLLECTOR)
+	.cache/otelcol/builder --config $<
+	@touch $@
 
 install: $(VENV)/.dev ## all that development needs, into .venv
 

@@ -223,8 +223,13 @@ class Receiver(
         self.wait_for(there, lambda: f"what there is of the trace:\n{found()}")
         return found()
 
-    def lines_of(self, trace_id: str) -> list[Line]:
+    def story(self, trace_id: str) -> list[Line]:
         """The log lines of a trace so far."""
+        with self._changed:
+            return self.lines_of(trace_id)
+
+    def lines_of(self, trace_id: str) -> list[Line]:
+        """The same, for who is asked within `wait_for`."""
         return [line for line in self.lines if line.trace_id == trace_id]
 
     def said(self, trace_id: str, begin: str, times: int = 1) -> list[Line]:

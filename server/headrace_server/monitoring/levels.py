@@ -70,11 +70,16 @@ def held(state: State, name_of: Name) -> Mapping[str, int]:
 
 
 def open_circuits(state: State, name_of: Name) -> Mapping[str, int]:
-    """1 for each model that is not loaded since it crashed too often, 0 for others that crashed.
+    """1 for each model that is not loaded since it crashed too often, 0 for others in use.
 
     Such a one is open until a load succeeds, whether or not one may be tried by now.
     """
-    return _summed((name_of(key), int(c.open)) for key, c in state.crashes.items())
+    return _summed(
+        [
+            *((name_of(slot.key), 0) for slot in state.slots.values()),
+            *((name_of(key), int(crashes.open)) for key, crashes in state.crashes.items()),
+        ]
+    )
 
 
 def runners(state: State, name_of: Name) -> Mapping[tuple[str, Phase], int]:

@@ -35,7 +35,7 @@ def test_levels_are_summed_by_model() -> None:
     assert levels.running(STATE, name) == {"one:1": 2, "two:2": 1}
     assert levels.waiting(STATE, name) == {"one:1": 1, "two:2": 0, "three:3": 2}
     assert levels.held(STATE, name) == {"one:1": 150, "two:2": 7}
-    assert levels.open_circuits(STATE, name) == {"two:2": 1, "three:3": 0}
+    assert levels.open_circuits(STATE, name) == {"one:1": 0, "two:2": 1, "three:3": 0}
     assert levels.runners(STATE, name) == {
         ("one:1", Phase.SERVING): 1,
         ("one:1", Phase.LOADING): 1,
