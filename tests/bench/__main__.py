@@ -26,6 +26,7 @@ from tests.bench import (
     soak,
     speed,
     startup,
+    telemetry,
 )
 from tests.bench.children import BenchError, explain
 from tests.bench.contenders import CONTENDERS
@@ -44,6 +45,7 @@ what to measure:
   hop       what the controller adds to a runner that computes nothing
   startup   starts of `headrace serve` and `headrace run`, and a runner's return after SIGKILL
   import    import of the SDK, memory of an idle controller
+  telemetry tokens a second without telemetry, with the local store, and exported over OTLP
   peers     nothing: builds llama.cpp's server, which takes part from then on
 """
 
@@ -136,6 +138,11 @@ async def _import(setting: Setting, arguments: argparse.Namespace) -> Outcome:
     return Outcome(report.grid(("footprint", ""), rows), dict(rows))
 
 
+async def _telemetry(setting: Setting, arguments: argparse.Namespace) -> Outcome:
+    streams = max(arguments.streams)
+    return await telemetry.run(setting, streams, arguments.tokens, arguments.rounds, _note)
+
+
 _COMMANDS: dict[str, Callable[[Setting, argparse.Namespace], Awaitable[Outcome]]] = {
     "speed": _speed,
     "prefix": _prefix,
@@ -144,6 +151,7 @@ _COMMANDS: dict[str, Callable[[Setting, argparse.Namespace], Awaitable[Outcome]]
     "hop": _hop,
     "startup": _startup,
     "import": _import,
+    "telemetry": _telemetry,
 }
 _WITH_PEERS = ("speed", "prefix", "fairness")
 
@@ -162,7 +170,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("command", nargs="?", choices=(*_COMMANDS, "peers"), default="speed", metavar="WHAT")
-    add("--rounds", type=_positive, metavar="N", help="rounds of speed and prefix (default: 3)")
+    add(
+        "--rounds",
+        type=_positive,
+        metavar="N",
+        help="rounds of speed, prefix and telemetry (default: 3)",
+    )
     add("--tokens", type=_positive, metavar="N", help="output tokens a stream (default: 64)")
     add("--streams", type=_counts, metavar="N,N", help="streams at once (default: 1,8,16,32)")
     add(

@@ -57,7 +57,7 @@ def endpoint(receiver: Receiver, tmp_path: Path) -> Iterator[str]:
         "OTLP_LISTEN": address,
         "OTLP_BACKEND": backend,
     }
-    command = [collector(), "--config", ROOT / "deploy" / "otel" / "collector.yaml"]
+    command = [str(collector()), f"--config={ROOT}/deploy/otel/collector.yaml"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:

@@ -57,7 +57,7 @@ class Scrape:
 
     def __init__(self, url: str) -> None:
         text = fetch(url, "application/openmetrics-text; version=1.0.0")
-        self.families: list[Metric] = list(text_string_to_metric_families(text))
+        self.families: list[Metric] = [*text_string_to_metric_families(text)]  # type: ignore[no-untyped-call]
 
     @property
     def names(self) -> set[str]:

@@ -17,6 +17,8 @@ import headrace_server.config
 import tests.bench.__main__
 from headrace._exceptions import BY_REASON
 from headrace.cli.app import cli
+from headrace.telemetry import names
+from headrace.telemetry.names import CounterSpec, HistogramSpec, LevelSpec
 from headrace.v1.errors_pb2 import ErrorReason
 
 ROOT = Path(__file__).parents[3]
@@ -163,6 +165,21 @@ def test_every_error_reason_is_in_the_table_with_its_code() -> None:
     assert rows.keys() == reasons
     for reason in reasons - {"LOAD_FAILED", "RUNNER_CRASHED"}:  # theirs depend on the cause
         assert rows[reason] == BY_REASON[reason].code.name, reason
+
+
+def test_every_metric_is_in_the_tables_as_it_is() -> None:
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (\w+) \| (\S+) \|[^|]*\| (.+) \|$", page, re.MULTILINE)
+    kinds = {CounterSpec: "counter", LevelSpec: "level", HistogramSpec: "histogram"}
+    assert rows == [
+        (spec.name, kinds[type(spec)], spec.unit, spec.description)
+        for prefix in (("rpc.", "gen_ai."), ("headrace.",), ("headrace.engine.",))
+        for spec in vars(names).values()
+        if isinstance(spec, CounterSpec | LevelSpec | HistogramSpec)
+        and spec is not names.RPC_CLIENT_DURATION
+        and spec.name.startswith(prefix)
+        and (prefix == ("headrace.engine.",)) == spec.name.startswith("headrace.engine.")
+    ]
 
 
 @pages

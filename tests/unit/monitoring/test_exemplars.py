@@ -37,13 +37,14 @@ class Scraped:
 
     def exemplars(self) -> dict[tuple[str, str], tuple[str, float]]:
         """Trace id and value by label `kind` and bucket."""
-        text = openmetrics.generate_latest(self.registry).decode()
+        text = openmetrics.generate_latest(self.registry).decode()  # type: ignore[no-untyped-call]
+        families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
         return {
             (sample.labels.get("kind", ""), sample.labels["le"]): (
                 sample.exemplar.labels["trace_id"],
                 sample.exemplar.value,
             )
-            for family in text_string_to_metric_families(text)
+            for family in families
             for sample in family.samples
             if sample.exemplar is not None
         }
