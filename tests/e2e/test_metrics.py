@@ -203,6 +203,17 @@ def test_an_address_that_is_taken_is_the_users_to_mend(place: Place) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_a_successor_takes_the_metrics_over_with_the_address(start: StartController) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    options = ("--takeover", "--metrics-listen", metrics)
+    old = start(*options)
+    new = start(*options, listen=old.target)
+    assert old.wait() == 0
+    complete(new)
+    assert Scrape(url_of(new)).sum("headrace_tokens_total", gen_ai_token_type="output") == 8
+
+
 @pytest.mark.toolchain
 def test_promtool_has_nothing_to_say_against_them(lived: tuple[Controller, str]) -> None:
     promtool = program("promtool")
