@@ -158,7 +158,7 @@ def test_a_killed_runner_leaves_the_attempt_and_no_orphan(
                 pass
             whole = stream.collect()
     assert whole.completed.resumed == 1
-    told = kept(controller, stream.trace_id, f"chat {MODEL}")
+    told = kept(controller, stream.trace_id, f"text_completion {MODEL}")
     attempts = [span for span in own(told) if span["name"] == STREAM and span["kind"] == "CLIENT"]
     assert [span.get("status", "UNSET") for span in attempts] == ["ERROR", "UNSET"]
     assert [link["span_id"] for link in attempts[1]["links"]] == [attempts[0]["span_id"]]
