@@ -20,8 +20,8 @@ from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, head
 TAKEOVER = "--takeover"
 CLIENTS = 4
 """Of each kind."""
-LONG = 10.0
-"""Seconds that a stream would take alone which is under way when the old one begins to drain."""
+LONG = 20.0
+"""Seconds for a stream that begins before the new one is started, and ends on the old one."""
 
 
 @dataclass
@@ -88,15 +88,17 @@ async def test_an_upgrade_loses_no_stream_and_refuses_no_request(
     traffic = Traffic(old.target)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(AsyncClient(old.target, timeout=2 * PATIENCE))
-        few = await client.complete(MODEL, "1, 2, 3,", max_tokens=16, ignore_eos=True)
-        tokens = int(16 * LONG / few.timings.decode)
-        long = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=tokens, ignore_eos=True)
-        async for event in long:
-            if isinstance(event, Delta):
-                break
+        await client.load_model(MODEL)
         tasks = traffic.start()
         try:
             await traffic.more()
+            # How fast it goes beside the others.
+            few = await client.complete(MODEL, "1, 2, 3,", max_tokens=16, ignore_eos=True)
+            tokens = int(16 * LONG / few.timings.decode)
+            long = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=tokens, ignore_eos=True)
+            async for event in long:
+                if isinstance(event, Delta):
+                    break
             new = await asyncio.to_thread(start, *arguments, listen=old.target)
             collecting = asyncio.create_task(long.collect())
             await old.logged("draining")
