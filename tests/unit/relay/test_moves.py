@@ -12,6 +12,7 @@ from headrace.errors import Draining, RunnerCrashed
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
 from headrace_server.relay.record import OutOfStepError
 from headrace_server.runners.lifecycle import State
+from headrace_server.scheduling.state import Limits
 from tests.unit.control.fakes import Context, FakeModel, FakeRunner, completed, delta, started
 from tests.unit.relay.support import Stage, answer, dying
 
@@ -50,16 +51,16 @@ async def test_c1_a_stream_that_advances_outlives_any_number_of_runners(
 
 
 async def test_a_stream_for_which_there_is_no_other_runner_is_aborted(stage: Stage) -> None:
-    async def die_in_a_drain(
+    async def die_without_room(
         runner: FakeRunner, request: StreamCompletionRequest, context: Context
     ) -> AsyncIterator[StreamCompletionResponse]:
         yield started()
         yield delta(1)
         yield delta(2)
-        stage.scheduler.drain()
+        stage.scheduler.set_limits(Limits(FakeModel().needs - 1))
         await runner.die("OUT_OF_MEMORY", delay=0.02)
 
-    stage.set(die_in_a_drain)
+    stage.set(die_without_room)
     error = await stage.fails(RunnerCrashed)
     assert error.code is grpc.StatusCode.ABORTED
     assert dict(error.metadata) == {"cause": "OUT_OF_MEMORY", "tokens_sent": "2"}
