@@ -145,7 +145,9 @@ def _load(desk: Desk) -> None:
                 further.append(asked)
             else:
                 claims = desk.now >= since[key] + desk.limits.patience
-                reserved += _load_first(desk, asked, reserved, ahead if claims else None)
+                needed = _load_first(desk, asked, reserved, ahead if claims else None)
+                # Where one of its own makes room, it cannot start before that one has gone.
+                reserved += needed if _may_start(desk, asked) else 0
         ahead.add(key)
     for asked in further:
         loading = any(slot.phase is Phase.LOADING for slot in desk.of(asked.key))

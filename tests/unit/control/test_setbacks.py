@@ -38,6 +38,19 @@ def test_a_stalled_runner_s_memory_counts_until_it_is_gone() -> None:
     assert desk.exited("r1", "STALLED") == (Start("r2", "a"),)
 
 
+def test_while_a_stalled_runner_goes_for_its_own_model_others_may_use_what_is_free() -> None:
+    desk = Desk()
+    desk.load("a", needs=55)
+    desk.tell(Pressure(1))
+    desk.tell(Stalled("r1"))
+    desk.ask("a", needs=55)
+    desk.ask("b", needs=15)
+    desk.tell(Left(1))
+    assert desk.tell(Pressure(0)) == (Stop("r1", Why.EVICTED), Start("r2", "b"))
+    assert desk.wait(0.0) == ()
+    assert desk.exited("r1") == (Start("r3", "a"),)
+
+
 def test_a_stalled_runner_goes_first_pinned_or_not() -> None:
     desk = Desk()
     desk.load("b")
