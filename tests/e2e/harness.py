@@ -94,6 +94,7 @@ class Controller(Place):
         super().__init__(home, extra)
         listen = listen or f"unix:{self.sockets}/c.sock"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the rest)
+        self._last_words = ""
         ready, ready_writer = os.pipe()
         command = [sys.executable, "-m", program, "--listen", listen]
         command += ["--home", str(home), "--ready-fd", str(ready_writer), "--parent", "stdin"]
@@ -157,7 +158,9 @@ class Controller(Place):
         return self.process.wait(PATIENCE)
 
     def log_text(self) -> str:
-        """All that it has written so far."""
+        """All that it has written so far; its end alone once this is closed."""
+        if self._log.closed:
+            return self._last_words
         size = os.fstat(self._log.fileno()).st_size
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
@@ -191,6 +194,7 @@ class Controller(Place):
         finally:
             if self.process.stdin:
                 self.process.stdin.close()
+            self._last_words = self.log_text()[-8000:]
             self._log.close()
             super().close()
 
