@@ -13,15 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import replace
-from typing import Any, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context as TraceContext
 
 from headrace.errors import HeadraceError, LoadFailed
-from headrace.telemetry.outcome import kind_of
 from headrace_server import measures
-from headrace_server.runners.diagnosis import Death, load_error
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.core import decide
 from headrace_server.scheduling.events import (
@@ -45,6 +42,7 @@ from headrace_server.scheduling.events import (
     Tick,
     Unload,
 )
+from headrace_server.scheduling.lives import Launcher, live
 from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import (
     Asked,
@@ -56,33 +54,16 @@ from headrace_server.scheduling.state import (
     State,
     Why,
 )
-from headrace_server.scheduling.ticket import Life, Runner, Ticket, Wait, Wanted
+from headrace_server.scheduling.ticket import Life, Ticket, Wait, Wanted
 from headrace_server.scheduling.timing import Timings
 
 logger = logging.getLogger(__name__)
-
-STOP_GRACE = 2.0
-"""Seconds for a runner without requests to exit before it is killed."""
-
-_DEATH_SHOWS = 1.0
-"""Seconds in which it shows that a runner is dead that has not said what it holds."""
 
 _SERVES = (Phase.SERVING, Phase.STALLED)
 
 MEMORY_INTERVAL = 5.0
 """Seconds between two looks at a busy runner's memory, and at the machine's. Caches grow with the
 tokens of requests: in that time by little beside the margin of an estimate, and asking is cheap."""
-
-
-class Launcher(Protocol):
-    """Turns an order into a process."""
-
-    async def launch(self, runner_id: str, wanted: Wanted, load: Load) -> Runner:
-        """Start a runner; what is said of it belongs to the load. Raises HeadraceError where that
-        cannot even be tried."""
-
-    async def measure(self, runner: Runner, wanted: Wanted) -> int | None:
-        """Bytes that a loaded runner holds, by its own report; None: it does not say."""
 
 
 class Scheduler:
@@ -301,6 +282,27 @@ class Scheduler:
             self._positions = self._state.positions()
         return self._positions.get(asked.request, 0)
 
+    # For lives.
+
+    def serves(self, life: Life, memory: int | None) -> None:
+        life.loaded_at = self.now()
+        seconds = life.loaded_at - life.started_at
+        extra = {"runner_id": life.id, "model": life.wanted.name, "memory_bytes": memory}
+        logger.info("loaded in %.2f s", seconds, extra=extra)
+        life.load.done(memory)
+        measures.loaded(life.wanted.name, seconds)
+        self._timings.loaded(life.wanted.key, life.wanted.needs, seconds, life.loaded_at)
+        self._feed(Loaded(life.id, memory))
+        if life.wanted.key not in self._current:
+            self._feed(Unload(life.wanted.key))  # It was started for streams from before.
+        self._look_at(life)  # Its health may have changed since it was ready.
+
+    def holds(self, life: Life, memory: int) -> None:
+        self._feed(Measured(life.id, memory))
+
+    def is_used(self, life: Life) -> bool:
+        return bool(self._state.slots[life.id].leases)
+
     # Events in, actions out.
 
     def _feed(self, event: Event) -> None:
@@ -391,15 +393,7 @@ class Scheduler:
         cause = "EXITED"
         error: HeadraceError = LoadFailed("the model could not be loaded", cause=cause)
         try:
-            death = await self._run(life)
-            cause, error = death.cause, load_error(death, life.wanted.name)
-            life.load.died(death)
-        except HeadraceError as failure:
-            life.load.failed(kind_of(failure), failure.message)
-            logger.warning("not started: %s", failure, extra={"model": life.wanted.name})
-            cause, error = "LOAD_FAILED", failure
-        except Exception:  # a bug, which those who wait must not pay for by waiting on
-            logger.exception("runner %s", life.id, extra={"model": life.wanted.name})
+            cause, error = await live(life, self._launcher, self, self._memory_interval)
         finally:
             life.load.failed(cause, error.message)
             del self._tasks[life.id]
@@ -413,60 +407,6 @@ class Scheduler:
             self._feed(Exited(life.id, cause, error))
             del self._lives[life.id]
             life.gone.set()
-
-    async def _run(self, life: Life) -> Death:
-        runner = life.runner = await self._launcher.launch(life.id, life.wanted, life.load)
-        serving = asyncio.create_task(self._serve(life, runner))
-        stop = asyncio.create_task(life.stop.wait())
-        ends: set[asyncio.Task[Any]] = {runner.dead, stop}
-        own: list[asyncio.Task[Any]] = [serving, stop]
-        try:
-            await asyncio.wait({serving, *ends}, return_when=asyncio.FIRST_COMPLETED)
-            if serving.done() and not runner.dead.done():
-                serving.result()
-                own.append(asyncio.create_task(self._watch_memory(life, runner)))
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in own:
-                task.cancel()
-            await asyncio.gather(*own, return_exceptions=True)
-            death = await runner.stop(STOP_GRACE)
-        return death
-
-    async def _serve(self, life: Life, runner: Runner) -> None:
-        await runner.ready()
-        memory = await self._launcher.measure(runner, life.wanted)
-        if memory is None:
-            # Perhaps it is dead, which shows in a moment: nobody is to be given a corpse.
-            await asyncio.wait({runner.dead}, timeout=_DEATH_SHOWS)
-            if runner.dead.done():
-                return
-        life.loaded_at = self.now()
-        extra = {"runner_id": life.id, "model": life.wanted.name, "memory_bytes": memory}
-        seconds = life.loaded_at - life.started_at
-        logger.info("loaded in %.2f s", seconds, extra=extra)
-        life.load.done(memory)
-        measures.loaded(life.wanted.name, seconds)
-        self._timings.loaded(life.wanted.key, life.wanted.needs, seconds, life.loaded_at)
-        self._feed(Loaded(life.id, memory))
-        if life.wanted.key not in self._current:
-            self._feed(Unload(life.wanted.key))  # It was started for streams from before.
-        self._look_at(life)  # Its health may have changed since it was ready.
-
-    async def _watch_memory(self, life: Life, runner: Runner) -> None:
-        """Look at what a runner holds, now and then while it is used. An idle one does not grow."""
-        while True:
-            await life.used.wait()
-            await asyncio.sleep(self._memory_interval)
-            life.used.clear()
-            try:
-                memory = await self._launcher.measure(runner, life.wanted)
-                if memory is not None:
-                    self._feed(Measured(life.id, memory))
-            except Exception:  # a bug, which is not to end the looks
-                logger.exception("runner %s was not measured", life.id)
-            if self._state.slots[life.id].leases:
-                life.used.set()
 
     async def _watch_machine(self) -> None:
         """Tell the core when the machine gets short of memory, and when it is no more."""
