@@ -33,7 +33,7 @@ from tests.unit.control.fakes import (
     delta,
     started,
 )
-from tests.unit.control.test_relay import Stage, answer
+from tests.unit.relay.support import Stage, answer
 
 
 class Traced(Stage):
