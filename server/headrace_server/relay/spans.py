@@ -71,10 +71,11 @@ class Attempt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None:
-            self._fail(_code_of(error))
-        elif self._ended_at is None:
-            self._span.set_attribute(names.RPC_STATUS_CODE, grpc.StatusCode.OK.name)
+        if self._ended_at is None:  # Else what happened since is no part of it.
+            if error is None:
+                self._span.set_attribute(names.RPC_STATUS_CODE, grpc.StatusCode.OK.name)
+            else:
+                self._fail(_code_of(error))
         self._span.end(self._ended_at)
 
     def _fail(self, code: str) -> None:

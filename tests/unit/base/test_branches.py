@@ -136,6 +136,32 @@ def test_at_the_end_what_is_held_is_handed_on(local: Batches) -> None:
     assert local.ended
 
 
+def test_at_the_end_parents_go_first(local: Batches) -> None:
+    provider = provider_of(WholeBranches(None, local))
+    tracer = provider.get_tracer("t")
+    parent = tracer.start_span("ended", below(tracer.start_span("open", Context())))
+    tracer.start_span("leaf", below(parent)).end()
+    parent.end()
+    provider.shutdown()
+    assert local.got == [["ended", "leaf"]]
+
+
+def test_a_span_may_end_while_another_is_taken(local: Batches) -> None:
+    """As where the garbage collector closes a coroutine in that very moment."""
+    processor = WholeBranches(None, local)
+    provider = provider_of(processor)
+    tracer = provider.get_tracer("t")
+
+    def work() -> None:
+        with processor._lock:
+            tracer.start_span("collected", Context()).end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert local.got == [["collected"]]
+
+
 def test_who_ends_a_span_does_not_pay_for_who_keeps_it() -> None:
     class Broken(Batches):
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 from opentelemetry import trace
@@ -20,6 +22,7 @@ from opentelemetry.trace import StatusCode
 from headrace.errors import LoadFailed, QueueFull
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
 from headrace_server.relay import spans as relay_spans
+from headrace_server.relay.record import Record
 from headrace_server.runners.diagnosis import Death
 from headrace_server.scheduling import loading
 from headrace_server.scheduling import ticket as tickets
@@ -234,6 +237,21 @@ async def test_a_cancelled_attempt_ends(stage: Traced) -> None:
     attempt = stage.the("headrace.v1.CompletionService/StreamCompletion")
     assert attributes(attempt)["rpc.response.status_code"] == "CANCELLED"
     assert attributes(stage.the("request"))["headrace.stream.resumed"] == 0
+
+
+def test_an_attempt_that_broke_is_told_as_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if its caller gives up while the cause is looked for."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(relay_spans, "_tracer", provider.get_tracer("t"))
+    ticket: Any = SimpleNamespace(life=SimpleNamespace(id="r1", wanted=FakeModel()))
+    attempt = relay_spans.Attempt("/S/M", ticket, Record(0.0), trace.INVALID_SPAN_CONTEXT)
+    attempt.broke(grpc.StatusCode.UNAVAILABLE)
+    with pytest.raises(asyncio.CancelledError), attempt:
+        raise asyncio.CancelledError
+    (span,) = exporter.get_finished_spans()
+    assert attributes(span)["rpc.response.status_code"] == "UNAVAILABLE"
 
 
 def test_lines_belong_to_a_load_until_it_is_over() -> None:

@@ -46,8 +46,11 @@ class Branches:
         return self._oldest() if self._count > self._limit else []
 
     def rest(self) -> list[ReadableSpan]:
-        """Gives all that are held; their parents will not end any more."""
-        return [span for parent in [*self._held] for span in self._of(parent)]
+        """Gives all that are held, parents first; what they hang from will not end any more."""
+        spans = (span for held in self._held.values() for span in held)
+        ended = {span.context.span_id for span in spans if span.context is not None}
+        tops = [parent for parent in self._held if parent not in ended]
+        return [span for parent in tops for span in self._of(parent)]
 
     def _oldest(self) -> list[ReadableSpan]:
         return self._of(next(iter(self._held)))
@@ -83,7 +86,9 @@ class WholeBranches(SpanProcessor):
         self._exported = exported
         self._local = local
         self._branches = Branches(limit)
-        self._lock = threading.Lock()
+        # Reentrant: a coroutine that the garbage collector closes ends its spans there and then,
+        # which may be within this lock.
+        self._lock = threading.RLock()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Note a span that begins."""
