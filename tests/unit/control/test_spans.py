@@ -254,9 +254,11 @@ def test_an_attempt_that_broke_is_told_as_it_broke(monkeypatch: pytest.MonkeyPat
     assert attributes(span)["rpc.response.status_code"] == "UNAVAILABLE"
 
 
-def test_lines_belong_to_a_load_until_it_is_over() -> None:
-    load = Load("r1", "m", "sha256:m", 0.0, TraceContext())
+def test_lines_belong_to_a_load_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("t")
+    monkeypatch.setattr(loading, "_tracer", tracer)
+    load = Load("r1", "m", "sha256:m", 0.0, TraceContext())
+    assert load.span.is_valid
     with tracer.start_as_current_span("somebody's request"):
         with load.lines():
             assert trace.get_current_span().get_span_context() == load.span
