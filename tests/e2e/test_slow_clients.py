@@ -72,7 +72,7 @@ async def test_clients_that_do_not_read_are_not_generated_for(talker: Controller
         now = await runner.watch_until(lambda runner: parked(runner, streams))
         assert now.load.output_tokens_total - before < streams * LONG * 0.8
         # What is under way belongs to the transport, within its windows.
-        assert controller.memory_info().rss - memory < streams * (2 << 20)
+        assert controller.memory_info().rss - memory < streams * (4 << 20)
         # Others are served meanwhile, and these have nothing of it.
         await api.complete(bulky(50))
         assert parked(await runner.describe(), streams)
