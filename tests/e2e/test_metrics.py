@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from prometheus_client import Metric
@@ -27,6 +27,7 @@ from headrace.telemetry import names
 from headrace.telemetry.names import CounterSpec, HistogramSpec, LevelSpec
 from headrace.types import CompletionOptions, Delta, Progress
 from headrace_server.monitoring.naming import label, series
+from headrace_server.runners.diagnosis import DeathCause
 from tests.e2e.harness import MODEL, PATIENCE, Controller, Place, StartController, headrace
 from tests.e2e.receiver import Receiver
 
@@ -153,8 +154,12 @@ def test_what_happened_is_counted(lived: tuple[Controller, str]) -> None:
     scrape = Scrape(url_of(lived[0]))
     one = {label(names.HEADRACE_MODEL_NAME): MODEL}
     cause = label(names.HEADRACE_RUNNER_CAUSE_OF_DEATH)
-    assert scrape.sum("headrace_crashes_total", **one, **{cause: "SIGNAL"}) == 1
-    assert scrape.sum("headrace_crashes_total", **one) == 1
+    crashes = {
+        why: count
+        for why in get_args(DeathCause)
+        if (count := scrape.sum("headrace_crashes_total", **one, **{cause: why}))
+    }
+    assert crashes == {"SIGNAL": 1}, lived[0].log_text()
     assert scrape.sum("headrace_resumes_total", **one, **{cause: "SIGNAL"}) == 1
     assert scrape.sum("headrace_refusals_total", **one, error_type="QUEUE_FULL") == 1
     assert scrape.sum("headrace_unloads_total", **one, headrace_unload_reason="unloaded") == 1
@@ -244,7 +249,7 @@ class Prometheus:
         config = (DEPLOY / "prometheus.yaml").read_text(encoding="utf-8")
         config = config.replace("127.0.0.1:9464", urllib.parse.urlsplit(url_of(controller)).netloc)
         config = config.replace(
-            "scrape_interval: 15s", "scrape_interval: 250ms\n  evaluation_interval: 250ms"
+            "scrape_interval: 15s", "scrape_interval: 1s\n  evaluation_interval: 1s"
         )
         (folder / "prometheus.yaml").write_text(config, encoding="utf-8")
         shutil.copy(DEPLOY / "alerts.yaml", folder)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as LateError
 from importlib import metadata
-from socketserver import TCPServer
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -29,6 +29,8 @@ from headrace_server.scheduling.ticket import Life
 
 logger = logging.getLogger(__name__)
 
+_CLIENTS = 8
+"""Connections at once. Others wait: an HTTP client may hold some without a request."""
 _PATIENCE = 5.0
 """Seconds for a client to send its request, or to take a part of the answer."""
 _ANSWER = 1.0
@@ -41,7 +43,7 @@ Loaded = Callable[[], Iterable[tuple[Slot, Life]]]
 
 
 class Endpoint:
-    """Serves all metrics of this controller and of its runners over HTTP, in one thread.
+    """Serves all metrics of this controller and of its runners over HTTP, by threads of its own.
 
     One who scrapes waits for another: each collection asks every runner anyway.
     """
@@ -71,7 +73,7 @@ class Endpoint:
             host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         self._server = server = _Server(family, found, shared=self._shared)
-        server.set_app(make_wsgi_app(self._registry))
+        server.set_app(_one_by_one(make_wsgi_app(self._registry)))
         self._thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
         shown = f"[{host}]" if ":" in host else host
@@ -133,6 +135,17 @@ def _meters_read_by(reader: ExemplarReader) -> MeterProvider:
     return meters
 
 
+def _one_by_one(app: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """OpenTelemetry's exporter mixes up what two collections at once give."""
+    turn = threading.Lock()
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        with turn:
+            return app(environ, start_response)
+
+    return answer
+
+
 class _Handler(WSGIRequestHandler):
     timeout = _PATIENCE
 
@@ -154,10 +167,12 @@ class _Log:
         pass
 
 
-class _Server(WSGIServer):
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
     request_queue_size = 16
 
     def __init__(self, family: int, address: Any, *, shared: bool) -> None:
+        self._places = threading.BoundedSemaphore(_CLIENTS)
         self.address_family = family
         self.allow_reuse_port = shared
         super().__init__(address, _Handler)
@@ -167,6 +182,16 @@ class _Server(WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._places.acquire()
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """One who goes while he is being answered, or takes too long, is no news."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from opentelemetry import metrics
 
 from headrace_server.listening import CannotListenError
 from headrace_server.monitoring import serve_metrics
@@ -79,11 +82,23 @@ async def test_two_may_share_an_address_and_one_goes_on_alone() -> None:
         await get(url)
 
 
-async def test_a_client_that_says_nothing_holds_nobody_up_for_ever(endpoint: Endpoint) -> None:
+async def test_clients_that_say_nothing_hold_nobody_up(endpoint: Endpoint) -> None:
     url = endpoint.listen("127.0.0.1:0")
     port = int(url.split("/")[2].rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port)):
+    began = time.monotonic()
+    with ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         assert "process_max_fds" in (await get(url))[1]
+    assert time.monotonic() - began < 20, "one after the other they would have taken 30 s"
+
+
+async def test_whoever_scrapes_at_once_gets_all(endpoint: Endpoint) -> None:
+    url = endpoint.listen("127.0.0.1:0")
+    counter = metrics.get_meter("test").create_counter("test.scrapes")
+    counter.add(1)
+    answers = await asyncio.gather(*(get(url) for _ in range(12)))
+    assert [text.count("\ntest_scrapes_total 1.0\n") for _, text in answers] == [1] * 12
 
 
 async def test_an_endpoint_that_never_listened_can_be_closed(endpoint: Endpoint) -> None:
