@@ -7,10 +7,14 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from headrace import errors
 from headrace.errors import HeadraceError, from_rpc_error
 from headrace.rpc.service import server_interceptors, validate
+from headrace.telemetry.rpc import TelemetryServerInterceptor
 from headrace.v1 import completion_pb2, completion_pb2_grpc, tokenize_pb2, tokenize_pb2_grpc
 
 StatusCode = grpc.StatusCode
@@ -154,6 +158,43 @@ async def test_a_bug_is_logged_and_leaks_nothing(
     (record,) = (r for r in caplog.records if r.name == "headrace.rpc.service")
     assert record.levelno == logging.ERROR
     assert "secret-token-in-the-message" in str(record.exc_info)
+
+
+async def test_a_failed_call_is_recorded_by_its_reason_and_not_by_its_message(
+    serve: Any, connect: Any, completion: Completion, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message may quote the request."""
+
+    async def fail(context: Any) -> None:
+        raise errors.ContextLengthExceeded(limit=8, actual=9)
+
+    completion.then = fail
+    caplog.set_level(logging.INFO, "headrace.rpc.service")
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    target = await serve(
+        lambda server: completion_pb2_grpc.add_CompletionServiceServicer_to_server(
+            completion, server
+        ),
+        interceptors=[TelemetryServerInterceptor(provider), *server_interceptors()[1:]],
+    )
+    stub = completion_pb2_grpc.CompletionServiceStub(await connect(target))
+    request = Request(model="m", prompt="hi")
+    assert isinstance(await failure(collect(stub.StreamCompletion(request))), HeadraceError)
+    request.sampling.temperature, request.sampling.top_p = -1, 2
+    assert isinstance(await failure(collect(stub.StreamCompletion(request))), HeadraceError)
+
+    told = [
+        ("CONTEXT_LENGTH_EXCEEDED", "limit=8, actual=9"),
+        ("INVALID_REQUEST", "field=sampling.temperature sampling.top_p"),
+    ]
+    names = ("headrace.error.reason", "headrace.error.details")
+    spans = exporter.get_finished_spans()
+    assert [tuple((span.attributes or {})[name] for name in names) for span in spans] == told
+    assert [vars(line)["reason"] for line in caplog.records] == [reason for reason, _ in told]
+    assert [vars(line)["details"] for line in caplog.records] == [details for _, details in told]
+    assert {line.getMessage() for line in caplog.records} == {"call failed"}
 
 
 async def test_a_cancelled_stream_ends_its_handler(stream: Any, completion: Completion) -> None:

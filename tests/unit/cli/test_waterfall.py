@@ -69,6 +69,12 @@ def test_what_is_said_of_a_span() -> None:
     assert outcome(span(status="ERROR")) == "failed"
     refused = {"error.type": "QUEUE_FULL", "rpc.response.status_code": "RESOURCE_EXHAUSTED"}
     assert outcome(span(attributes=refused)) == "QUEUE_FULL: RESOURCE_EXHAUSTED"
+    invalid = {
+        "rpc.response.status_code": "INVALID_ARGUMENT",
+        "headrace.error.reason": "INVALID_REQUEST",
+        "headrace.error.details": "field=n",
+    }
+    assert outcome(span(attributes=invalid)) == "INVALID_REQUEST: INVALID_ARGUMENT: field=n"
     same = span(status="ERROR", message="SIGNAL", attributes={"error.type": "SIGNAL"})
     assert outcome(same) == "SIGNAL"
 

@@ -152,7 +152,9 @@ def outcome(span: SpanRecord) -> str:
     server, and still worth a word."""
     code = span.attributes.get(names.RPC_STATUS_CODE)
     kind = span.attributes.get(names.ERROR_TYPE)
-    words = [str(word) for word in (kind, code) if word not in (None, "", "OK")]
+    told = (names.HEADRACE_ERROR_REASON, names.HEADRACE_ERROR_DETAILS)
+    reason, details = (span.attributes.get(name) for name in told)
+    words = [str(word) for word in (reason, kind, code, details) if word not in (None, "", "OK")]
     if span.status == "ERROR" and span.message:
         words.append(span.message)
     elif span.status == "ERROR" and not words:

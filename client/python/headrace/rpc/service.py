@@ -32,10 +32,13 @@ from headrace.errors import (
     to_status,
     trailing_metadata,
 )
+from headrace.telemetry import names
 from headrace.telemetry.rpc import TelemetryServerInterceptor
 
 logger = logging.getLogger(__name__)
 
+_SHOWN_FIELDS: Final = 3
+"""Broken fields that a record names."""
 _LIST_ALL_BYTES: Final = 65_536
 """A larger request is checked up to its first broken rule, so that checking it takes no longer
 than reading it did, however many rules it breaks."""
@@ -49,9 +52,9 @@ def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Ends a call whose handler raised.
 
-    A `HeadraceError` becomes its status with details. Any other exception is a bug: it is logged
-    with its traceback, and the client gets INTERNAL with the trace id. Cancellation and gRPC's own
-    exceptions (an abort, a client that is gone) pass.
+    A `HeadraceError` becomes its status with details, and its reason is recorded. Any other
+    exception is a bug: it is logged with its traceback, and the client gets INTERNAL with the trace
+    id. Cancellation and gRPC's own exceptions (an abort, a client that is gone) pass.
     """
 
     def __init__(self) -> None:
@@ -69,6 +72,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             try:
                 return await inner(request, context)
             except HeadraceError as error:
+                _record(method, error)
                 await abort(context, error)
             except grpc.aio.BaseError:
                 raise
@@ -83,6 +87,27 @@ async def abort(context: Context, error: HeadraceError) -> None:
     """End the call with the error. Always raises, as `context.abort` does."""
     status = to_status(error)
     await context.abort(error.code, status.message, trailing_metadata(error, status))
+
+
+def _record(method: str, error: HeadraceError) -> None:
+    """Has the call's span and a log line say why it failed.
+
+    The message stays out of both: it may quote the request. Of a broken rule, the field is told.
+    """
+    if not error.reason:
+        return
+    told = dict(error.metadata)
+    if "field" not in told and error.violations:
+        fields = dict.fromkeys(violation.field for violation in error.violations)
+        told["field"] = " ".join([*fields][:_SHOWN_FIELDS])
+    details = ", ".join(f"{key}={value}" for key, value in told.items() if value)
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.set_attribute(names.HEADRACE_ERROR_REASON, error.reason)
+        if details:
+            span.set_attribute(names.HEADRACE_ERROR_DETAILS, details)
+    extra = {"method": method.removeprefix("/"), "reason": error.reason, "details": details}
+    logger.info("call failed", extra=extra)
 
 
 def _trace_id() -> str:
