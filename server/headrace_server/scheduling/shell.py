@@ -16,8 +16,9 @@ from dataclasses import replace
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context as TraceContext
+from opentelemetry.trace import Link
 
-from headrace.errors import HeadraceError, LoadFailed
+from headrace.errors import CircuitOpen, HeadraceError, LoadFailed
 from headrace_server import measures
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.core import decide
@@ -96,6 +97,8 @@ class Scheduler:
         self._current: set[str] = set()
         """Keys that models have now, as far as is known."""
         self._lives: dict[str, Life] = {}
+        self._failed: dict[str, Link] = {}
+        """The last load of each key, where that came to nothing: why others are refused."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timings = Timings()
@@ -208,6 +211,7 @@ class Scheduler:
         self._state = self._state.remembering({*keys, *waited_for})
         for key in self._wanted.keys() - keys - waited_for:
             del self._wanted[key]
+            self._failed.pop(key, None)
         for key in changed:
             self._feed(Policed(key, policies[key]))
         for key in self.loaded().keys() - keys:
@@ -290,6 +294,7 @@ class Scheduler:
         extra = {"runner_id": life.id, "model": life.wanted.name, "memory_bytes": memory}
         logger.info("loaded in %.2f s", seconds, extra=extra)
         life.load.done(memory)
+        self._failed.pop(life.wanted.key, None)
         measures.loaded(life.wanted.name, seconds)
         self._timings.loaded(life.wanted.key, life.wanted.needs, seconds, life.loaded_at)
         self._feed(Loaded(life.id, memory))
@@ -373,7 +378,9 @@ class Scheduler:
                 life.used.set()
                 self._tickets[request].grant(life, self.now())
             case Refuse(request, error):
-                self._tickets[request].refuse(error)
+                ticket = self._tickets[request]
+                blocked = isinstance(error, CircuitOpen)
+                ticket.refuse(error, self._failed.get(ticket.key) if blocked else None)
 
     def _begin_load(self, runner: str, key: str) -> Load:
         """The record of a load. It is part of the trace of the first who waits and has none yet."""
@@ -404,6 +411,8 @@ class Scheduler:
                 loading=self.now() - life.started_at if life.loaded_at is None else None,
             )
             life.why = life.why or cause
+            if life.loaded_at is None and not life.stop.is_set():
+                self._failed[life.wanted.key] = life.load.link()
             self._feed(Exited(life.id, cause, error))
             del self._lives[life.id]
             life.gone.set()

@@ -159,6 +159,11 @@ class Ticket:
         self._desk.leave(self, self._asked)
 
     @property
+    def key(self) -> str:
+        """Of the model that is wanted."""
+        return self._asked.key
+
+    @property
     def served(self) -> bool:
         """Whether there was a runner for it."""
         return self._granted.done() and not (self._granted.cancelled() or self._granted.exception())
@@ -231,14 +236,14 @@ class Ticket:
             self._granted.set_result(life)
             self._note_wait("", "")
 
-    def refuse(self, error: HeadraceError) -> None:
-        """End the wait with an error."""
+    def refuse(self, error: HeadraceError, because: Link | None = None) -> None:
+        """End the wait with an error. `because`: what led to it, perhaps in another trace."""
         if not self._granted.done():
             self._granted.set_exception(error)
             self._granted.exception()  # Seen, even if the one who asked is gone.
-            self._note_wait(kind_of(error), error.message)
+            self._note_wait(kind_of(error), error.message, because)
 
-    def _note_wait(self, kind: str, message: str) -> None:
+    def _note_wait(self, kind: str, message: str, because: Link | None = None) -> None:
         """The wait is over: its spans. `kind`: of the error that it ended in, if it did."""
         if not trace.get_current_span(self.origin).is_recording():
             return
@@ -258,6 +263,8 @@ class Ticket:
             since = now
         if kind:
             mark(last, kind, message)
+        if because is not None:
+            last.add_link(because.context)
         last.end(epoch + int(since * 1e9))
 
     def _span(self, name: str, epoch: int, since: float, *links: Link) -> Span:

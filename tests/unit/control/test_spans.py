@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from headrace.errors import LoadFailed, QueueFull
+from headrace.errors import CircuitOpen, LoadFailed, QueueFull
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
 from headrace_server.relay import spans as relay_spans
 from headrace_server.relay.record import Record
@@ -158,6 +158,21 @@ async def test_a_load_that_fails_says_why_to_all_who_wait(stage: Traced) -> None
     assert wait.status.status_code is StatusCode.ERROR
     assert attributes(wait)["error.type"] == "LOAD_FAILED"
     assert [link.context.span_id for link in wait.links] == [id_of(load)]
+
+
+async def test_who_is_refused_for_crashes_is_led_to_the_load_that_failed(stage: Traced) -> None:
+    stage.set(answer, hold=True, max_crashes=1)
+    first = asyncio.create_task(stage.request("first"))
+    runner = await stage.launcher.launched.get()
+    await runner.die("NATIVE_ABORT")
+    with pytest.raises(LoadFailed):
+        await first
+    with pytest.raises(CircuitOpen):
+        await stage.request("refused")
+    refused = stage.all("headrace.queue")[-1]
+    assert refused.parent is not None
+    assert refused.parent.span_id == id_of(stage.the("refused"))
+    assert [link.context.span_id for link in refused.links] == [id_of(stage.the("headrace.load"))]
 
 
 async def test_a_preload_is_a_trace_of_its_own(stage: Traced) -> None:
