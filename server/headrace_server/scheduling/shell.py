@@ -255,6 +255,7 @@ class Scheduler:
 
     def enter(self, ticket: Ticket, asked: Asked) -> None:
         self._tickets[asked.request] = ticket
+        ticket.running = sum(len(slot.leases) for slot in self._state.slots_of(asked.key))
         self._feed(asked)
         if ticket.waits:
             ticket.position = self._position(asked)

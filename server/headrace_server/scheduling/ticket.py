@@ -140,6 +140,8 @@ class Ticket:
         """The trace that it is part of."""
         self.position: int | None = None
         """How many requests for the same model were ahead; None if it did not have to wait."""
+        self.running = 0
+        """How many of them had a runner then."""
         self.load: Load | None = None
         """The last load that it waited for."""
         self._own_load = False
@@ -256,6 +258,8 @@ class Ticket:
         queue = self._span(names.SPAN_QUEUE, epoch, self.asked_at)
         if self.position is not None:
             queue.set_attribute(names.HEADRACE_QUEUE_POSITION, self.position)
+        if self.position is not None or kind:
+            queue.set_attribute(names.HEADRACE_QUEUE_RUNNING, self.running)
         last, since = queue, loading_at
         if load is not None and not self._own_load:
             queue.end(epoch + int(loading_at * 1e9))

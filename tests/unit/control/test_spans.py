@@ -27,7 +27,7 @@ from headrace_server.runners.diagnosis import Death
 from headrace_server.scheduling import loading
 from headrace_server.scheduling import ticket as tickets
 from headrace_server.scheduling.loading import Load
-from headrace_server.scheduling.state import Limits
+from headrace_server.scheduling.state import Limits, Policy
 from tests.unit.control.fakes import (
     Context,
     FakeModel,
@@ -197,6 +197,28 @@ async def test_a_refused_request_was_in_the_queue_all_the_same(stage: Traced) ->
     assert attributes(queue)["error.type"] == "QUEUE_FULL"
     runner.loaded.set()
     await first
+
+
+async def test_who_waits_is_told_how_many_run(stage: Traced) -> None:
+    released = asyncio.Event()
+
+    async def wait(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        yield started()
+        await released.wait()
+        yield completed()
+
+    stage.set(wait)
+    stage.model = FakeModel(policy=Policy(concurrency=1))
+    first = asyncio.create_task(stage.request("first"))
+    await stage.until(lambda: stage.events == ["started"])
+    second = asyncio.create_task(stage.request("second"))
+    await stage.until(lambda: len(stage.scheduler.state.waiting) == 1)
+    released.set()
+    await asyncio.gather(first, second)
+    told = [attributes(span).get("headrace.queue.running") for span in stage.all("headrace.queue")]
+    assert told == [0, 1]
 
 
 async def test_a_second_attempt_refers_to_the_first_which_says_how_it_ended(

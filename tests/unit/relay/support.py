@@ -34,6 +34,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._news = asyncio.Event()
+        self.model = FakeModel()
         self.sent: list[StreamCompletionResponse] = []
         self.unloading: list[asyncio.Task[int]] = []
         self.launcher: FakeLauncher
@@ -53,7 +54,7 @@ class Stage:
         self._news.set()
 
     async def stream(self, time_remaining: float | None = None) -> None:
-        terms = Terms(FakeModel(), time_remaining=time_remaining)
+        terms = Terms(self.model, time_remaining=time_remaining)
         await self.relay.stream(REQUEST, terms, self.write)
 
     async def fails(self, kind: type[HeadraceError], **more: Any) -> HeadraceError:

@@ -141,6 +141,7 @@ _FACTS: Final = (
     (names.GEN_AI_USAGE_OUTPUT_TOKENS, "{} out"),
     (names.HEADRACE_PREFILL_TOKENS, "{} tokens"),
     (names.HEADRACE_PREFILL_CACHED_TOKENS, "{} cached"),
+    (names.HEADRACE_QUEUE_RUNNING, "{} running"),
     (names.HEADRACE_QUEUE_POSITION, "{} ahead"),
     (names.HEADRACE_RESUMED, "moved {}x"),
     (names.HEADRACE_RUNNER_SPARE, "by the spare"),
