@@ -227,6 +227,8 @@ class TextWorker:
                 if len(task.ends) == len(task.outputs):
                     task.events.append(_finished(task, now))
                     ended.add(task.uid)
+        if ended:
+            self._count()
         self._flush()
         if time.monotonic() - self._measured_at > _MEASURE_EVERY:
             self._measure()
@@ -351,6 +353,15 @@ class TextWorker:
             task.events = []
         if events:
             self._deliver(events)
+
+    def _count(self) -> None:
+        """Who has an answer may ask at once what was counted for it."""
+        self.stats = replace(
+            self.stats,
+            step_seconds=self._step_seconds.read(),
+            step_rows=self._step_rows.read(),
+            **self._totals,
+        )
 
     def _measure(self) -> None:
         self._measured_at = time.monotonic()
