@@ -120,9 +120,8 @@ async def test_c1_a_stream_moves_several_times(start: StartController) -> None:
     same(answer, expected)
     assert answer.completed.resumed == 3
     times = answer.completed.timings
-    # It waited for three loads, and all it had sent was computed three times again.
-    assert times.load.ToNanoseconds() > expected.completed.timings.load.ToNanoseconds()
-    assert times.prefill.ToNanoseconds() > expected.completed.timings.prefill.ToNanoseconds()
+    # It waited for three loads, which take longer than all else that it did.
+    assert times.load.ToNanoseconds() > times.total.ToNanoseconds() / 4
     assert await moves(controller, 3) == ["SIGNAL"] * 3
 
 
