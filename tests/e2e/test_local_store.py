@@ -247,6 +247,7 @@ def test_top_shows_who_runs_and_how_fast(home: Path, start: StartController) -> 
             resident = psutil.Process(controller.runner().pid).memory_info().rss
             assert runner["report"]["resident_bytes"] == pytest.approx(resident, rel=0.3)
             drawn = headrace(controller, "top", "--interval", "100ms").stdout
-            assert re.search(rf"{MODEL} +r1 +serving +1 ", drawn)
+            seen = re.search(rf"{MODEL} +{runner['id']} +serving +1 ", drawn)
+            assert seen, drawn + headrace(controller, "logs").stdout
     # Looking is part of no trace.
     assert "ListRunners" not in headrace(controller, "trace").stdout
