@@ -229,7 +229,7 @@ def test_top_shows_who_runs_and_how_fast(home: Path, start: StartController) -> 
     controller = start("--preload", MODEL, home=home)
     with Client(controller.target, timeout=PATIENCE) as client:
         client.complete(MODEL, "x", max_tokens=1)
-        with client.stream_completion(MODEL, "Count.", max_tokens=4000) as stream:
+        with client.stream_completion(MODEL, "Count.", max_tokens=4000, ignore_eos=True) as stream:
             next(iter(stream.text))
 
             def busy() -> dict[str, Any] | None:
