@@ -186,7 +186,7 @@ async def test_a_failed_call_is_recorded_by_its_reason_and_not_by_its_message(
     assert isinstance(await failure(collect(stub.StreamCompletion(request))), HeadraceError)
 
     told = [
-        ("CONTEXT_LENGTH_EXCEEDED", "limit=8, actual=9"),
+        ("CONTEXT_LENGTH_EXCEEDED", "actual=9, limit=8"),
         ("INVALID_REQUEST", "field=sampling.temperature sampling.top_p"),
     ]
     names = ("headrace.error.reason", "headrace.error.details")

@@ -100,7 +100,7 @@ def _record(method: str, error: HeadraceError) -> None:
     if "field" not in told and error.violations:
         fields = dict.fromkeys(violation.field for violation in error.violations)
         told["field"] = " ".join([*fields][:_SHOWN_FIELDS])
-    details = ", ".join(f"{key}={value}" for key, value in told.items() if value)
+    details = ", ".join(f"{key}={value}" for key, value in sorted(told.items()) if value)
     span = trace.get_current_span()
     if span.is_recording():
         span.set_attribute(names.HEADRACE_ERROR_REASON, error.reason)
