@@ -266,6 +266,14 @@ def start_headrace(place: Place, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def eventually(look: Callable[[], Any]) -> Any:
+    """What a look gives, once it gives something: at what tells other processes of nothing."""
+    until = time.monotonic() + PATIENCE
+    while not (found := look()) and time.monotonic() < until:
+        time.sleep(0.05)  # noqa: TID251 - that is what it is for
+    return found
+
+
 def aio_channel(target: str) -> grpc.aio.Channel:
     """A channel without anything of the SDK around it, and without retries."""
     return grpc.aio.insecure_channel(

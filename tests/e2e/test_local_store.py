@@ -6,8 +6,6 @@ import asyncio
 import json
 import re
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from tests.e2e.harness import (
     PATIENCE,
     Place,
     StartController,
+    eventually,
     headrace,
     python_path,
     start_headrace,
@@ -39,14 +38,6 @@ if "headrace_runner" in words and words[words.index("--name") + 1] == "crashing:
     os.write(2, b"first words\\n" + b"libquartz: cannot terminate\\n")
     os.abort()
 """
-
-
-def eventually(look: Callable[[], Any]) -> Any:
-    """What a look gives, once it gives something."""
-    until = time.monotonic() + PATIENCE
-    while not (found := look()) and time.monotonic() < until:
-        time.sleep(0.05)  # noqa: TID251 - SQLite tells other processes of nothing
-    return found
 
 
 def kept(place: Place, trace_id: str, *names: str) -> dict[str, Any]:
