@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,15 @@ def test_what_goes(first: int, more: int, used: int, allowed: int) -> None:
     else:
         assert goes is not None
         assert first <= goes < last  # something goes, and the newest row stays
+
+
+def test_what_there_is_is_known_without_reading_it() -> None:
+    """Asked after every write, of a table that may be large."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(schema.TABLES)
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {schema.ENDS}")]
+    assert plan.count("SEARCH records") == 2
+    assert "SCAN records" not in plan
 
 
 def test_lines_by_what_is_asked_for(path: Path, opened: Open) -> None:

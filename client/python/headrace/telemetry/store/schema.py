@@ -47,6 +47,10 @@ INSERT: Final = (
     "INSERT INTO records (kind, time, level, trace_id, model, data) VALUES (?, ?, ?, ?, ?, ?)"
 )
 
+ENDS: Final = "SELECT (SELECT min(id) FROM records), (SELECT max(id) FROM records)"
+"""The lowest and the highest id. Each by itself is found at once; for both in one, SQLite would
+read the whole table."""
+
 Record: TypeAlias = LogLine | SpanRecord
 Row: TypeAlias = tuple[int, int, int, str, str, str]
 

@@ -198,7 +198,7 @@ class StoreWriter:
         allowed = schema.pages_for_rows(self._limit, _number(connection, "page_size"))
         while True:
             used = _number(connection, "page_count") - _number(connection, "freelist_count")
-            with closing(connection.execute("SELECT min(id), max(id) FROM records")) as ends:
+            with closing(connection.execute(schema.ENDS)) as ends:
                 first, last = ends.fetchone()
             goes = schema.last_to_go(first or 0, last or 0, used, allowed)
             if goes is None:
