@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -20,6 +18,7 @@ from headrace.cli.app import run
 from headrace.telemetry.records import SpanEvent, SpanLink
 from headrace.telemetry.store.schema import LEAST_BYTES, store_path
 from headrace.telemetry.store.writer import StoreWriter
+from tests.unit.cli.terminal import drawn
 from tests.unit.telemetry.samples import SECOND, TRACE, line, span
 
 OTHER = "4bf92f35" + "0" * 24
@@ -243,26 +242,8 @@ def test_colours_are_for_terminals(
 ) -> None:
     story(store)
 
-    def drawn(**environment: str) -> str:
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "headrace.cli.main", *command],
-            stdout=theirs,
-            env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **environment},
-        )
-        os.close(theirs)
-        data = b""
-        while True:
-            try:
-                data += os.read(ours, 4096)
-            except OSError:  # how a terminal on Linux ends
-                break
-        os.close(ours)
-        assert process.wait(30) == 0
-        return data.decode()
-
-    plain = drawn(NO_COLOR="1")
-    coloured = drawn()
+    plain = drawn(command, NO_COLOR="1")
+    coloured = drawn(command)
     assert "\x1b[33m" in coloured
     # A background's own colours are never taken for granted.
     assert not set(re.findall(r"\x1b\[(\d+(?:;\d+)*)m", coloured)) & {"30", "37", "97", "90"}

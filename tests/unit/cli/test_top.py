@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import pytest
 from headrace.cli.app import run
 from headrace.cli.rates import KEPT, Rates, trend
 from headrace.types import RunnersSnapshot
+from tests.unit.cli.terminal import drawn
 from tests.unit.sdk import fake as say
 from tests.unit.sdk.fake import Fake, serving
 
@@ -78,20 +75,8 @@ def test_where_nothing_is_loaded(fake: Fake, capsys: pytest.CaptureFixture[str])
 
 def test_on_a_terminal_it_goes_on_and_leaves_the_screen_as_it_was(fake: Fake) -> None:
     fake.runners = [say.runners(10 * number) for number in range(4)]
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "headrace.cli.main", "top", "--interval", "100ms"]
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "20"}
-    with subprocess.Popen([*command, "--count", "3"], stdout=theirs, env=environment) as process:
-        os.close(theirs)
-        data = b""
-        while True:
-            try:
-                data += os.read(ours, 4096)
-            except OSError:  # how a terminal on Linux ends
-                break
-        os.close(ours)
-        assert process.wait(60) == 0
-    shown = data.decode()
+    arguments = ("top", "--interval", "100ms", "--count", "3")
+    shown = drawn(arguments, COLUMNS="120", LINES="20")
     assert shown.index("\x1b[?1049h") < shown.index("TREND") < shown.index("\x1b[?1049l")
     assert "█" in shown
 

@@ -81,22 +81,29 @@ def _runners(models: Iterable[Model]) -> list[Runner]:
     return list({r.id: r for model in models for r in model.runners}.values())
 
 
-def _row(runner: Runner) -> tuple[str, ...]:
+def state_of(runner: Runner) -> str:
+    """Where it is in its life, how far its load is, and why it goes."""
     state = str(runner.state)
     if runner.load_fraction is not None:
         state += f" {runner.load_fraction:.0%}"
-    if runner.reason:
-        state += f" ({runner.reason})"
-    until = "stays" if runner.pinned else "-"
+    return f"{state} ({runner.reason})" if runner.reason else state
+
+
+def end_of(runner: Runner) -> str:
+    """When it is unloaded if no request comes."""
     if runner.expires_in is not None:
-        until = f"in {duration(runner.expires_in)}"
+        return f"in {duration(runner.expires_in)}"
+    return "stays" if runner.pinned else "-"
+
+
+def _row(runner: Runner) -> tuple[str, ...]:
     return (
         runner.model,
         runner.id,
-        state,
+        state_of(runner),
         size(runner.memory_bytes),
         str(runner.active_requests),
-        until,
+        end_of(runner),
         str(runner.pid),
     )
 

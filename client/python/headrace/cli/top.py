@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.cli.connection import controller
-from headrace.cli.output import as_line, duration, size
+from headrace.cli.output import as_line, size
 from headrace.cli.rates import Rate, Rates, trend
-from headrace.cli.runners import parse_time
+from headrace.cli.runners import end_of, parse_time, state_of
 from headrace.cli.screen import console, draws_unicode, safe
 
 if TYPE_CHECKING:
@@ -176,14 +176,6 @@ class _Top:
 
     def _cells(self, runner: Runner, waits: int) -> dict[str, RenderableType]:
         report, rate = runner.report, self._of(runner)
-        state = str(runner.state)
-        if runner.load_fraction is not None:
-            state += f" {runner.load_fraction:.0%}"
-        if runner.reason:
-            state += f" ({runner.reason})"
-        until = "stays" if runner.pinned else "-"
-        if runner.expires_in is not None:
-            until = f"in {duration(runner.expires_in)}"
         cached = kv = "-"
         if report is not None and report.prompt_tokens_total:
             cached = f"{report.cached_tokens_total / report.prompt_tokens_total:.0%}"
@@ -194,7 +186,7 @@ class _Top:
         return {
             "MODEL": safe(runner.model),
             "RUNNER": Text(safe(runner.id), "cyan"),
-            "STATE": Text(safe(state), _STATES.get(str(runner.state), "")),
+            "STATE": Text(safe(state_of(runner)), _STATES.get(str(runner.state), "")),
             "RUNS": str(runner.active_requests),
             "WAITS": _waits(waits + (report.waiting if report is not None else 0)),
             "TOKENS/S": "-" if rate.output is None else Text(f"{rate.output:.1f}", "bold"),
@@ -202,7 +194,7 @@ class _Top:
             "CACHED": cached,
             "KV": kv,
             "MEMORY": size(runner.memory_bytes),
-            "UNLOADED": until,
+            "UNLOADED": end_of(runner),
             "TREND": Text(trend(history[-room:] if room else [], unicode=True), "green"),
         }
 
