@@ -13,6 +13,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.util.types import AttributeValue
 
 from headrace.telemetry import names
+from headrace.telemetry.generation import request_attributes
 from headrace.telemetry.outcome import kind_of, mark
 from headrace.v1.completion_pb2 import StreamCompletionRequest
 from headrace_runner.config import RunnerConfig
@@ -41,19 +42,14 @@ class GenerationSpan:
         config: RunnerConfig,
         arrived: int,
     ) -> None:
-        chat = request.WhichOneof("input") == "chat"
-        operation = names.OPERATION_CHAT if chat else names.OPERATION_TEXT_COMPLETION
         self.arrived = arrived
         # Spans count from 1970; one reading of both clocks ties them together.
         self._offset = time.time_ns() - time.perf_counter_ns()
         self._outcome: dict[str, object] = {"request_id": request_id}
-        self._attributes: dict[str, AttributeValue] = {
-            names.GEN_AI_OPERATION_NAME: operation,
-            names.GEN_AI_PROVIDER_NAME: names.GEN_AI_PROVIDER,
-            names.GEN_AI_REQUEST_MODEL: request.model,
-        }
+        told = request_attributes(request)
+        self._attributes: dict[str, AttributeValue] = {**told}
         self._span = _tracer.start_span(
-            f"{operation} {request.model}",
+            f"{told[names.GEN_AI_OPERATION_NAME]} {request.model}",
             attributes={
                 **self._attributes,
                 names.GEN_AI_RESPONSE_ID: request_id,

@@ -107,7 +107,7 @@ class StreamRecord(Record):
 
     __slots__ = (
         *("_attempt", "_choices", "_decode", "_prefill", "_request", "_told"),
-        "first_token_at",
+        *("first_token_at", "_last_token_at"),
     )
 
     def __init__(self, request: bytes, arrived: float) -> None:
@@ -121,7 +121,8 @@ class StreamRecord(Record):
         self._decode = 0.0
         self._attempt = _Attempt(arrived)
         self.first_token_at: float | None = None
-        """Of all attempts."""
+        """Of all attempts, as is the last."""
+        self._last_token_at = arrived
 
     @property
     def prompt_tokens(self) -> int:
@@ -133,12 +134,12 @@ class StreamRecord(Record):
         """Tokens that the client was sent, without those that its request resumed."""
         return sum(len(choice.sent) for choice in self._choices.values())
 
-    def seconds_per_token(self, now: float) -> float | None:
+    def seconds_per_token(self) -> float | None:
         """Of the longest choice, behind its first token; None where it has no more."""
         longest = max((len(choice.sent) for choice in self._choices.values()), default=0)
         if longest < 2 or self.first_token_at is None:
             return None
-        return ((self._attempt.last_token_at or now) - self.first_token_at) / (longest - 1)
+        return (self._last_token_at - self.first_token_at) / (longest - 1)
 
     @property
     def tokens_sent(self) -> int | None:
@@ -209,7 +210,7 @@ class StreamRecord(Record):
         choice.sent.extend(delta.token_ids)
         self._deaths = self._kills = 0
         attempt = self._attempt
-        attempt.last_token_at = now
+        attempt.last_token_at = self._last_token_at = now
         if attempt.first_token_at is None:
             attempt.first_token_at = now
             if self.first_token_at is None:

@@ -346,7 +346,7 @@ def _measure(terms: Terms, record: StreamRecord, outcome: str, now: float) -> No
         error="" if outcome == "completed" else outcome,
         seconds=now - record.arrived,
         first_token=None if first is None else first - record.arrived,
-        per_token=record.seconds_per_token(now),
+        per_token=record.seconds_per_token(),
         prompt_tokens=record.prompt_tokens,
         output_tokens=record.tokens_made,
     )

@@ -56,7 +56,7 @@ class Attempt:
     def broke(self, code: grpc.StatusCode) -> None:
         """The runner is lost now, which showed by this code; why may take a moment to be known."""
         self._ended_at = time.time_ns()
-        self._fail(code.name)
+        self._fail(code.name, code.name)
 
     def died(self, cause: str, message: str, last_words: str) -> None:
         """Why the runner was lost."""
@@ -75,12 +75,12 @@ class Attempt:
             if error is None:
                 self._span.set_attribute(names.RPC_STATUS_CODE, grpc.StatusCode.OK.name)
             else:
-                self._fail(_code_of(error))
+                self._fail(_code_of(error), kind_of(error))
         self._span.end(self._ended_at)
 
-    def _fail(self, code: str) -> None:
+    def _fail(self, code: str, kind: str) -> None:
         self._span.set_attribute(names.RPC_STATUS_CODE, code)
-        mark(self._span, code)
+        mark(self._span, kind)
 
 
 def note_end(wanted: Wanted, record: Record) -> None:
@@ -94,9 +94,9 @@ def note_end(wanted: Wanted, record: Record) -> None:
 
 
 def _code_of(error: BaseException) -> str:
-    """By gRPC's names, as far as it has one."""
+    """By gRPC's names."""
     if isinstance(error, HeadraceError):
         return error.code.name
     if kind_of(error) == CANCELLED:
         return grpc.StatusCode.CANCELLED.name
-    return type(error).__name__
+    return grpc.StatusCode.UNKNOWN.name

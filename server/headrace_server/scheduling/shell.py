@@ -163,11 +163,6 @@ class Scheduler:
         """The runners of a model, for a look; none where it is not loaded."""
         return [(slot, self._lives[slot.runner]) for slot in self._state.slots_of(key)]
 
-    def loaded(self) -> dict[str, list[tuple[Slot, Life]]]:
-        """Every runner, by key."""
-        keys = dict.fromkeys(slot.key for slot in self._state.slots.values())
-        return {key: self.runners_of(key) for key in keys}
-
     def queues(self) -> dict[str, int]:
         """How many requests wait for a runner, by the name of their model."""
         return Counter(self._wanted[asked.key].name for asked in self._state.waiting)
@@ -214,7 +209,7 @@ class Scheduler:
             self._failed.pop(key, None)
         for key in changed:
             self._feed(Policed(key, policies[key]))
-        for key in self.loaded().keys() - keys:
+        for key in {slot.key for slot in self._state.slots.values()} - keys:
             self._feed(Unload(key))
 
     def set_limits(self, limits: Limits) -> None:

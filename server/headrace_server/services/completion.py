@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc.aio
 
 from headrace.rpc.support import refuse_unsupported
-from headrace.telemetry import names
+from headrace.telemetry.generation import request_attributes
 from headrace.v1.completion_pb2 import StreamCompletionRequest
 from headrace_server.relay import Relay, Terms
 from headrace_server.scheduling.planner import Planner
@@ -43,17 +43,6 @@ class CompletionServicer:
             time_remaining=time_remaining(context),
             prefixes=fingerprints(message) if choice or len(request.data) >= LONG_PROMPT else (),
             prompt_bytes=len(request.data),
-            attributes=_attributes(message),
+            attributes=request_attributes(message),
         )
         await self._relay.stream(request.data, terms, context.write)
-
-
-def _attributes(request: StreamCompletionRequest) -> dict[str, str]:
-    chat = request.WhichOneof("input") == "chat"
-    return {
-        names.GEN_AI_OPERATION_NAME: (
-            names.OPERATION_CHAT if chat else names.OPERATION_TEXT_COMPLETION
-        ),
-        names.GEN_AI_PROVIDER_NAME: names.GEN_AI_PROVIDER,
-        names.GEN_AI_REQUEST_MODEL: request.model,
-    }

@@ -231,6 +231,13 @@ def test_who_follows_is_told_of_new_lines(store: StoreWriter, home: Path) -> Non
             store.put(line("not of it", model="n:1"))
             store.put(line("new", model="m:1"))
             assert "new" in process.stdout.readline()
+            # A removed store is none until the next line, of which whoever follows is told.
+            assert store.flush(10)
+            for file in store_path(home).parent.iterdir():
+                file.unlink()
+            time.sleep(1.0)  # noqa: TID251 - so that it is missed by some looks
+            store.put(line("newer", model="m:1"))
+            assert "newer" in process.stdout.readline()
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,13 @@ def test_in_a_pipe_it_is_one_look_without_escapes(
     heading, summary, _, columns, *rows = out.splitlines()
     assert heading.startswith(f"headrace top  {fake.target}")
     assert summary.startswith("memory 2.1 GB of 4.3 GB ██████████░")
-    assert summary.endswith("running 3  waiting 2")
+    assert summary.endswith("running 1  waiting 4")
     assert columns.split() == [
         *("MODEL", "RUNNER", "STATE", "RUNS", "WAITS", "TOKENS/S", "PROMPT/S", "CACHED", "MEMORY"),
         "UNLOADED",
     ]
     served, loading, waiting = (row.split() for row in rows)
-    assert served[:5] == ["m:1", "a", "serving", "3", "2"]
+    assert served[:5] == ["m:1", "a", "serving", "1", "2"]
     assert 0 < float(served[5]) <= 2500
     assert served[6:] == ["0.0", "40%", "1.1", "GB", "in", "5m"]
     assert loading[:7] == ["n:1", "b", "loading", "50%", "0", "0", "-"]
@@ -93,6 +94,10 @@ def test_rates_are_differences_in_time() -> None:
     # A runner that is gone takes its past with it.
     rates.take(RunnersSnapshot((), {}, 0), 15.0)
     assert rates.history("a") == []
+    silent = replace(told(0), runners=(replace(told(0).runners[0], report=None),))
+    rates.take(silent, 15.2)
+    rates.take(RunnersSnapshot((), {}, 0), 15.5)
+    assert rates.history("a") == [], "nor one that has never told anything"
     assert rates.take(told(3), 16.0)["a"].output is None
     for number in range(100):
         rates.take(told(number), 17.0 + number)

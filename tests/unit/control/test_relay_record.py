@@ -226,16 +226,20 @@ def test_a_stream_is_timed_over_all_its_runners() -> None:
         record.take(StreamCompletionResponse(delta=delta).SerializeToString(), now)
 
     record.ask(10.0)
-    assert (record.first_token_at, record.seconds_per_token(11.0)) == (None, None)
+    assert (record.first_token_at, record.seconds_per_token()) == (None, None)
     assert (record.prompt_tokens, record.tokens_made) == (0, 0)
     start = StreamCompletionResponse(started=CompletionStarted(prompt_tokens=7))
     record.take(start.SerializeToString(), 11.0)
     take(12.0, 1, of=1)
-    assert record.seconds_per_token(12.0) is None, "one token has no other to wait for"
+    assert record.seconds_per_token() is None, "one token has no other to wait for"
     take(13.0, 2, of=3)
     assert record.lost(14.0, End.WENT)
     record.ask(14.0)
     take(20.0, 2, of=5)
     assert record.first_token_at == 12.0
-    assert record.seconds_per_token(21.0) == 2.0
+    assert record.seconds_per_token() == 2.0
     assert (record.prompt_tokens, record.tokens_made) == (7, 5)
+    # The wait for one that gives nothing is no time of a token.
+    assert record.lost(30.0, End.DIED)
+    record.ask(60.0)
+    assert record.seconds_per_token() == 2.0

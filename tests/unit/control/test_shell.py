@@ -67,7 +67,7 @@ async def test_several_runners_of_a_model_are_told_counted_and_unloaded(stage: S
         await first.granted()
         await second.granted()
         assert first.life is not second.life
-        assert {slot.runner for slot, _ in stage.scheduler.loaded()[model.key]} == {"r1", "r2"}
+        assert {slot.runner for slot, _ in stage.scheduler.runners_of(model.key)} == {"r1", "r2"}
         assert stage.scheduler.in_use(model.key)
     assert not stage.scheduler.in_use(model.key)
     assert await stage.scheduler.unload(model.key) == 2
@@ -171,7 +171,7 @@ async def test_a_machine_short_of_memory_loses_its_biggest_idle_model(stage: Sta
         with stage.scheduler.ask(model) as ticket:
             await ticket.granted()
     stage.short = 20
-    await stage.until(lambda: "big" not in stage.scheduler.loaded())
+    await stage.until(lambda: not stage.scheduler.runners_of("big"))
     assert stage.phases("small") == [Phase.SERVING]
     stage.short = 0
     with stage.scheduler.ask(FakeModel("big", needs=50)) as ticket:
@@ -199,7 +199,7 @@ async def test_a_look_at_memory_that_goes_wrong_is_not_the_last(
         stage.launcher.memory, stage.short = 33, 20
         await stage.until(lambda: stage.scheduler.runners_of(FakeModel().key)[0][0].memory == 33)
     # The machine is short of memory, and the runner is idle now.
-    await stage.until(lambda: not stage.scheduler.loaded())
+    await stage.until(lambda: not stage.scheduler.runners())
 
 
 async def test_a9_what_was_measured_decides_whether_a_deadline_can_be_met(
@@ -237,7 +237,7 @@ async def test_a_stream_from_before_has_a_runner_of_its_own_options_which_goes_a
     with scheduler.ask(old, moved=True) as ticket:
         await ticket.granted()
         await stage.until(lambda: stage.phases("old") == [Phase.RETIRING])
-    await stage.until(lambda: not scheduler.loaded())
+    await stage.until(lambda: not scheduler.runners())
 
 
 async def test_c1_a_stream_whose_runner_dies_during_a_drain_goes_on_with_another(
@@ -276,7 +276,7 @@ async def test_one_that_waits_since_before_has_such_a_runner_too(stage: Stage) -
         stage.launcher.hold = False
         await stage.launcher.runners[0].die("NATIVE_ABORT")
         await ticket.granted()
-    await stage.until(lambda: not scheduler.loaded())
+    await stage.until(lambda: not scheduler.runners())
 
 
 async def test_a_model_that_another_process_has_stored_stays_loaded(stage: Stage) -> None:
@@ -312,7 +312,7 @@ async def test_the_policy_of_a_key_is_that_of_all_its_names(stage: Stage) -> Non
     ((slot, _),) = stage.scheduler.runners_of("shared")
     assert slot.policy == strongest
     stage.scheduler.keep_only({"shared": weakest})
-    await stage.until(lambda: not stage.scheduler.loaded())
+    await stage.until(lambda: not stage.scheduler.runners())
 
 
 async def test_of_other_limits_who_waits_already_feels_the_memory_alone(stage: Stage) -> None:

@@ -85,4 +85,4 @@ async def test_what_becomes_due_while_orders_are_carried_out_is_not_slept_over(
     with stage.scheduler.ask(FakeModel(policy=Policy(keep_alive=0.5))) as ticket:
         await ticket.granted()
         monkeypatch.setattr(shell, decide.__name__, slow)
-    await stage.until(lambda: not stage.scheduler.loaded())
+    await stage.until(lambda: not stage.scheduler.runners())

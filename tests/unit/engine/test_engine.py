@@ -15,6 +15,7 @@ import pytest
 
 from headrace.errors import Draining, InternalError, ModelCorrupt, Unavailable
 from headrace_runner.engine.engine import Engine
+from headrace_runner.engine.text import worker
 from headrace_runner.engine.text.output import Output
 from headrace_runner.engine.text.request import (
     ChoiceEnd,
@@ -79,6 +80,20 @@ async def test_many_requests_take_turns_and_draw_what_they_draw_alone(
         assert tokens_of(events) == expected
     assert (engine.active, engine.waiting, engine.requests_total) == (0, 0, 12)
     assert engine.stalled_for() == 0
+
+
+async def test_what_was_freed_is_given_back_when_the_last_request_has_ended(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle: list[int] = []
+    monkeypatch.setattr(worker, "_give_back", lambda: idle.append(engine.active))
+    first = engine.submit(request([1], ENDLESS))
+    await first_token(first)
+    await read(engine.submit(request([2])))
+    assert idle == [], "another is under way"
+    first.close()
+    await read(engine.submit(request([3])))
+    assert idle
 
 
 async def test_no_more_rows_than_allowed(tokenizer: Tokenizer, watched: Watched) -> None:

@@ -19,8 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.telemetry.logs import line_time
 from headrace.telemetry.records import (
     MAX_TEXT,
+    MAX_TIME,
     SpanEvent,
     SpanLink,
     cut,
@@ -252,6 +254,23 @@ def test_a_store_that_was_larger_shrinks(path: Path, opened: Open) -> None:
     second.close()
     assert on_disk(path) <= 4 << 20
     assert messages(path)[-1] == "the newest"
+
+
+def test_a_record_that_cannot_be_written_costs_itself_alone(path: Path, opened: Open) -> None:
+    writer = opened()
+    writer.put(line("far ahead", 2**70))
+    assert writer.flush(60)
+    writer.put(line("after"))
+    assert writer.flush(60)
+    assert writer.dropped == 1
+    assert "after" in messages(path)
+
+
+def test_times_stay_within_what_can_be_kept() -> None:
+    fields = span_to_fields(span(end=2**70))
+    assert span_from_fields(fields).end == MAX_TIME
+    record = logging.makeLogRecord({"timestamp": "9999-01-01T00:00:00Z"})
+    assert line_time(record) == MAX_TIME
 
 
 def test_what_does_not_fit_is_dropped_and_told(path: Path, opened: Open) -> None:

@@ -20,7 +20,7 @@ _SHOWN: Final = frozenset(
 )
 _OUTPUT: Final = "headrace_server.runners.output"
 """The controller's logger for what a runner prints outside its log."""
-_SOURCE: Final = 10
+SOURCE_WIDTH: Final = 10
 """Columns."""
 
 
@@ -30,7 +30,7 @@ def styled(line: LogLine, when: str, *, show_trace: bool) -> Text:
     text = Text()
     text.append(f"{when} ", "dim")
     text.append(f"{line.text('level'):<8}", style)
-    text.append(f"{source(line):<{_SOURCE}} ", "cyan")
+    text.append(f"{source(line):<{SOURCE_WIDTH}} ", "cyan")
     text.append(safe(line.text("message")), style if line.level != logging.INFO else "")
     more = "".join(f"  {key}={_value(value)}" for key, value in _more(line).items())
     if show_trace and (trace_id := line.text("trace_id")):
@@ -43,11 +43,17 @@ def styled(line: LogLine, when: str, *, show_trace: bool) -> Text:
 
 
 def source(line: LogLine) -> str:
-    """Who says it: a runner by its id, another process by the last word of its service."""
-    service = line.text("service").removeprefix("headrace-")
-    printed = line.text("logger") == _OUTPUT
-    runner = line.text("runner_id") if printed or service == "runner" else ""
-    return safe(runner or service)[:_SOURCE]
+    """Who says it."""
+    service, runner = line.text("service"), line.text("runner_id")
+    if line.text("logger") == _OUTPUT and runner:
+        service = "headrace-runner"
+    return process_name(service, runner)[:SOURCE_WIDTH]
+
+
+def process_name(service: str, instance: str) -> str:
+    """A runner by its id, another process by the last word of its service."""
+    service = service.removeprefix("headrace-")
+    return safe(instance if service == "runner" and instance else service)
 
 
 def _more(line: LogLine) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import click
 from rich.console import Console
 
-from headrace.cli.kept import LEVELS, find_trace, level_number, opened
+from headrace.cli.kept import LEVELS, NotFoundError, find_trace, level_number, opened
 from headrace.cli.lines import styled
 from headrace.cli.output import as_line
 from headrace.cli.runners import parse_time
@@ -69,8 +70,9 @@ def logs_command(
         click.secho("no line is kept that matches", dim=True, err=True)
     never = threading.Event()
     while follow:
-        # Opened anew: a store that was broken or removed has another file now.
-        with opened() as reader:
+        found = []
+        # Opened anew: a store that was broken or removed has another file, with the next line.
+        with suppress(NotFoundError), opened() as reader:
             if reader.end() < place:
                 place = 0
             place, found = reader.lines_after(place, wanted, _PART)
@@ -81,8 +83,10 @@ def logs_command(
 
 def _spans(reader: StoreReader, trace_id: str) -> dict[str, frozenset[str] | None]:
     """All of a trace, and of others what it is linked to."""
-    linked = reader.linked(reader.trace(trace_id))
-    parts = {part.trace_id: frozenset(span.span_id for span in part.spans) for part in linked}
+    parts: dict[str, frozenset[str] | None] = {}
+    for part in reader.linked(reader.trace(trace_id)):
+        known = parts.get(part.trace_id) or frozenset()
+        parts[part.trace_id] = known | {span.span_id for span in part.spans}
     return {**parts, trace_id: None}
 
 

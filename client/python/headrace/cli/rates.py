@@ -36,9 +36,9 @@ class Rates:
     def take(self, snapshot: RunnersSnapshot, now: float) -> dict[str, Rate]:
         """The rates since the last snapshot, by runner. `now`: seconds on any steady clock."""
         rates = {runner.id: self._rate(runner, now) for runner in snapshot.runners}
-        for gone in self._last.keys() - rates.keys():
-            del self._last[gone]
-            self._history.pop(gone, None)
+        for gone in self._history.keys() - rates.keys():
+            del self._history[gone]
+            self._last.pop(gone, None)
         for runner_id, rate in rates.items():
             self._history.setdefault(runner_id, deque(maxlen=KEPT)).append(rate.output or 0.0)
         self._total.append(sum(rate.output or 0.0 for rate in rates.values()))

@@ -21,9 +21,9 @@ PLAIN_WIDTH: Final = 100
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-def console(*, error: bool = False) -> Console:
-    """Where a command draws: on standard output, or on standard error."""
-    stream = sys.stderr if error else sys.stdout
+def console() -> Console:
+    """Where a command draws: on standard output."""
+    stream = sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")  # a terminal that does not know µ gets another sign
     width = None

@@ -48,7 +48,8 @@ _STATES = {"serving": "green", "stalled": "bold red", "dead": "red", "draining":
     "--count",
     type=click.IntRange(1),
     metavar="N",
-    help="End after N looks; without it, on a terminal, on Ctrl-C, and elsewhere after one.",
+    help="End after N looks; without it, on a terminal, on Ctrl-C; elsewhere, and with --json, "
+    "after one.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a look.")
 def top_command(interval: float, count: int | None, as_json: bool) -> None:
@@ -141,8 +142,9 @@ class _Top:
         snapshot = self._snapshot
         held = sum(runner.memory_bytes for runner in snapshot.runners)
         budget = snapshot.memory_budget_bytes
-        running = sum(runner.active_requests for runner in snapshot.runners)
-        waiting = sum(snapshot.waiting.values())
+        running = sum(map(_running, snapshot.runners))
+        reports = (runner.report for runner in snapshot.runners)
+        waiting = sum(snapshot.waiting.values()) + sum(r.waiting for r in reports if r is not None)
         rate = self._rates.total[-1]
         text = Text.assemble(("memory ", "dim"), f"{size(held)} of {size(budget)} ")
         text.append_text(_gauge(held / budget if budget else 0.0, unicode=self._unicode))
@@ -187,7 +189,7 @@ class _Top:
             "MODEL": safe(runner.model),
             "RUNNER": Text(safe(runner.id), "cyan"),
             "STATE": Text(safe(state_of(runner)), _STATES.get(str(runner.state), "")),
-            "RUNS": str(runner.active_requests),
+            "RUNS": str(_running(runner)),
             "WAITS": _waits(waits + (report.waiting if report is not None else 0)),
             "TOKENS/S": "-" if rate.output is None else Text(f"{rate.output:.1f}", "bold"),
             "PROMPT/S": "-" if rate.prompt is None else f"{rate.prompt:.1f}",
@@ -197,6 +199,11 @@ class _Top:
             "UNLOADED": end_of(runner),
             "TREND": Text(trend(history[-room:] if room else [], unicode=True), "green"),
         }
+
+
+def _running(runner: Runner) -> int:
+    """Requests that it computes; where it has not told, those that it was given."""
+    return runner.active_requests if runner.report is None else runner.report.running
 
 
 def _waits(count: int) -> Text:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from headrace.cli import waterfall
 from headrace.cli.kept import find_trace, opened
-from headrace.cli.lines import styled
+from headrace.cli.lines import SOURCE_WIDTH, styled
 from headrace.cli.output import echo_json, echo_table, json_option
 from headrace.cli.screen import clock, console, draws_unicode, elapsed, safe
 from headrace.cli.waterfall import Row, Window
@@ -22,7 +22,6 @@ from headrace.telemetry.store.reader import StoreReader, Trace
 _LISTED = 20
 _ROOTS = 2000
 """Local roots that are looked at to list the last traces: a trace has several."""
-_SOURCE = 10
 _DURATION = 8
 _LEAST_BAR = 16
 """Columns."""
@@ -32,7 +31,7 @@ _RUNNER = "green"
 
 @click.command("trace")
 @click.argument("id", required=False)
-@click.option("-v", "--verbose", is_flag=True, help="Show all attributes and events.")
+@click.option("-v", "--verbose", is_flag=True, help="Draw all attributes and events as well.")
 @json_option
 def trace_command(id: str | None, verbose: bool, as_json: bool) -> None:
     """Draw the trace ID with its log lines. A prefix of the id is enough.
@@ -40,6 +39,8 @@ def trace_command(id: str | None, verbose: bool, as_json: bool) -> None:
     Without ID, list the last traces. They are read from HEADRACE_HOME, whether a controller runs or
     not; a span is there once it has ended, with all that is below it.
     """
+    if verbose and (as_json or id is None):
+        raise click.UsageError("--verbose is for the drawing of one trace; --json has all of it")
     with opened() as reader:
         if id is None:
             _list(reader, as_json)
@@ -134,9 +135,9 @@ class _Drawing:
     def _waterfall(self, rows: Sequence[Row], window: Window) -> None:
         labels = [self._label(row) for row in rows]
         # The bars get what the names leave, and never less than a little.
-        most = max(_LEAST_BAR, self._screen.width - _SOURCE - _DURATION - _LEAST_BAR - 6)
+        most = max(_LEAST_BAR, self._screen.width - SOURCE_WIDTH - _DURATION - _LEAST_BAR - 6)
         name_width = min(max(label.cell_len for label in labels), most)
-        width = max(_LEAST_BAR, self._screen.width - _SOURCE - name_width - _DURATION - 6)
+        width = max(_LEAST_BAR, self._screen.width - SOURCE_WIDTH - name_width - _DURATION - 6)
         for row, label in zip(rows, labels, strict=True):
             self._row(row, label, window, name_width, width)
 
@@ -146,7 +147,7 @@ class _Drawing:
         label.truncate(name_width, overflow="ellipsis", pad=True)
         begin, end = window.columns(span, width)
         text = Text()
-        text.append(f"{waterfall.source(span)[:_SOURCE]:<{_SOURCE}} ", colour)
+        text.append(f"{waterfall.source(span)[:SOURCE_WIDTH]:<{SOURCE_WIDTH}} ", colour)
         text.append_text(label)
         text.append(f"  {elapsed(span.end - span.start):>{_DURATION}}  ")
         drawn = waterfall.bar(begin, end, width, unicode=self._unicode)
@@ -169,7 +170,7 @@ class _Drawing:
             self._note(row, ended, "red" if waterfall.failed(span) else "yellow")
         if row.cut_off:
             self._note(row, "the span above it is not kept: it still runs, or is lost", "yellow")
-        for line in waterfall.link_line(span, self._trace.spans):
+        for line in waterfall.link_lines(span, self._trace.spans):
             self._note(row, line, "dim")
         if self._verbose or waterfall.failed(span):
             for event in span.events:
@@ -180,7 +181,7 @@ class _Drawing:
                 self._note(row, line, "dim")
 
     def _note(self, row: Row, line: str, style: str) -> None:
-        indent = " " * (_SOURCE + 1)
+        indent = " " * (SOURCE_WIDTH + 1)
         guides = waterfall.below(row.branch, unicode=self._unicode)
         self._print(Text.assemble(indent, (f"{guides}  ", "dim"), (line, style)))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from headrace.cli.lines import process_name
 from headrace.cli.screen import elapsed, safe
 from headrace.telemetry import names
 from headrace.telemetry.records import SpanEvent, SpanRecord
@@ -118,9 +119,8 @@ def title(span: SpanRecord, above: str = "") -> str:
 
 
 def source(span: SpanRecord) -> str:
-    """Whose span it is: a runner by its id, another process by the last word of its service."""
-    service = span.service.removeprefix("headrace-")
-    return safe(span.instance if service == "runner" and span.instance else service)
+    """Whose span it is."""
+    return process_name(span.service, span.instance)
 
 
 def facts(span: SpanRecord) -> str:
@@ -130,7 +130,7 @@ def facts(span: SpanRecord) -> str:
     for name, words in _FACTS:
         value = told.get(name)
         if value not in (None, "", 0, False):
-            parts.append(words.format(value if isinstance(value, str | int) else f"{value}"))
+            parts.append(words.format(value))
     return safe(", ".join(parts))
 
 
@@ -198,7 +198,7 @@ def attribute_lines(attributes: Mapping[str, object]) -> list[str]:
     return [safe(f"{key} = {value}") for key, value in sorted(attributes.items())]
 
 
-def link_line(span: SpanRecord, all_spans: Iterable[SpanRecord]) -> list[str]:
+def link_lines(span: SpanRecord, all_spans: Iterable[SpanRecord]) -> list[str]:
     """What a span is linked to: by its name where it is in the same trace."""
     by_id = {other.span_id: other for other in all_spans}
     lines = []

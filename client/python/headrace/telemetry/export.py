@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
@@ -24,7 +22,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from headrace.telemetry import names, propagation, tracing
-from headrace.telemetry.logs import extra_fields, is_relayed
+from headrace.telemetry.logs import extra_fields, is_relayed, line_time
 
 
 def start(
@@ -88,11 +86,13 @@ class _OtlpHandler(logging.Handler):
             relayed = is_relayed(fields)
             provider = self._provider_of(fields) if relayed else self._own
             context = _context_of(fields) if relayed else None
-            at = _timestamp_of(fields) if relayed else None
+            at = line_time(record)
+            if relayed:
+                fields.pop("timestamp", None)
             if "exception" in fields:
                 fields[names.EXCEPTION_STACKTRACE] = fields.pop("exception")
             provider.get_logger(record.name).emit(
-                timestamp=int(record.created * 1e9) if at is None else at,
+                timestamp=at,
                 context=context,
                 severity_number=next(
                     (number for level, number in _SEVERITIES if record.levelno >= level),
@@ -133,11 +133,3 @@ def _context_of(fields: dict[str, Any]) -> Context:
     context = propagation.extract([("traceparent", f"00-{trace_id}-{span_id}-00")])
     # Not an empty one, which would stand for the current one here.
     return context or trace.set_span_in_context(trace.INVALID_SPAN)
-
-
-def _timestamp_of(fields: dict[str, Any]) -> int | None:
-    """When a line of another process was logged, in nanoseconds since 1970."""
-    with suppress(ValueError):
-        at = datetime.fromisoformat(str(fields.pop("timestamp", "")))
-        return int(at.timestamp() * 1e9)
-    return None

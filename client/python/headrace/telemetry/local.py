@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import format_span_id, format_trace_id
 
-from headrace.telemetry.logs import line_fields
+from headrace.telemetry.logs import line_fields, line_time
 from headrace.telemetry.records import LogLine, SpanEvent, SpanLink, SpanRecord, Value
 
 
@@ -48,7 +46,7 @@ class LocalLogHandler(logging.Handler):
         """Hand one line on."""
         try:
             fields = line_fields(record, self._service)
-            self._sink(LogLine(_time(record), record.levelno, fields))
+            self._sink(LogLine(line_time(record), record.levelno, fields))
         except Exception:  # noqa: BLE001 - a log call must not break its caller
             return
 
@@ -89,13 +87,3 @@ def span_record(span: ReadableSpan, service: str, instance: str) -> SpanRecord:
 
 def _plain(attributes: Mapping[str, Any] | None) -> dict[str, Value]:
     return dict(attributes or {})
-
-
-def _time(record: logging.LogRecord) -> int:
-    """Nanoseconds since 1970. A line of another process has a time of its own."""
-    told = getattr(record, "timestamp", None)
-    if isinstance(told, str):
-        with suppress(ValueError):
-            # Of a float no more digits are true than those of microseconds.
-            return round(datetime.fromisoformat(told).timestamp() * 1e6) * 1000
-    return int(record.created * 1e9)

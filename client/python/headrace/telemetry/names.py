@@ -97,7 +97,6 @@ GEN_AI_REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
 GEN_AI_REQUEST_TOP_P: Final = "gen_ai.request.top_p"
 GEN_AI_REQUEST_TOP_K: Final = "gen_ai.request.top_k"
 GEN_AI_REQUEST_SEED: Final = "gen_ai.request.seed"
-GEN_AI_REQUEST_STOP_SEQUENCES: Final = "gen_ai.request.stop_sequences"
 GEN_AI_RESPONSE_ID: Final = "gen_ai.response.id"
 GEN_AI_RESPONSE_MODEL: Final = "gen_ai.response.model"
 GEN_AI_RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
@@ -107,8 +106,6 @@ GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tok
 
 OPERATION_CHAT: Final = "chat"
 OPERATION_TEXT_COMPLETION: Final = "text_completion"
-OPERATION_EMBEDDINGS: Final = "embeddings"
-OPERATION_GENERATE_CONTENT: Final = "generate_content"
 
 GEN_AI_REQUEST_DURATION: Final = HistogramSpec(
     "gen_ai.server.request.duration",
@@ -152,8 +149,7 @@ HEADRACE_ATTEMPT: Final = "headrace.attempt.number"
 HEADRACE_ERROR_REASON: Final = "headrace.error.reason"
 """Of a call that ended in a typed error, also where that is no fault of its server."""
 HEADRACE_ERROR_DETAILS: Final = "headrace.error.details"
-"""Names and numbers that the contract documents for the reason; never a text of the request."""
-HEADRACE_REQUEST_ID: Final = "headrace.request.id"
+"""Names and numbers that the contract documents for the reason; never a prompt or an output."""
 HEADRACE_MODEL_DIGEST: Final = "headrace.model.digest"
 HEADRACE_RUNNER_ID: Final = "headrace.runner.id"
 HEADRACE_RUNNER_SPARE: Final = "headrace.runner.spare"

@@ -12,6 +12,8 @@ from typing import Any, Final, TypeAlias
 Value: TypeAlias = str | bool | int | float | Sequence[str | bool | int | float]
 """Of an attribute."""
 
+MAX_TIME: Final = 2**63 - 1
+"""Nanoseconds since 1970 that can be kept, in the year 2262."""
 MAX_TEXT: Final = 8192
 """Characters of one text that are kept. Its start and its end say most; its middle goes."""
 _MAX_ENTRIES: Final = 64
@@ -133,7 +135,7 @@ def span_from_fields(fields: Mapping[str, Any]) -> SpanRecord:
 
     Raises KeyError, TypeError or ValueError where it is none.
     """
-    start, end = int(fields["start"]), int(fields["end"])
+    start, end = (min(max(0, int(fields[name])), MAX_TIME) for name in ("start", "end"))
     return SpanRecord(
         trace_id=_id(fields["trace_id"], 32),
         span_id=_id(fields["span_id"], 16),

@@ -354,19 +354,10 @@ class TextWorker:
         if events:
             self._deliver(events)
 
-    def _count(self) -> None:
-        """Who has an answer may ask at once what was counted for it."""
-        self.stats = replace(
-            self.stats,
-            step_seconds=self._step_seconds.read(),
-            step_rows=self._step_rows.read(),
-            **self._totals,
-        )
-
     def _measure(self) -> None:
         self._measured_at = time.monotonic()
-        self.stats = EngineStats(
-            weights_bytes=self.stats.weights_bytes,
+        self.stats = replace(
+            self.stats,
             kv_bytes=self._batch.kv_bytes,
             kv_reserved_bytes=self._reservations.reserved,
             kv_limit_bytes=self._reservations.limit,
@@ -374,6 +365,13 @@ class TextWorker:
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
             cache_bytes=mx.get_cache_memory(),
+        )
+        self._count()
+
+    def _count(self) -> None:
+        """Who has an answer may ask at once what was counted for it."""
+        self.stats = replace(
+            self.stats,
             step_seconds=self._step_seconds.read(),
             step_rows=self._step_rows.read(),
             **self._totals,

@@ -138,7 +138,7 @@ class StoreWriter:
                     connection.executemany(schema.INSERT, rows)
                 written += len(rows)
                 self._make_room(connection)
-        except (sqlite3.Error, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is costs these records alone
             with self._state:
                 self._drop(len(batch) - written)
             self._disconnect()
