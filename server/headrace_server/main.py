@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = Sources(argv)
     effective = read(sources)
     if sources.check:
+        for warning in effective.warnings:
+            sys.stderr.write(f"headrace serve: {warning}\n")
         sys.stdout.write(as_toml(effective))
         return 0
     config = effective.config

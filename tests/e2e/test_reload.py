@@ -160,6 +160,8 @@ def test_a_configuration_is_checked_and_shown(place: Place) -> None:
     assert 'memory = "2GiB"' in shown.stdout
     assert f"# {file}:1" in shown.stdout
     assert "# --keep-alive" in shown.stdout
+    place.environment["HEADRACE_KEEPALIVE"] = "5m"
+    assert "did you mean HEADRACE_KEEP_ALIVE?" in check().stderr
     file.write_text("memory = true\n")
     wrong = check("--config", str(file))
     assert wrong.returncode == 2

@@ -119,7 +119,7 @@ class ModelNotFound(HeadraceError):
         message = f"no model named {name!r} is in the store"
         if nearest:
             message += f"; did you mean {' or '.join(map(repr, nearest))}?"
-        if hint:
+        elif hint:
             message += f"; {hint}"
         super().__init__(message, metadata={"model": name, "nearest": ",".join(nearest)})
 

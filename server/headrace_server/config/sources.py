@@ -103,10 +103,10 @@ class Sources:
 
 
 def _check_local(key: str, address: str, instead: str, reading: _Reading) -> None:
-    """Raises ConfigError for an address that others can reach."""
+    """Raises ConfigError for an address that others can reach. `key` is what has named it."""
     if not is_local(address):
         what = (
-            f"{key}: {address} reaches beyond this machine without TLS; listen on {instead}, or "
+            f"{address} reaches beyond this machine without TLS; listen on {instead}, or "
             "allow it with --insecure or insecure = true"
         )
         raise ConfigError([Problem(reading.origins["", key], 0, what)])

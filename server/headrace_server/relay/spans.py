@@ -75,7 +75,7 @@ class Attempt:
             if error is None:
                 self._span.set_attribute(names.RPC_STATUS_CODE, grpc.StatusCode.OK.name)
             else:
-                self._fail(_code_of(error), kind_of(error))
+                self._fail(*_code_and_kind_of(error))
         self._span.end(self._ended_at)
 
     def _fail(self, code: str, kind: str) -> None:
@@ -93,10 +93,10 @@ def note_end(wanted: Wanted, record: Record) -> None:
             span.set_attribute(names.GEN_AI_USAGE_OUTPUT_TOKENS, record.tokens_sent)
 
 
-def _code_of(error: BaseException) -> str:
-    """By gRPC's names."""
+def _code_and_kind_of(error: BaseException) -> tuple[str, str]:
+    """By gRPC's names; the kind of a bug is its exception's."""
     if isinstance(error, HeadraceError):
-        return error.code.name
+        return error.code.name, error.code.name
     if kind_of(error) == CANCELLED:
-        return grpc.StatusCode.CANCELLED.name
-    return grpc.StatusCode.UNKNOWN.name
+        return grpc.StatusCode.CANCELLED.name, grpc.StatusCode.CANCELLED.name
+    return grpc.StatusCode.UNKNOWN.name, type(error).__name__

@@ -12,7 +12,13 @@ import pytest
 
 from headrace.cli.app import COMMANDS, cli, run
 from headrace.cli.output import duration, size
-from headrace.errors import ContextLengthExceeded, ModelNotFound, QueueFull, RunnerCrashed
+from headrace.errors import (
+    ContextLengthExceeded,
+    ModelNotFound,
+    QueueFull,
+    RunnerCrashed,
+    Unavailable,
+)
 from headrace.v1 import completion_pb2, model_pb2
 from tests.unit.sdk import fake as say
 from tests.unit.sdk.fake import Fake, serving
@@ -278,6 +284,17 @@ def test_no_controller(headrace: Run, monkeypatch: pytest.MonkeyPatch, tmp_path:
     # Nobody names another machine and means this one.
     monkeypatch.setenv("HEADRACE_HOST", "192.0.2.1:bad")
     assert headrace("run", "m", "hi")[0] == 4
+
+
+def test_a_controller_that_goes_away(fake: Fake, headrace: Run) -> None:
+    """What gRPC says of it is no message for people, and no trace will ever tell more."""
+    fake.failure = Unavailable("Socket closed")
+    code, _, err = headrace("ps")
+    assert code == 4
+    first, second, third = err.splitlines()
+    assert first == f"error: the controller at {fake.target} does not answer any more"
+    assert second == "  Socket closed"
+    assert third.startswith("  trace ")
 
 
 def test_chat(fake: Fake, headrace: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_metrics_beyond_this_machine_only_when_told(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         parse(["--metrics-listen", "0.0.0.0:9464"], {})
     told = capsys.readouterr().err
-    assert "metrics_listen" in told
+    assert "--metrics-listen: 0.0.0.0:9464" in told
     assert "--insecure" in told
     wide = parse(["--metrics-listen", "0.0.0.0:9464", "--insecure"], {})
     assert wide.metrics_listen == "0.0.0.0:9464"

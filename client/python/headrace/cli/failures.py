@@ -44,19 +44,24 @@ def exit_code(error: HeadraceError) -> int:
 
 def report(error: HeadraceError) -> None:
     """Tells the error on stderr: what happened, what helps, and the trace to look for."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    traced = next(filter(None, map(_TRACE.fullmatch, notes)), None)
+    # A call that was under way, and gRPC's own words for what became of it.
+    lost = traced is not None and error.code is StatusCode.UNAVAILABLE and not error.reason
     click.secho("error: ", fg="red", nl=False, err=True)
-    click.echo(error.message, err=True)
+    if lost:
+        click.echo(f"the controller at {resolve_target()} does not answer any more", err=True)
+        click.secho(f"  {error.message}", dim=True, err=True)
+    else:
+        click.echo(error.message, err=True)
     remedy = _REMEDIES.get(error.reason)
     if remedy and remedy not in error.message:
         click.echo(f"  {remedy}", err=True)
     if error.retry_after:
         click.echo(f"  a new try makes sense in {error.retry_after:.0f} s", err=True)
-    for note in getattr(error, "__notes__", ()):
+    for note in notes:
         for line in note.splitlines():
             click.secho(f"  {line}", dim=True, err=True)
-        traced = _TRACE.fullmatch(note)
-        if traced and error.code not in _OBVIOUS:
-            there = "" if is_local(resolve_target()) else ", on the controller's machine"
-            click.echo(
-                f"  `headrace trace {traced[1][:8]}` shows how it came to that{there}", err=True
-            )
+    if traced and not lost and error.code not in _OBVIOUS:
+        there = "" if is_local(resolve_target()) else ", on the controller's machine"
+        click.echo(f"  `headrace trace {traced[1][:8]}` shows how it came to that{there}", err=True)

@@ -56,7 +56,9 @@ def logs_command(
     They are read from HEADRACE_HOME, whether a controller runs or not.
     """
     if since is not None and since < 0:
-        raise click.BadParameter("a time is wanted", param_hint="'--since'")
+        raise click.BadParameter(
+            "is how long ago, such as 90, 5m, 1h or 2d", param_hint="'--since'"
+        )
     if lines is None:
         lines = _LINES if trace is None and since is None else _ALL
     after = 0 if since is None else time.time_ns() - int(since * 1e9)

@@ -36,7 +36,7 @@ def parse_time(text: str) -> float:
         return -1.0
     found = re.fullmatch(r"(-?\d+(?:\.\d+)?)(ms|[smhd]|)", text)
     if not found:
-        raise click.BadParameter(f"{text!r} is no time such as 90, 5m, 1h or forever")
+        raise click.BadParameter(f"{text!r} is no time such as 90, 5m, 1h, 2d or forever")
     return float(found[1]) * _UNITS[found[2]]
 
 
