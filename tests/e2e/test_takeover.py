@@ -20,8 +20,8 @@ from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, head
 TAKEOVER = "--takeover"
 CLIENTS = 4
 """Of each kind."""
-LONG = 20.0
-"""Seconds for a stream that begins before the new one is started, and ends on the old one."""
+TOKENS = 48
+"""Of a stream that begins before the new one is started, and ends on the old one."""
 
 
 @dataclass
@@ -92,17 +92,16 @@ async def test_an_upgrade_loses_no_stream_and_refuses_no_request(
         tasks = traffic.start()
         try:
             await traffic.more()
-            # How fast it goes beside the others.
-            few = await client.complete(MODEL, "1, 2, 3,", max_tokens=16, ignore_eos=True)
-            tokens = int(16 * LONG / few.timings.decode)
-            long = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=tokens, ignore_eos=True)
+            long = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=TOKENS, ignore_eos=True)
             async for event in long:
                 if isinstance(event, Delta):
                     break
+            (runner,) = (process for process in old.runners() if MODEL in process.cmdline())
+            runner.suspend()  # So that the stream cannot end before the old one drains.
             new = await asyncio.to_thread(start, *arguments, listen=old.target)
-            collecting = asyncio.create_task(long.collect())
             await old.logged("draining")
-            assert not collecting.done()
+            runner.resume()
+            collecting = asyncio.create_task(long.collect())
             await traffic.more()
             ending = asyncio.create_task(asyncio.to_thread(old.wait))
             whole = await collecting
@@ -114,7 +113,7 @@ async def test_an_upgrade_loses_no_stream_and_refuses_no_request(
             await asyncio.gather(*tasks, return_exceptions=True)
     assert traffic.failures == []
     assert len(traffic.texts) == 1
-    assert whole.usage.output_tokens == tokens
+    assert whole.usage.output_tokens == TOKENS
     assert whole.finish_reason is FinishReason.LENGTH
     assert old.processes() == []
     # The old one's socket is the new one's now, and goes with it.
