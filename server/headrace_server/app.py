@@ -85,9 +85,7 @@ class App:
         self._scheduler = Scheduler(
             limits, planner, self._runners_changed, shortage=self._memory_shortage
         )
-        levels.observe(
-            lambda: self._scheduler.state, self._scheduler.name_of, self._memory_shortage
-        )
+        levels.observe(lambda: self._scheduler.state, self._memory_shortage)
         self._recorder = Recorder(self._scheduler.runners)
         self._relay = Relay(
             self._scheduler,

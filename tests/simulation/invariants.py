@@ -116,6 +116,8 @@ def _start_is_right(world: World, runner: str, actions: tuple[Action, ...]) -> N
     assert _held(world) <= BUDGET, "started beyond the budget"
     waiters = [asked for asked in world.waiting.values() if asked.key == started.key]
     assert waiters, "started for nobody"
+    first = next(asked for asked in world.state.waiting if asked.key == started.key)
+    assert started.name == first.name, "named by another than the one that it is for"
     if world.state.draining:
         assert any(asked.moved for asked in waiters), "started for a new one while draining"
     if any(slot.usable for slot in own if slot is not started):

@@ -182,6 +182,7 @@ class World:
         asked = Asked(
             self.requests,
             model.key,
+            f"{model.key} by request {self.requests}",
             model.needs,
             self.policies[model.key],
             keep_alive,

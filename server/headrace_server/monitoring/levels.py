@@ -12,20 +12,17 @@ from headrace.telemetry import names
 from headrace_server.measures import of_model
 from headrace_server.scheduling.state import Phase, State
 
-Name = Callable[[str], str]
-"""Gives the name of the model of a key."""
 
-
-def observe(state: Callable[[], State], name_of: Name, shortage: Callable[[], int]) -> None:
+def observe(state: Callable[[], State], shortage: Callable[[], int]) -> None:
     """Have the levels exported, each read when it is.
 
     All are called on the exporter's thread. `shortage`: bytes that the machine is short of.
     """
     meter = metrics.get_meter("headrace.controller")
 
-    def each(levels: Callable[[State, Name], Mapping[str, int]]) -> names.Observe:
+    def each(levels: Callable[[State], Mapping[str, int]]) -> names.Observe:
         def callback(_: CallbackOptions) -> Iterable[Observation]:
-            found = levels(state(), name_of)
+            found = levels(state())
             return [Observation(value, of_model(model)) for model, value in found.items()]
 
         return callback
@@ -41,7 +38,7 @@ def observe(state: Callable[[], State], name_of: Name, shortage: Callable[[], in
         meter,
         lambda _: [
             Observation(count, {**of_model(model), names.HEADRACE_RUNNER_STATE: phase.value})
-            for (model, phase), count in runners(state(), name_of).items()
+            for (model, phase), count in runners(state()).items()
         ],
     )
     names.QUEUE_LIMIT.observe(meter, one(lambda: state().limits.queue_total))
@@ -49,42 +46,38 @@ def observe(state: Callable[[], State], name_of: Name, shortage: Callable[[], in
     names.MEMORY_SHORTAGE.observe(meter, one(shortage))
 
 
-def running(state: State, name_of: Name) -> Mapping[str, int]:
+def running(state: State) -> Mapping[str, int]:
     """Calls that have a runner, by model."""
-    return _summed((name_of(slot.key), len(slot.leases)) for slot in state.slots.values())
+    return _summed((slot.name, len(slot.leases)) for slot in state.slots.values())
 
 
-def waiting(state: State, name_of: Name) -> Mapping[str, int]:
+def waiting(state: State) -> Mapping[str, int]:
     """Calls that wait for a runner, by model; 0 for those that have runners and no queue."""
-    return _summed(
-        [
-            *((name_of(slot.key), 0) for slot in state.slots.values()),
-            *((name_of(asked.key), 1) for asked in state.waiting),
-        ]
-    )
+    return {slot.name: 0 for slot in state.slots.values()} | state.queues()
 
 
-def held(state: State, name_of: Name) -> Mapping[str, int]:
+def held(state: State) -> Mapping[str, int]:
     """Bytes that runners are counted with, by model."""
-    return _summed((name_of(slot.key), slot.memory) for slot in state.slots.values())
+    return _summed((slot.name, slot.memory) for slot in state.slots.values())
 
 
-def open_circuits(state: State, name_of: Name) -> Mapping[str, int]:
+def open_circuits(state: State) -> Mapping[str, int]:
     """1 for each model that is not loaded since it crashed too often, 0 for others in use.
 
     Such a one is open until a load succeeds, whether or not one may be tried by now.
     """
+    called = state.names()
     return _summed(
         [
-            *((name_of(slot.key), 0) for slot in state.slots.values()),
-            *((name_of(key), int(crashes.open)) for key, crashes in state.crashes.items()),
+            *((slot.name, 0) for slot in state.slots.values()),
+            *((called[key], int(crashes.open)) for key, crashes in state.crashes.items()),
         ]
     )
 
 
-def runners(state: State, name_of: Name) -> Mapping[tuple[str, Phase], int]:
+def runners(state: State) -> Mapping[tuple[str, Phase], int]:
     """Runners by model and phase."""
-    return Counter((name_of(slot.key), slot.phase) for slot in state.slots.values())
+    return Counter((slot.name, slot.phase) for slot in state.slots.values())
 
 
 def _summed(pairs: Iterable[tuple[str, int]]) -> Mapping[str, int]:

@@ -174,7 +174,7 @@ def _exited(desk: Desk, slot: Slot, event: Exited) -> None:
     before = desk.crashes_of(key)
     if slot.advanced:
         # Its model gets things done: whom this hit may go on at once, as often as it takes.
-        desk.crashes[key] = replace(before, cause=event.cause)
+        desk.crashes[key] = replace(before, cause=event.cause, name=slot.name)
         return
     last = not any(other.usable for other in desk.of(key))
     if loading and last and event.cause in FINAL:
@@ -183,7 +183,9 @@ def _exited(desk: Desk, slot: Slot, event: Exited) -> None:
     lacks_memory = loading and last and event.cause == "OUT_OF_MEMORY"
     # The estimate was too low. Give the load the room of all who are idle, once.
     again = bool(lacks_memory and desk.slots and desk.waiters(key) and not before.cramped)
-    crashes = before.another(event.cause, desk.now, desk.limits, loading=loading, cramped=again)
+    crashes = before.another(
+        slot.name, event.cause, desk.now, desk.limits, loading=loading, cramped=again
+    )
     desk.crashes[key] = crashes
     if again:
         for other in tuple(desk.slots.values()):

@@ -222,6 +222,6 @@ def _start(desk: Desk, asked: Asked) -> None:
     desk.started += 1
     runner, now = f"r{desk.started}", desk.now
     stay = desk.asked_keep_alive(asked)
-    slot = Slot(runner, asked.key, asked.needs, asked.policy, stay, now, idle_since=now)
+    slot = Slot(runner, asked.key, asked.name, asked.needs, asked.policy, stay, now, idle_since=now)
     desk.slots[runner] = replace(slot, extra=_has_usable(desk, asked.key))
     desk.actions.append(Start(runner, asked.key))

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
 
 from opentelemetry import context as otel_context
-from opentelemetry.context import Context as TraceContext
 from opentelemetry.trace import Link
 
 from headrace.errors import CircuitOpen, HeadraceError, LoadFailed
@@ -91,7 +89,6 @@ class Scheduler:
         """Of the state, once somebody wants to know: all who wait look after each change."""
         self._requests = 0
         self._tickets: dict[int, Ticket] = {}
-        self._wanted: dict[str, Wanted] = {}
         self._policies: dict[str, Policy] = {}
         """By key. Those of models that are not known yet come with their requests."""
         self._current: set[str] = set()
@@ -128,12 +125,12 @@ class Scheduler:
         `moved`: it was being served, and its runner is lost.
         """
         self._requests += 1
-        self._wanted[wanted.key] = wanted
         if not moved:  # One that moves may have been planned by the settings of before.
             self._current.add(wanted.key)
         asked = Asked(
             self._requests,
             wanted.key,
+            wanted.name,
             wanted.needs,
             self._policies.get(wanted.key, wanted.policy),
             keep_alive,
@@ -143,17 +140,12 @@ class Scheduler:
             self._timings.pace(wanted.key, wanted.needs, prompt_bytes, self.now()),
             moved,
         )
-        return Ticket(self, asked, prompt_bytes)
+        return Ticket(self, asked, wanted, prompt_bytes)
 
     @property
     def state(self) -> State:
         """What the core knows: a value, to be looked at by any thread."""
         return self._state
-
-    def name_of(self, key: str) -> str:
-        """What the model of a key is called; the key itself once it is forgotten."""
-        wanted = self._wanted.get(key)
-        return key if wanted is None else wanted.name
 
     def runners(self) -> list[tuple[Slot, Life]]:
         """Every runner, for a look, the oldest first."""
@@ -162,10 +154,6 @@ class Scheduler:
     def runners_of(self, key: str) -> list[tuple[Slot, Life]]:
         """The runners of a model, for a look; none where it is not loaded."""
         return [(slot, self._lives[slot.runner]) for slot in self._state.slots_of(key)]
-
-    def queues(self) -> dict[str, int]:
-        """How many requests wait for a runner, by the name of their model."""
-        return Counter(self._wanted[asked.key].name for asked in self._state.waiting)
 
     @property
     def limits(self) -> Limits:
@@ -204,9 +192,8 @@ class Scheduler:
         waited_for = {asked.key for asked in self._state.waiting}
         self._timings.keep_only(keys)
         self._state = self._state.remembering({*keys, *waited_for})
-        for key in self._wanted.keys() - keys - waited_for:
-            del self._wanted[key]
-            self._failed.pop(key, None)
+        for key in self._failed.keys() - keys - waited_for:
+            del self._failed[key]
         for key in changed:
             self._feed(Policed(key, policies[key]))
         for key in {slot.key for slot in self._state.slots.values()} - keys:
@@ -354,7 +341,9 @@ class Scheduler:
     def _carry_out(self, action: Action) -> None:
         match action:
             case Start(runner, key):
-                life = Life(runner, self._wanted[key], self._begin_load(runner, key))
+                waiting = self._waiting_for(key)
+                # Of those who wait for a model the first is whom the core has started it for.
+                life = Life(runner, waiting[0].wanted, self._begin_load(runner, waiting))
                 measures.starting(life.wanted.name)
                 self._lives[runner] = life
                 # In a context of its own: it may outlive the request that it is for.
@@ -378,16 +367,14 @@ class Scheduler:
                 blocked = isinstance(error, CircuitOpen)
                 ticket.refuse(error, self._failed.get(ticket.key) if blocked else None)
 
-    def _begin_load(self, runner: str, key: str) -> Load:
+    def _waiting_for(self, key: str) -> list[Ticket]:
+        return [self._tickets[asked.request] for asked in self._state.waiting if asked.key == key]
+
+    def _begin_load(self, runner: str, waiting: Sequence[Ticket]) -> Load:
         """The record of a load. It is part of the trace of the first who waits and has none yet."""
-        waiting = [
-            self._tickets[asked.request] for asked in self._state.waiting if asked.key == key
-        ]
-        new = [ticket for ticket in waiting if ticket.load is None]
-        first = next(iter(new or waiting), None)
-        cause = TraceContext() if first is None else first.origin
-        wanted = self._wanted[key]
-        load = Load(runner, wanted.name, wanted.digest, self.now(), cause)
+        first = next((ticket for ticket in waiting if ticket.load is None), waiting[0])
+        wanted = waiting[0].wanted
+        load = Load(runner, wanted.name, wanted.digest, self.now(), first.origin)
         for ticket in waiting:
             ticket.awaits(load, own=ticket is first)
         return load

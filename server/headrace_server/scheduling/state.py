@@ -6,6 +6,7 @@ Times are seconds on one monotonic clock, memory is bytes. Nothing here acts.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
@@ -108,6 +109,8 @@ class Slot:
 
     runner: str
     key: str
+    name: str
+    """Of its model, as the request called it that it was started for."""
     memory: int
     policy: Policy
     asked_keep_alive: float | None
@@ -196,15 +199,17 @@ class Crashes:
     """Whether who asks before `retry_at` is refused rather than kept waiting."""
     cramped: bool = False
     """Whether its last load ran out of memory beside others, and is to be tried once more."""
+    name: str = ""
+    """Of the model, as the latest runner that crashed had it; empty where none has."""
 
     def another(
-        self, cause: str, now: float, limits: Limits, *, loading: bool, cramped: bool
+        self, name: str, cause: str, now: float, limits: Limits, *, loading: bool, cramped: bool
     ) -> Crashes:
         """What to remember after one more: when to try again, and whether to give up for now."""
         times = (*(time for time in self.times if now - time < limits.crash_window), now)
         failed_loads = self.failed_loads + loading
         count = max(len(times), failed_loads)
-        known = Crashes(times, failed_loads, cause, cramped=cramped)
+        known = Crashes(times, failed_loads, cause, cramped=cramped, name=name)
         if count >= limits.max_crashes:
             return replace(known, retry_at=now + limits.cooldown, open=True)
         # One death is an accident: the next runner starts at once.
@@ -213,7 +218,7 @@ class Crashes:
 
     def overcome(self) -> Crashes:
         """What to remember after a load went well: they still count, but hinder nothing."""
-        return Crashes(self.times, cause=self.cause)
+        return Crashes(self.times, cause=self.cause, name=self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +227,8 @@ class Asked:
 
     request: int
     key: str
+    name: str
+    """What it calls the model: one of the names that share a key."""
     needs: int
     """Bytes to set aside if the model has to be loaded."""
     policy: Policy = _DEFAULT_POLICY
@@ -267,6 +274,24 @@ class State:
     def slots_of(self, key: str) -> tuple[Slot, ...]:
         """The runners of a model, whatever their phase, the oldest first."""
         return tuple(slot for slot in self.slots.values() if slot.key == key)
+
+    def names(self) -> dict[str, str]:
+        """What the model of each key is called: one name, whatever others share its runners.
+
+        It is that of its oldest runner, else of the first who waits, else of the last crash.
+        """
+        found: dict[str, str] = {}
+        those: tuple[Slot | Asked, ...] = (*self.slots.values(), *self.waiting)
+        for one in those:
+            found.setdefault(one.key, one.name)
+        for key, crashes in self.crashes.items():
+            found.setdefault(key, crashes.name)
+        return found
+
+    def queues(self) -> dict[str, int]:
+        """How many requests wait for a runner, by the name of their model."""
+        names = self.names()
+        return Counter(names[asked.key] for asked in self.waiting)
 
     def remembering(self, keys: Collection[str]) -> State:
         """The same, without the crashes of other models."""

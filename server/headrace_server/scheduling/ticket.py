@@ -128,9 +128,10 @@ class Ticket:
     Leaving the context gives the place back, whatever happened.
     """
 
-    def __init__(self, desk: Desk, asked: Asked, prompt_bytes: int = 0) -> None:
+    def __init__(self, desk: Desk, asked: Asked, wanted: Wanted, prompt_bytes: int = 0) -> None:
         self._desk = desk
         self._asked = asked
+        self.wanted = wanted
         self._advanced = False
         self.prompt_bytes = prompt_bytes
         self._granted: asyncio.Future[Life] = asyncio.get_running_loop().create_future()

@@ -179,7 +179,7 @@ class ModelServicer(ModelServiceServicer):
             ],
             queues=[
                 ModelQueue(model=name, waiting=count)
-                for name, count in sorted(self._scheduler.queues().items())
+                for name, count in sorted(self._scheduler.state.queues().items())
             ],
             memory_budget_bytes=self._scheduler.limits.memory,
         )

@@ -24,7 +24,7 @@ class Desk:
     def ask(self, key: str, needs: int = 40, **more: Any) -> tuple[Action, ...]:
         """Ask as request 1, 2, 3, …"""
         self._requests += 1
-        return self.tell(Asked(self._requests, key, needs, **{"policy": self.policy, **more}))
+        return self.tell(Asked(self._requests, key, key, needs, **{"policy": self.policy, **more}))
 
     def wait(self, seconds: float) -> tuple[Action, ...]:
         self.now += seconds

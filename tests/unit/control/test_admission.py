@@ -17,7 +17,7 @@ PACE = Pace(load=10.0, service=4.0, prefill=1.0)
 
 def slot(phase: Phase, load: int = 0, started_at: float = 0.0) -> Slot:
     leases = frozenset(range(load))
-    return Slot("r1", "a", 1, Policy(concurrency=2), 1.0, started_at, 0.0, phase, leases)
+    return Slot("r1", "a", "a", 1, Policy(concurrency=2), 1.0, started_at, 0.0, phase, leases)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def slot(phase: Phase, load: int = 0, started_at: float = 0.0) -> Slot:
 def test_the_earliest_first_token(
     slots: list[Slot], ahead: int, more: dict[str, Any], seconds: float
 ) -> None:
-    asked = Asked(1, "a", 1, Policy(concurrency=2), pace=PACE)
+    asked = Asked(1, "a", "a", 1, Policy(concurrency=2), pace=PACE)
     options = {"retry_at": -math.inf, **more}
     assert earliest(asked, slots, ahead=ahead, now=100.0, **options) == seconds
 

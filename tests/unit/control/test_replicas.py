@@ -150,7 +150,7 @@ def test_requests_go_where_their_beginning_was_served() -> None:
 def slot(runner: str, load: int, **more: Any) -> Slot:
     policy = Policy(concurrency=16, replicas=2)
     leases = frozenset(range(load))
-    return Slot(runner, "a", 1, policy, 1.0, 0.0, 0.0, Phase.SERVING, leases, **more)
+    return Slot(runner, "a", "a", 1, policy, 1.0, 0.0, 0.0, Phase.SERVING, leases, **more)
 
 
 @pytest.mark.parametrize(("load", "chosen"), [(2, "known"), (3, "other")])

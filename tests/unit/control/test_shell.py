@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from headrace.errors import DeadlineUnreachable, Draining, InsufficientMemory
+from headrace_server.monitoring.levels import open_circuits
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.state import Limits, Phase, Policy, State
 from headrace_server.scheduling.ticket import Runner, Wanted
@@ -337,6 +338,29 @@ async def test_who_waits_is_counted_by_model(stage: Stage) -> None:
     with ExitStack() as asking:
         for model in models:
             asking.enter_context(stage.scheduler.ask(model))
-        assert stage.scheduler.queues() == {"fake:latest": 2, "other:1": 1}
-    assert stage.scheduler.queues() == {}
+        assert stage.scheduler.state.queues() == {"fake:latest": 2, "other:1": 1}
+    assert stage.scheduler.state.queues() == {}
     assert stage.scheduler.limits.memory == 100
+
+
+async def test_a_runner_has_the_name_that_the_one_it_is_for_has_asked_for(stage: Stage) -> None:
+    first, last = FakeModel("shared", needs=40, name="one:1"), FakeModel("shared", name="two:2")
+    with stage.scheduler.ask(FakeModel("big", needs=80)) as big:
+        await big.granted()
+        waiting = ExitStack()
+        tickets = [waiting.enter_context(stage.scheduler.ask(model)) for model in (first, last)]
+    with waiting:
+        assert stage.scheduler.state.queues() == {"one:1": 2}
+        for ticket in tickets:
+            await ticket.granted()
+        ((slot, life),) = stage.scheduler.runners_of("shared")
+        assert (slot.name, life.wanted.name) == ("one:1", "one:1")
+
+
+async def test_a_model_that_crashed_keeps_its_name_though_nobody_wants_it(stage: Stage) -> None:
+    for _ in range(3):
+        with stage.scheduler.ask(FakeModel()) as ticket:
+            await ticket.granted()
+            await stage.launcher.runners[-1].die()
+            await ticket.life.gone.wait()
+    assert open_circuits(stage.scheduler.state) == {"fake:latest": 1}

@@ -79,7 +79,9 @@ class Stage:
         process: Any = Process(asyncio.create_task(dies()))
         await process.dead
         wanted = FakeModel(runner_key(digest, OPTIONS), digest, name="words:latest")
-        slot = Slot(name, wanted.key, 10, Policy(), 300.0, started_at=0.0, idle_since=0.0)
+        slot = Slot(
+            name, wanted.key, wanted.name, 10, Policy(), 300.0, started_at=0.0, idle_since=0.0
+        )
         load = Load(name, wanted.name, digest, 0.0, Context())
         self.runners[name] = (slot, Life(name, wanted, load, runner=process))
         return process
