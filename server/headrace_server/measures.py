@@ -1,7 +1,7 @@
 """What the controller measures, recorded where it becomes known. Costs next to nothing where nobody
 collects it.
 
-Called in the context of whom a measurement belongs to: exemplars carry that trace.
+Called in the context of whom a measurement belongs to, or given it: exemplars carry that trace.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import get_args
 
 from opentelemetry import metrics
+from opentelemetry.context import Context
 
-from headrace.errors import HeadraceError
 from headrace.telemetry import names
-from headrace.telemetry.outcome import kind_of
+from headrace.telemetry.outcome import CANCELLED
 from headrace_server.runners.diagnosis import DeathCause
 
 _meter = metrics.get_meter("headrace.controller")
@@ -36,14 +36,19 @@ def of_model(name: str) -> dict[str, str]:
     return {names.HEADRACE_MODEL_NAME: name}
 
 
-def granted(model: str, seconds: float) -> None:
+def granted(model: str, seconds: float, context: Context | None = None) -> None:
     """A call was given a runner, after so long."""
-    _queue_duration.record(seconds, of_model(model))
+    _queue_duration.record(seconds, of_model(model), context)
 
 
-def refused(model: str, error: HeadraceError) -> None:
-    """A call was given none."""
-    _refusals.add(1, {**of_model(model), names.ERROR_TYPE: kind_of(error)})
+def refused(model: str, kind: str, context: Context) -> None:
+    """A call was given none, by an error of this kind."""
+    _refusals.add(1, {**of_model(model), names.ERROR_TYPE: kind}, context)
+
+
+def gave_up(model: str, seconds: float, context: Context) -> None:
+    """A call has left while it waited, after so long."""
+    _queue_duration.record(seconds, {**of_model(model), names.ERROR_TYPE: CANCELLED}, context)
 
 
 def moved(model: str, cause: str) -> None:

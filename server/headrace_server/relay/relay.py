@@ -281,7 +281,6 @@ class Relay:
                         with nullcontext() if turn is None else turn.bounded():
                             await call.tell(wait)
             except HeadraceError as refusal:
-                measures.refused(terms.wanted.name, refusal)
                 if before is None or before.end is End.WENT or record.tokens_sent is None:
                     raise
                 message = f"{before.message}, and no other could go on: {refusal.message}"
@@ -291,7 +290,6 @@ class Relay:
             if turn is not None:
                 turn.begin()
             note_wait(ticket, record)
-            measures.granted(terms.wanted.name, ticket.granted_at - ticket.asked_at)
             bind(runner_id=ticket.life.id)
             previous = INVALID_SPAN_CONTEXT if before is None else before.attempt
             with Attempt(call.method, ticket, record, previous) as attempt:

@@ -15,8 +15,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span
 
 from headrace.errors import HeadraceError
-from headrace.telemetry import names
-from headrace.telemetry.outcome import CANCELLED, kind_of, mark
+from headrace.telemetry import names, outcome
+from headrace_server import measures
 from headrace_server.runners.diagnosis import Death
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.loading import Load
@@ -158,7 +158,7 @@ class Ticket:
         traceback: TracebackType | None,
     ) -> None:
         if self._granted.cancel():
-            self._note_wait(CANCELLED, "")
+            self._note_wait(outcome.CANCELLED, "")
         self._desk.leave(self, self._asked)
 
     @property
@@ -244,13 +244,15 @@ class Ticket:
         if not self._granted.done():
             self._granted.set_exception(error)
             self._granted.exception()  # Seen, even if the one who asked is gone.
-            self._note_wait(kind_of(error), error.message, because)
+            self._note_wait(outcome.kind_of(error), error.message, because)
 
     def _note_wait(self, kind: str, message: str, because: Link | None = None) -> None:
-        """The wait is over: its spans. `kind`: of the error that it ended in, if it did."""
+        """The wait is over: its measure and its spans. `kind`: of the error that it ended in, if it
+        did."""
+        now = self._desk.now()
+        self._measure_wait(kind, now - self.asked_at)
         if not trace.get_current_span(self.origin).is_recording():
             return
-        now = self._desk.now()
         load = self.load
         if load is not None and self.served and self.life.load is not load:
             load = None  # Another runner was free before.
@@ -267,10 +269,19 @@ class Ticket:
             last = self._span(names.SPAN_LOAD_WAIT, epoch, loading_at, load.link())
             since = now
         if kind:
-            mark(last, kind, message)
+            outcome.mark(last, kind, message)
         if because is not None:
             last.add_link(because.context)
         last.end(epoch + int(since * 1e9))
+
+    def _measure_wait(self, kind: str, seconds: float) -> None:
+        match kind:
+            case "":
+                measures.granted(self._asked.name, seconds, self.origin)
+            case outcome.CANCELLED:
+                measures.gave_up(self._asked.name, seconds, self.origin)
+            case _:
+                measures.refused(self._asked.name, kind, self.origin)
 
     def _span(self, name: str, epoch: int, since: float, *links: Link) -> Span:
         began = epoch + int(since * 1e9)
