@@ -68,17 +68,18 @@ def loaded(model: str, seconds: float) -> None:
     _load_duration.record(seconds, of_model(model))
 
 
-def ended(model: str, *, ordered: str, cause: str, loading: float | None) -> None:
-    """A runner has ended.
+def not_loaded(model: str, seconds: float, kind: str) -> None:
+    """A load has failed, so long after the order to start a runner, by an error of this kind."""
+    _load_duration.record(seconds, {**of_model(model), names.ERROR_TYPE: kind})
 
-    `ordered`: why it was told to; empty if it was not. `cause`: what it died of else. `loading`:
-    for how many seconds it was loading, if it never served.
-    """
-    if ordered:
-        _unloads.add(1, {**of_model(model), names.HEADRACE_UNLOAD_REASON: ordered})
-        return
-    if loading is not None:
-        _load_duration.record(loading, {**of_model(model), names.ERROR_TYPE: cause})
+
+def unloaded(model: str, why: str) -> None:
+    """A runner that was told to stop is gone."""
+    _unloads.add(1, {**of_model(model), names.HEADRACE_UNLOAD_REASON: why})
+
+
+def crashed(model: str, cause: str) -> None:
+    """A process has ended by itself."""
     _crashes.add(1, {**of_model(model), names.HEADRACE_RUNNER_CAUSE_OF_DEATH: cause})
 
 

@@ -39,6 +39,8 @@ class Load:
         )
         self.context = trace.set_span_in_context(self._span, Context())
         """With its span, for the process that is started."""
+        self.error = ""
+        """The kind of error that it has come to, if it has failed."""
         self._over = False
 
     @property
@@ -75,6 +77,7 @@ class Load:
     def failed(self, kind: str, message: str) -> None:
         """It has come to nothing, if it is not over yet."""
         if not self._over:
+            self.error = kind
             mark(self._span, kind, message)
             self._end()
 

@@ -387,18 +387,23 @@ class Scheduler:
         finally:
             life.load.failed(cause, error.message)
             del self._tasks[life.id]
-            measures.ended(
-                life.wanted.name,
-                ordered=(life.why or Why.DRAINED) if life.stop.is_set() else "",
-                cause=cause,
-                loading=self.now() - life.started_at if life.loaded_at is None else None,
-            )
+            self._measure_end(life, cause)
             life.why = life.why or cause
             if life.loaded_at is None and not life.stop.is_set():
                 self._failed[life.wanted.key] = life.load.link()
             self._feed(Exited(life.id, cause, error))
             del self._lives[life.id]
             life.gone.set()
+
+    def _measure_end(self, life: Life, cause: str) -> None:
+        name = life.wanted.name
+        if life.stop.is_set():
+            measures.unloaded(name, life.why or Why.DRAINED)
+            return
+        if life.loaded_at is None:
+            measures.not_loaded(name, self.now() - life.started_at, life.load.error)
+        if life.runner is not None and life.runner.pid is not None:  # Else there was no process.
+            measures.crashed(name, cause)
 
     async def _watch_machine(self) -> None:
         """Tell the core when the machine gets short of memory, and when it is no more."""
