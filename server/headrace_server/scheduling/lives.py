@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 from headrace.errors import HeadraceError, LoadFailed
 from headrace.telemetry.outcome import kind_of
+from headrace_server import measures
 from headrace_server.runners.diagnosis import Death, load_error
 from headrace_server.scheduling.loading import Load
+from headrace_server.scheduling.state import Why
 from headrace_server.scheduling.ticket import Life, Runner, Wanted
 
 logger = logging.getLogger(__name__)
@@ -44,24 +46,45 @@ class Told(Protocol):
     def is_used(self, life: Life) -> bool:
         """Whether requests use it."""
 
+    def ended(self, life: Life, cause: str, error: HeadraceError) -> None:
+        """It is no more, by this cause; one who waits for it is told this error."""
 
-async def live(
-    life: Life, launcher: Launcher, told: Told, memory_interval: float
-) -> tuple[str, HeadraceError]:
-    """A runner's life, until there is nothing left of it; gives the cause of its end, and what one
-    who waits for it is told. `life.stop` ends it. `memory_interval`: seconds between two looks at
-    what it holds."""
+    def now(self) -> float:
+        """Seconds on the clock that the times of lives are of."""
+
+
+async def live(life: Life, launcher: Launcher, told: Told, memory_interval: float) -> None:
+    """A runner's life, until there is nothing left of it. `life.stop` ends it. `memory_interval`:
+    seconds between two looks at what it holds."""
+    cause: str = "EXITED"
+    error: HeadraceError = LoadFailed("the model could not be loaded", cause=cause)
     try:
         death = await _run(life, launcher, told, memory_interval)
+        life.load.died(death)
+        cause, error = death.cause, load_error(death, life.wanted.name)
     except HeadraceError as failure:
         life.load.failed(kind_of(failure), failure.message)
         logger.warning("not started: %s", failure, extra={"model": life.wanted.name})
-        return "LOAD_FAILED", failure
+        cause, error = "LOAD_FAILED", failure
     except Exception:  # a bug, which those who wait must not pay for by waiting on
         logger.exception("runner %s", life.id, extra={"model": life.wanted.name})
-        return "EXITED", LoadFailed("the model could not be loaded", cause="EXITED")
-    life.load.died(death)
-    return death.cause, load_error(death, life.wanted.name)
+    finally:
+        life.load.failed(cause, error.message)
+        _measure_end(life, cause, told.now())
+        life.why = life.why or cause
+        told.ended(life, cause, error)
+        life.gone.set()
+
+
+def _measure_end(life: Life, cause: str, now: float) -> None:
+    name = life.wanted.name
+    if life.stop.is_set():
+        measures.unloaded(name, life.why or Why.DRAINED)
+        return
+    if life.loaded_at is None:
+        measures.not_loaded(name, now - life.started_at, life.load.error)
+    if life.runner is not None and life.runner.pid is not None:  # Else there was no process.
+        measures.crashed(name, cause)
 
 
 async def _run(life: Life, launcher: Launcher, told: Told, memory_interval: float) -> Death:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import replace
 
 from opentelemetry import context as otel_context
 from opentelemetry.trace import Link
 
-from headrace.errors import CircuitOpen, HeadraceError, LoadFailed
+from headrace.errors import CircuitOpen, HeadraceError
 from headrace_server import measures
 from headrace_server.runners.lifecycle import State as RunnerState
 from headrace_server.scheduling.core import decide
@@ -42,7 +42,6 @@ from headrace_server.scheduling.events import (
     Unload,
 )
 from headrace_server.scheduling.lives import Launcher, live
-from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import (
     Asked,
     Limits,
@@ -51,9 +50,8 @@ from headrace_server.scheduling.state import (
     Prefixes,
     Slot,
     State,
-    Why,
 )
-from headrace_server.scheduling.ticket import Life, Ticket, Wait, Wanted
+from headrace_server.scheduling.ticket import Life, Ticket, Wait, Wanted, begin_load
 from headrace_server.scheduling.timing import Timings
 
 logger = logging.getLogger(__name__)
@@ -291,6 +289,13 @@ class Scheduler:
     def is_used(self, life: Life) -> bool:
         return bool(self._state.slots[life.id].leases)
 
+    def ended(self, life: Life, cause: str, error: HeadraceError) -> None:
+        del self._tasks[life.id]
+        if life.loaded_at is None and not life.stop.is_set():
+            self._failed[life.wanted.key] = life.load.link()
+        self._feed(Exited(life.id, cause, error))
+        del self._lives[life.id]
+
     # Events in, actions out.
 
     def _feed(self, event: Event) -> None:
@@ -343,13 +348,14 @@ class Scheduler:
             case Start(runner, key):
                 waiting = self._waiting_for(key)
                 # Of those who wait for a model the first is whom the core has started it for.
-                life = Life(runner, waiting[0].wanted, self._begin_load(runner, waiting))
+                life = Life(runner, waiting[0].wanted, begin_load(runner, waiting, self.now()))
                 measures.starting(life.wanted.name)
                 self._lives[runner] = life
                 # In a context of its own: it may outlive the request that it is for.
                 context = Context()
                 context.run(otel_context.attach, life.load.context)
-                task = self._loop.create_task(self._live(life), name=runner, context=context)
+                living = live(life, self._launcher, self, self._memory_interval)
+                task = self._loop.create_task(living, name=runner, context=context)
                 self._tasks[runner] = task
                 if self._watching is None or self._watching.done():
                     watch, context = self._watch_machine(), Context()
@@ -369,41 +375,6 @@ class Scheduler:
 
     def _waiting_for(self, key: str) -> list[Ticket]:
         return [self._tickets[asked.request] for asked in self._state.waiting if asked.key == key]
-
-    def _begin_load(self, runner: str, waiting: Sequence[Ticket]) -> Load:
-        """The record of a load. It is part of the trace of the first who waits and has none yet."""
-        first = next((ticket for ticket in waiting if ticket.load is None), waiting[0])
-        wanted = waiting[0].wanted
-        load = Load(runner, wanted.name, wanted.digest, self.now(), first.origin)
-        for ticket in waiting:
-            ticket.awaits(load, own=ticket is first)
-        return load
-
-    async def _live(self, life: Life) -> None:
-        cause = "EXITED"
-        error: HeadraceError = LoadFailed("the model could not be loaded", cause=cause)
-        try:
-            cause, error = await live(life, self._launcher, self, self._memory_interval)
-        finally:
-            life.load.failed(cause, error.message)
-            del self._tasks[life.id]
-            self._measure_end(life, cause)
-            life.why = life.why or cause
-            if life.loaded_at is None and not life.stop.is_set():
-                self._failed[life.wanted.key] = life.load.link()
-            self._feed(Exited(life.id, cause, error))
-            del self._lives[life.id]
-            life.gone.set()
-
-    def _measure_end(self, life: Life, cause: str) -> None:
-        name = life.wanted.name
-        if life.stop.is_set():
-            measures.unloaded(name, life.why or Why.DRAINED)
-            return
-        if life.loaded_at is None:
-            measures.not_loaded(name, self.now() - life.started_at, life.load.error)
-        if life.runner is not None and life.runner.pid is not None:  # Else there was no process.
-            measures.crashed(name, cause)
 
     async def _watch_machine(self) -> None:
         """Tell the core when the machine gets short of memory, and when it is no more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -286,3 +286,16 @@ class Ticket:
     def _span(self, name: str, epoch: int, since: float, *links: Link) -> Span:
         began = epoch + int(since * 1e9)
         return _tracer.start_span(name, self.origin, links=links, start_time=began)
+
+
+def begin_load(runner: str, waiting: Sequence[Ticket], now: float) -> Load:
+    """The record of a load for those who wait for it, of whom there is one at least.
+
+    It is part of the trace of the first of them that has none yet.
+    """
+    first = next((ticket for ticket in waiting if ticket.load is None), waiting[0])
+    wanted = waiting[0].wanted
+    load = Load(runner, wanted.name, wanted.digest, now, first.origin)
+    for ticket in waiting:
+        ticket.awaits(load, own=ticket is first)
+    return load
