@@ -70,3 +70,12 @@ def test_figures_are_read_when_they_are_exported(reader: InMemoryMetricReader) -
     assert first == {(f.spec.name, f.token_type): f.read(report) for f in FIGURES}
     report = a_report(offset=7)
     assert collected(reader) == {key: value + 7 for key, value in first.items()}
+
+
+def test_a_collection_asks_for_one_report(reader: InMemoryMetricReader) -> None:
+    meters = MeterProvider([reader], shutdown_on_exit=False)
+    reports = iter([a_report(), a_report(offset=7)])
+    observe(meters.get_meter("test"), lambda: next(reports))
+    first = collected(reader)
+    assert collected(reader) == {key: value + 7 for key, value in first.items()}
+    assert next(reports, None) is None

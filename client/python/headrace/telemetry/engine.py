@@ -73,16 +73,40 @@ SPREADS: Final = (
 def observe(meter: Meter, report: Callable[[], Runner]) -> None:
     """Have a runner's figures exported, each read when it is.
 
-    Whose they are is told by the process's resource. `report` is called on the exporter's thread.
+    Whose they are is told by the process's resource. `report` is called on the exporter's thread,
+    once for all figures of a collection.
     """
+    collection = _Collection(report)
 
-    def observer(figures: tuple[Figure, ...]) -> names.Observe:
+    def observer(spec: CounterSpec | LevelSpec) -> names.Observe:
+        figures = [figure for figure in FIGURES if figure.spec is spec]
+
         def callback(_: CallbackOptions) -> Iterator[Observation]:
-            now = report()
+            now = collection.report_for(spec)
             for figure in figures:
                 yield Observation(figure.read(now), figure.attributes)
 
         return callback
 
     for spec in dict.fromkeys(figure.spec for figure in FIGURES):
-        spec.observe(meter, observer(tuple(f for f in FIGURES if f.spec is spec)))
+        spec.observe(meter, observer(spec))
+
+
+class _Collection:
+    """What all figures of a collection are read from.
+
+    OpenTelemetry asks for each metric by itself and does not say when a collection begins: one does
+    when a metric is asked for again.
+    """
+
+    def __init__(self, report: Callable[[], Runner]) -> None:
+        self._report = report
+        self._asked: set[str] = set()
+        self._last: Runner | None = None
+
+    def report_for(self, spec: CounterSpec | LevelSpec) -> Runner:
+        if self._last is None or spec.name in self._asked:
+            self._asked.clear()
+            self._last = self._report()
+        self._asked.add(spec.name)
+        return self._last
