@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from headrace.telemetry.setup import exported_signals
 from headrace_server.monitoring.engines import Engines, Report
 from headrace_server.monitoring.exemplars import AnySpan, ExemplarReader
-from headrace_server.scheduling.planner import report_of
+from headrace_server.scheduling.planner import reports_of
 from headrace_server.scheduling.state import Slot
 from headrace_server.scheduling.ticket import Life
 
@@ -33,8 +33,6 @@ _CLIENTS = 8
 """Connections at once. Others wait: an HTTP client may hold some without a request."""
 _PATIENCE = 5.0
 """Seconds for a client to send its request, or to take a part of the answer."""
-_ANSWER = 1.0
-"""Seconds for a runner to report."""
 _REPORTS = 3.0
 """Seconds for the event loop to come with all reports."""
 
@@ -102,15 +100,12 @@ class Endpoint:
             return ()
 
     async def _reports(self) -> Sequence[Report]:
-        return await asyncio.gather(*(_report(slot, life) for slot, life in self._loaded()))
-
-
-async def _report(slot: Slot, life: Life) -> Report:
-    runner = life.runner
-    said = None
-    if runner is not None and life.loaded_at is not None:
-        said = await report_of(runner, _ANSWER)
-    return Report(life.id, life.wanted.name, slot.memory, said)
+        found = [*self._loaded()]
+        said = await reports_of(life for _, life in found)
+        return [
+            Report(life.id, life.wanted.name, slot.memory, report)
+            for (slot, life), report in zip(found, said, strict=True)
+        ]
 
 
 def _meters_read_by(reader: ExemplarReader) -> MeterProvider:

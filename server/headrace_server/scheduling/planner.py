@@ -30,12 +30,15 @@ from headrace_server.scheduling import estimates
 from headrace_server.scheduling.estimates import Dtype
 from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import Policy
-from headrace_server.scheduling.ticket import Runner, Wanted
+from headrace_server.scheduling.ticket import Life, Runner, Wanted
 from headrace_server.store import Manifest, Store
 
 logger = logging.getLogger(__name__)
 
-_REPORT_TIMEOUT = 5.0  # seconds
+_REPORT_TIMEOUT = 5.0
+"""Seconds for a runner to say what it holds."""
+_LOOK_TIMEOUT = 1.0
+"""The same, where somebody wants to see all of them."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,7 @@ class Planner:
         more already.
         """
         assert isinstance(wanted, Model)
-        report = await report_of(runner, _REPORT_TIMEOUT)
+        report = await _report_of(runner, _REPORT_TIMEOUT)
         if report is None:
             return None
         memory = report.memory
@@ -282,7 +285,19 @@ class Planner:
         return max(expected, memory.active_bytes + memory.cache_bytes)
 
 
-async def report_of(runner: Runner, patience: float) -> RunnerReport | None:
+async def reports_of(lives: Iterable[Life]) -> list[RunnerReport | None]:
+    """What runners say of themselves, all asked at once; None for one that loads, or does not
+    answer within a second."""
+
+    async def ask(life: Life) -> RunnerReport | None:
+        if life.runner is None or life.loaded_at is None:
+            return None
+        return await _report_of(life.runner, _LOOK_TIMEOUT)
+
+    return await asyncio.gather(*map(ask, lives))
+
+
+async def _report_of(runner: Runner, patience: float) -> RunnerReport | None:
     """What a loaded runner says of itself; None if it does not within `patience` seconds."""
     try:
         response = await RunnerServiceStub(runner.channel).GetRunner(

@@ -38,12 +38,10 @@ from headrace.v1.model_pb2 import (
 )
 from headrace.v1.model_pb2 import Model as ModelMessage
 from headrace.v1.model_pb2_grpc import ModelServiceServicer
-from headrace.v1.runner_pb2 import Runner as RunnerReport
 from headrace_server.events.views import RunnerView, runner_view
 from headrace_server.relay import duration
-from headrace_server.scheduling.planner import Planner, report_of
+from headrace_server.scheduling.planner import Planner, reports_of
 from headrace_server.scheduling.shell import Scheduler
-from headrace_server.scheduling.ticket import Life
 from headrace_server.services.messages import model_message, runner_status, transfer_progress
 from headrace_server.services.raw import seconds, time_remaining
 from headrace_server.services.watch import Watch, model_view
@@ -51,8 +49,6 @@ from headrace_server.store import Manifest, OnProgress, Progress, Store
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 T = TypeVar("T")
-
-_REPORT_PATIENCE = 1.0  # seconds
 
 
 class ModelServicer(ModelServiceServicer):
@@ -170,7 +166,7 @@ class ModelServicer(ModelServiceServicer):
     ) -> ListRunnersResponse:
         """Every runner, asked for its own report, and who waits."""
         found = self._scheduler.runners()
-        reports = await asyncio.gather(*(_report(life) for _, life in found))
+        reports = await reports_of(life for _, life in found)
         now = self._scheduler.now()
         return ListRunnersResponse(
             runners=[
@@ -246,12 +242,6 @@ async def _to_its_end(work: Awaitable[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
-
-
-async def _report(life: Life) -> RunnerReport | None:
-    if life.runner is None or life.loaded_at is None:
-        return None
-    return await report_of(life.runner, _REPORT_PATIENCE)
 
 
 async def _transfer(

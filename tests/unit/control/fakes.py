@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 
 from headrace.rpc.service import server_interceptors
@@ -26,6 +27,7 @@ from headrace.v1.completion_pb2_grpc import (
     CompletionServiceServicer,
     add_CompletionServiceServicer_to_server,
 )
+from headrace.v1.runner_pb2 import GetRunnerRequest, GetRunnerResponse
 from headrace_server.runners.diagnosis import Death, DeathCause
 from headrace_server.runners.lifecycle import State
 from headrace_server.runners.supervisor import RunnerDied
@@ -51,7 +53,7 @@ class FakeModel:
 
 
 class FakeRunner(CompletionServiceServicer):
-    """Serves StreamCompletion by a script, from a socket in `folder`."""
+    """Serves StreamCompletion by a script, and an empty report, from a socket in `folder`."""
 
     def __init__(self, runner_id: str, folder: Path, script: Script) -> None:
         self.id = runner_id
@@ -59,6 +61,9 @@ class FakeRunner(CompletionServiceServicer):
         self.state = State.LOADING
         self.fraction = 0.0
         self.loaded = asyncio.Event()
+        self.reports = asyncio.Event()
+        """Cleared while it does not answer who asks for its report."""
+        self.reports.set()
         self.calls: list[dict[str, Any]] = []
         """The metadata of each call."""
         self.requests: list[bytes] = []
@@ -86,6 +91,7 @@ class FakeRunner(CompletionServiceServicer):
             raise RunnerDied(self.dead.result())
         self._server = grpc.aio.server(interceptors=server_interceptors())
         add_CompletionServiceServicer_to_server(self, self._server)
+        self._server.add_generic_rpc_handlers([self._reporting()])
         self._server.add_insecure_port(self._address)
         await self._server.start()
         self._channel = connect(self._address)
@@ -119,6 +125,18 @@ class FakeRunner(CompletionServiceServicer):
         if self._channel is not None:
             await self._channel.close()
         return death
+
+    def _reporting(self) -> grpc.GenericRpcHandler:
+        async def report(request: GetRunnerRequest, context: Context) -> GetRunnerResponse:
+            await self.reports.wait()
+            return GetRunnerResponse()
+
+        method = grpc.unary_unary_rpc_method_handler(
+            report, GetRunnerRequest.FromString, GetRunnerResponse.SerializeToString
+        )
+        return grpc.method_handlers_generic_handler(
+            "headrace.v1.RunnerService", {"GetRunner": method}
+        )
 
     async def StreamCompletion(
         self, request: StreamCompletionRequest, context: Context
