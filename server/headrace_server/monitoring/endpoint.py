@@ -6,14 +6,10 @@ import asyncio
 import logging
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as LateError
 from importlib import metadata
-from socketserver import TCPServer, ThreadingMixIn
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
@@ -23,18 +19,17 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from headrace.telemetry.setup import exported_signals
 from headrace_server.monitoring.engines import Engines, Report
 from headrace_server.monitoring.exemplars import AnySpan, ExemplarReader
+from headrace_server.monitoring.web import Server
 from headrace_server.scheduling.planner import reports_of
 from headrace_server.scheduling.state import Slot
 from headrace_server.scheduling.ticket import Life
 
 logger = logging.getLogger(__name__)
 
-_CLIENTS = 8
-"""Connections at once. Others wait: an HTTP client may hold some without a request."""
-_PATIENCE = 5.0
-"""Seconds for a client to send its request, or to take a part of the answer."""
 _REPORTS = 3.0
 """Seconds for the event loop to come with all reports."""
+_CLOSING = 5.0
+"""Seconds for scrapes under way to be answered."""
 
 Loaded = Callable[[], Iterable[tuple[Slot, Life]]]
 """Gives every runner."""
@@ -56,8 +51,7 @@ class Endpoint:
         self._reader = ExemplarReader(self._registry)
         self._registry.register(Engines(self._ask))
         ProcessCollector(registry=self._registry)
-        self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
+        self._server: Server | None = None
         self._meters = _meters_read_by(self._reader)
 
     def listen(self, address: str) -> str:
@@ -70,21 +64,17 @@ class Endpoint:
         family, *_, found = socket.getaddrinfo(
             host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        self._server = server = _Server(family, found, shared=self._shared)
-        server.set_app(_one_by_one(make_wsgi_app(self._registry)))
-        self._thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
+        app = make_wsgi_app(self._registry)
+        self._server = server = Server(family, found, app, shared=self._shared)
+        server.begin()
         shown = f"[{host}]" if ":" in host else host
         return f"http://{shown}:{server.server_address[1]}/metrics"
 
     async def close(self) -> None:
-        """Stop to listen; a scrape under way is answered first."""
+        """Stop to listen. Scrapes under way are answered first, within seconds."""
         server, self._server = self._server, None
         if server is not None:
-            await asyncio.to_thread(server.shutdown)
-            server.server_close()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(server.end, _CLOSING)
         self._meters.remove_metric_reader(self._reader)
 
     def _ask(self) -> Sequence[Report]:
@@ -128,66 +118,3 @@ def _meters_read_by(reader: ExemplarReader) -> MeterProvider:
     )
     metrics.set_meter_provider(meters)
     return meters
-
-
-def _one_by_one(app: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """OpenTelemetry's exporter mixes up what two collections at once give."""
-    turn = threading.Lock()
-
-    def answer(environ: Any, start_response: Any) -> Any:
-        with turn:
-            return app(environ, start_response)
-
-    return answer
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = _PATIENCE
-
-    def log_message(self, format: str, *args: Any) -> None:
-        logger.debug(format, *args)
-
-    def get_stderr(self) -> Any:
-        return _Log()
-
-
-class _Log:
-    """What a failed scrape prints."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            logger.error("a scrape failed: %s", text.rstrip())
-
-    def flush(self) -> None:
-        pass
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    request_queue_size = 16
-
-    def __init__(self, family: int, address: Any, *, shared: bool) -> None:
-        self._places = threading.BoundedSemaphore(_CLIENTS)
-        self.address_family = family
-        self.allow_reuse_port = shared
-        super().__init__(address, _Handler)
-
-    def server_bind(self) -> None:
-        # Not HTTPServer's, which asks the resolver for this machine's name: that may take seconds.
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
-        self.setup_environ()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._places.acquire()
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """One who goes while he is being answered, or takes too long, is no news."""
-        logger.debug("a scrape was broken off")

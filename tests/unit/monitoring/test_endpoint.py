@@ -21,6 +21,7 @@ from headrace_server.monitoring import endpoint as endpoints
 from headrace_server.monitoring import serve_metrics
 from headrace_server.monitoring.endpoint import Endpoint
 from headrace_server.monitoring.naming import label
+from headrace_server.monitoring.web import CLIENTS
 from headrace_server.scheduling import planner
 from tests.unit.control.fakes import FakeModel
 from tests.unit.control.stages import Stage
@@ -120,8 +121,8 @@ async def test_whoever_scrapes_at_once_gets_all(endpoint: Endpoint) -> None:
     url = endpoint.listen("127.0.0.1:0")
     counter = metrics.get_meter("test").create_counter("test.scrapes")
     counter.add(1)
-    answers = await asyncio.gather(*(get(url) for _ in range(8)))
-    assert [text.count("\ntest_scrapes_total 1.0\n") for _, text in answers] == [1] * 8
+    answers = await asyncio.gather(*(get(url) for _ in range(CLIENTS)))
+    assert [text.count("\ntest_scrapes_total 1.0\n") for _, text in answers] == [1] * CLIENTS
 
 
 async def test_a_runner_that_does_not_answer_is_served_without_its_figures(
