@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import socket
@@ -26,7 +27,7 @@ from headrace.errors import QueueFull
 from headrace.telemetry import names
 from headrace.telemetry.names import CounterSpec, HistogramSpec, LevelSpec
 from headrace.types import CompletionOptions, Delta, Progress
-from headrace_server.monitoring.naming import label, series
+from headrace_server.monitoring.naming import family, label, series
 from headrace_server.runners.diagnosis import DeathCause
 from tests.e2e.harness import MODEL, PATIENCE, Controller, Place, StartController, headrace
 from tests.e2e.receiver import Receiver
@@ -81,6 +82,10 @@ class Scrape:
             for sample in family.samples
             if family.name == name and sample.exemplar is not None
         }
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`([a-z_.]+)`", text)
 
 
 ENDLESS: CompletionOptions = {"max_tokens": 2000, "ignore_eos": True}
@@ -148,6 +153,26 @@ def test_every_metric_is_served_and_no_other(lived: tuple[Controller, str]) -> N
     expected = {name for spec in SPECS for name in series(spec)}
     ours = {name for name in scrape.names if name.startswith(("headrace_", "gen_ai_", "rpc_"))}
     assert ours == expected
+
+
+def test_labels_are_those_that_the_page_names(lived: tuple[Controller, str]) -> None:
+    page = (DEPLOY.parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_.]+)` \| \w+ \| \S+ \|([^|]*)\|", page, re.MULTILINE)
+    whole = re.search(r"^All but ([^|]+) are by\s`headrace.model.name`", page, re.MULTILINE)
+    assert whole is not None
+    of_no_model = set(quoted(whole[1]))
+    served = {one.name: one for one in Scrape(url_of(lived[0])).families}
+    specs = {spec.name: spec for spec in SPECS}
+    for name, attributes in rows:
+        told = {label(attribute) for attribute in quoted(attributes)}
+        if name.startswith("headrace.") and name not in of_no_model:
+            told.add("headrace_model_name")
+        if name.startswith("headrace.engine."):
+            told.add("headrace_runner_id")
+        samples = served[family(name, specs[name].unit)].samples
+        found = {key for sample in samples for key, value in sample.labels.items() if value}
+        assert found - {"le"} <= told, name
+        assert told - found <= {"error_type"}, name  # Not everything has failed.
 
 
 def test_what_happened_is_counted(lived: tuple[Controller, str]) -> None:
