@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.errors import HeadraceError
@@ -153,3 +154,10 @@ class Refuse:
 
 
 Action = Start | Stop | Grant | Refuse
+
+
+def is_routine(event: Event, actions: Sequence[Action]) -> bool:
+    """Whether this is but a request that came, was given its runner, or went."""
+    return isinstance(event, Asked | Left | Advanced) and all(
+        isinstance(action, Grant) for action in actions
+    )

@@ -40,6 +40,7 @@ from headrace_server.scheduling.events import (
     Stop,
     Tick,
     Unload,
+    is_routine,
 )
 from headrace_server.scheduling.lives import Launcher, live
 from headrace_server.scheduling.state import (
@@ -57,6 +58,9 @@ from headrace_server.scheduling.timing import Timings
 logger = logging.getLogger(__name__)
 
 _SERVES = (Phase.SERVING, Phase.STALLED)
+
+TELLING_INTERVAL = 0.25
+"""Seconds between two words about nothing but requests that come and go."""
 
 MEMORY_INTERVAL = 5.0
 """Seconds between two looks at a busy runner's memory, and at the machine's. Caches grow with the
@@ -76,12 +80,13 @@ class Scheduler:
         memory_interval: float = MEMORY_INTERVAL,
     ) -> None:
         """`on_change` is called after changes of who is loaded, once for those of one turn of the
-        event loop. `shortage` gives the bytes that the machine itself is short of, 0 if it is
-        not."""
+        event loop, and a moment after changes of who is served. `shortage` gives the bytes that the
+        machine itself is short of, 0 if it is not."""
         self._loop = asyncio.get_running_loop()
         self._launcher = launcher
         self._on_change = on_change
-        self._to_tell = False
+        self._telling: asyncio.Handle | None = None
+        self._to_tell_now = False
         self._state = State(limits)
         self._positions: dict[int, int] | None = None
         """Of the state, once somebody wants to know: all who wait look after each change."""
@@ -221,6 +226,9 @@ class Scheduler:
         for life in self._lives.values():
             life.stop.set()
         await self.drained()
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait({self._watching})
@@ -229,7 +237,7 @@ class Scheduler:
         """Hear that some runner's load has gone on, or its health has changed."""
         for life in tuple(self._lives.values()):
             self._look_at(life)
-        self._announce()
+        self._announce(now=True)
 
     # For tickets.
 
@@ -311,17 +319,23 @@ class Scheduler:
         if wake != math.inf:
             # In a context of its own: what time brings is not part of anybody's trace.
             self._timer = self._loop.call_at(wake, self._feed, Tick(), context=Context())
-        self._announce()
+        self._announce(now=not is_routine(event, actions))
 
-    def _announce(self) -> None:
+    def _announce(self, *, now: bool) -> None:
+        """Have those who wait look again, and those told who watch: now, or within a moment."""
         changed, self.changed = self.changed, self._loop.create_future()
         changed.set_result(None)
-        if not self._to_tell:
-            self._to_tell = True
-            self._loop.call_soon(self._tell)
+        if self._to_tell_now or (self._telling is not None and not now):
+            return
+        if self._telling is not None:
+            self._telling.cancel()
+        self._to_tell_now = now
+        wait = 0.0 if now else TELLING_INTERVAL
+        # In a context of its own: it is part of nobody's trace.
+        self._telling = self._loop.call_later(wait, self._tell, context=Context())
 
     def _tell(self) -> None:
-        self._to_tell = False
+        self._telling, self._to_tell_now = None, False
         self._on_change()
 
     def _look_at(self, life: Life) -> None:

@@ -247,11 +247,12 @@ class Ticket:
             self._note_wait(outcome.kind_of(error), error.message, because)
 
     def _note_wait(self, kind: str, message: str, because: Link | None = None) -> None:
-        """The wait is over: its measure and its spans. `kind`: of the error that it ended in, if it
-        did."""
+        """The wait is over: its measure, and its spans if there was one. `kind`: of the error that
+        it ended in, if it did."""
         now = self._desk.now()
         self._measure_wait(kind, now - self.asked_at)
-        if not trace.get_current_span(self.origin).is_recording():
+        waited = self.position is not None or self.load is not None or kind
+        if not waited or not trace.get_current_span(self.origin).is_recording():
             return
         load = self.load
         if load is not None and self.served and self.life.load is not load:

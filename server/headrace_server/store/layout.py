@@ -16,6 +16,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from headrace_server.store.locks import locked, try_lock
@@ -27,12 +28,14 @@ class Layout:
 
     def __init__(self, home: Path) -> None:
         self.models = home / "models"
+        self.manifest = lru_cache(maxsize=256)(self._manifest)  # Every request names a model.
+        """The path of a model's manifest, by its name."""
         self.snapshots = home / "snapshots"
         self.downloads = home / "downloads"
         self._tmp = home / "tmp"
         self._locks = home / "locks"
 
-    def manifest(self, name: ModelName) -> Path:
+    def _manifest(self, name: ModelName) -> Path:
         return self.models / name.name / f"{name.tag}.json"
 
     def manifests(self) -> Iterator[Path]:

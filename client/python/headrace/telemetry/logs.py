@@ -31,8 +31,10 @@ _GATHER: Final = 0.01
 every line would cost the process more than the lines do."""
 
 _PLAIN: Final = logging.Formatter()
+_LINE: Final = "headrace_line"
+"""Where a record keeps what its line has, for all handlers."""
 _STANDARD: Final = frozenset(
-    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message", _LINE}
 )
 
 
@@ -88,7 +90,11 @@ def is_relayed(fields: Mapping[str, Any]) -> bool:
 
 
 def line_fields(record: logging.LogRecord, service: str) -> dict[str, Any]:
-    """Give all that a record's line has: see `JsonFormatter`."""
+    """Give all that a record's line has, to be read only: see `JsonFormatter`. To be called by who
+    logs."""
+    known: dict[str, Any] | None = getattr(record, _LINE, None)
+    if known is not None:
+        return known
     line: dict[str, Any] = {
         "timestamp": _timestamp(record),
         "level": record.levelname,
@@ -101,6 +107,7 @@ def line_fields(record: logging.LogRecord, service: str) -> dict[str, Any]:
         line["exception"] = _PLAIN.formatException(record.exc_info)
     if record.stack_info:
         line["stack"] = record.stack_info
+    setattr(record, _LINE, line)
     return line
 
 

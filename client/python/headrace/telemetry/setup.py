@@ -88,6 +88,8 @@ def configure(
     root.setLevel(logging.WARNING)
     set_level(level)
     logging.captureWarnings(True)
+    # No line shows these, and finding them out costs each record a system call.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
     signals = exported_signals(os.environ) - (set() if export_logs else {"logs"})
     attributes: dict[str, str | int] = {
