@@ -221,6 +221,18 @@ def test_the_last_traces_are_listed(store: StoreWriter, headrace: Run) -> None:
     assert [one["span_id"][-1] for one in json.loads(headrace("trace", "--json")[1])] == ["1"]
 
 
+def test_a_trace_is_listed_by_its_first_span_where_many_ran_at_once(
+    store: StoreWriter, headrace: Run
+) -> None:
+    ids = [f"{number:032x}" for number in range(1, 31)]
+    for number, service in ((1, "headrace-controller"), (2, "headrace-runner")):
+        for trace in ids:
+            store.put(span(number, number - 1, trace_id=trace, service=service, local_root=True))
+    listed = json.loads(headrace("trace", "--json")[1])
+    assert [one["trace_id"] for one in listed] == ids[:9:-1]
+    assert {one["service"] for one in listed} == {"headrace-controller"}
+
+
 def test_who_follows_is_told_of_new_lines(store: StoreWriter, home: Path) -> None:
     story(store)
     command = [sys.executable, "-m", "headrace.cli.main", "logs", "m", "--follow", "-n", "1"]

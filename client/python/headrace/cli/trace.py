@@ -76,7 +76,7 @@ def _list(reader: StoreReader, as_json: bool) -> None:
     for span in reader.last_roots(_ROOTS):
         known = roots.get(span.trace_id)
         if known is None and len(roots) == _LISTED:
-            break
+            continue  # Traces that run at once come in turns: further roots of these may follow.
         if known is None or span.start < known.start:
             roots[span.trace_id] = span
     if as_json:
