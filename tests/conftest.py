@@ -11,10 +11,14 @@ from headrace_server.store import Store
 
 MODEL = "smollm2:135m"
 
-# A shell that starts the tests in the background has SIGINT ignored, and so would be all that they
-# start.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Who starts the tests in the background, or to outlive a terminal, has these ignored, and so would
+# all that the tests start.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

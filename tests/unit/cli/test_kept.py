@@ -228,6 +228,7 @@ def test_a_trace_is_listed_by_its_first_span_where_many_ran_at_once(
     for number, service in ((1, "headrace-controller"), (2, "headrace-runner")):
         for trace in ids:
             store.put(span(number, number - 1, trace_id=trace, service=service, local_root=True))
+    assert store.flush(10)
     listed = json.loads(headrace("trace", "--json")[1])
     assert [one["trace_id"] for one in listed] == ids[:9:-1]
     assert {one["service"] for one in listed} == {"headrace-controller"}
