@@ -156,7 +156,8 @@ class Comparison(RuleBasedStateMachine):
             self.cache.insert(_array(tokens), make)
         except Error:
             return  # the invariants see that nothing has changed
-        assert self.expect_insert(tokens) == ([], True)
+        spans, _ = self.expect_insert(tokens)
+        assert spans == []
 
     @rule(to_bytes=BUDGET)
     def shrink(self, to_bytes: int) -> None:
@@ -225,6 +226,8 @@ class Comparison(RuleBasedStateMachine):
         spans = []
         is_known = self.known(tokens) == len(tokens) if self.segments else tokens in self.used
         if tokens and not is_known:
+            if not self.cache.budget:
+                return [], False  # There is no use in making what cannot be kept.
             before, start = dict(self.used), self.above(tokens)
             spans.append((start, len(tokens)))
             if self.segments and start:
@@ -390,6 +393,13 @@ def test_the_cache_does_not_keep_the_prompt() -> None:
     assert cache.insert(prompt, Maker((1, 2, 3)))
     prompt[:] = 9
     assert _reusable(cache, (1, 2, 3)) == 3
+
+
+@pytest.mark.parametrize("cache", [_segments(0), _checkpoints(0)])
+def test_nothing_is_made_for_a_cache_without_a_budget(cache: PrefixCache[Run]) -> None:
+    maker = Maker((1, 2))
+    assert not cache.insert(_array((1, 2)), maker)
+    assert maker.spans == []
 
 
 def test_a_negative_budget_is_refused() -> None:
