@@ -133,9 +133,12 @@ def test_a_controller_that_does_not_start(shell: Shell) -> None:
 
 
 def test_a_controller_that_dies(shell: Shell) -> None:
-    process = shell.start("run", "m:1", "hi", STAND_IN_MODE="dying")
+    process = shell.start("run", "m:1", "hi", STAND_IN_MODE="endless")
+    assert process.stdout
+    assert process.stdout.read(3) == "Hel"
+    os.kill(int(shell.diary()["pid"]), signal.SIGUSR1)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (4, "Hel\n")
+    assert (process.returncode, out) == (4, "\n")
     assert "the private controller has ended" in err
     assert "out of luck" in err
 

@@ -39,6 +39,11 @@ def end(number: int, frame: FrameType | None) -> None:
     ended.set()
 
 
+def die(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"out of luck\n")
+    os._exit(9)
+
+
 def watch_parent() -> None:
     sys.stdin.read()
     note("orphaned")
@@ -47,6 +52,7 @@ def watch_parent() -> None:
 
 signal.signal(signal.SIGTERM, end)
 signal.signal(signal.SIGINT, end)
+signal.signal(signal.SIGUSR1, die)
 note(f"pid {os.getpid()}")
 note(f"socket {options.listen.removeprefix('unix:')}")
 note(f"preload {options.preload}")
@@ -58,9 +64,6 @@ with say.serving(Path(options.listen.removeprefix("unix:"))) as fake:
     fake.models["m:1"] = say.model()
     if mode == "endless":
         fake.completion = [say.started(), say.delta("Hel", 1), say.WAIT]
-    if mode == "dying":
-        fake.completion = [say.started(), say.delta("Hel", 1), say.WAIT]
-        threading.Timer(0.3, lambda: (sys.stderr.write("out of luck\n"), os._exit(9))).start()
     os.write(options.ready_fd, b'{"event":"ready"}\n')
     threading.Thread(target=watch_parent, daemon=True).start()
     ended.wait(60)
