@@ -70,6 +70,9 @@ class FakeRunner(CompletionServiceServicer):
         self.ended: list[str] = []
         """How each call ended, as the runner saw it."""
         self.cancelled = asyncio.Event()
+        self.has_arrived: Callable[[int], Awaitable[None]] | None = None
+        """Waits until the client has so many tokens: what is on its way when a connection breaks
+        may be lost."""
         self._death: asyncio.Future[Death] = asyncio.get_running_loop().create_future()
         self.dead: asyncio.Task[Death] = asyncio.create_task(self._live(), name=runner_id)
         self._address = f"unix:{folder}/{runner_id}.sock"
@@ -165,11 +168,14 @@ class FakeLauncher:
     """The same, for a test to wait for the next one."""
     before: Callable[[], Awaitable[None]] | None = None
     """Run before each launch."""
+    has_arrived: Callable[[int], Awaitable[None]] | None = None
+    """Of all its runners."""
 
     async def launch(self, runner_id: str, wanted: Wanted, load: Load) -> Runner:
         if self.before is not None:
             await self.before()
         runner = FakeRunner(runner_id, self.folder, self.script)
+        runner.has_arrived = self.has_arrived
         if not self.hold:
             runner.loaded.set()
         self.runners.append(runner)

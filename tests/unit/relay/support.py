@@ -44,7 +44,7 @@ class Stage:
     def set(
         self, script: Script, *, hold: bool = False, max_crashes: int = 3, **relay: float
     ) -> None:
-        self.launcher = FakeLauncher(self._folder, script, hold)
+        self.launcher = FakeLauncher(self._folder, script, hold, has_arrived=self._has_tokens)
         limits = Limits(100, backoff=0.001, max_crashes=max_crashes)
         self.scheduler = Scheduler(limits, self.launcher)
         self.relay = Relay(self.scheduler, **{"max_time": 20.0, "diagnosis": 2.0, **relay})
@@ -71,6 +71,11 @@ class Stage:
     @property
     def runner(self) -> FakeRunner:
         return self.launcher.runners[-1]
+
+    async def _has_tokens(self, count: int) -> None:
+        await self.until(
+            lambda: sum(len(message.delta.token_ids) for message in self.sent) >= count
+        )
 
     def idle(self) -> bool:
         return not self.scheduler.in_use(FakeModel().key)
@@ -100,13 +105,17 @@ def dying(*lives: int, choices: int = 1, length: int = 12) -> Script:
         sent = {choice.index: len(choice.token_ids) for choice in request.resume_choices}
         number = int(runner.id[1:]) - 1
         dies = number < len(lives)
+        given = sum(sent.values())
         yield started()
         for token in range(length):
             for choice in range(choices):
                 done = sent.get(choice, 0)
                 if done <= token and not (dies and token - done >= lives[number]):
                     yield delta(token + 1, choice)
+                    given += 1
         if dies:
+            if runner.has_arrived is not None:
+                await runner.has_arrived(given)
             await runner.die("OUT_OF_MEMORY", delay=0.02)
         yield completed()
 
