@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 _SERVES = (Phase.SERVING, Phase.STALLED)
 
 TELLING_INTERVAL = 0.25
-"""Seconds between two words about nothing but requests that come and go."""
+"""Seconds at least between two words about nothing but requests that come and go."""
 
 MEMORY_INTERVAL = 5.0
 """Seconds between two looks at a busy runner's memory, and at the machine's. Caches grow with the
@@ -80,13 +80,13 @@ class Scheduler:
         memory_interval: float = MEMORY_INTERVAL,
     ) -> None:
         """`on_change` is called after changes of who is loaded, once for those of one turn of the
-        event loop, and a moment after changes of who is served. `shortage` gives the bytes that the
-        machine itself is short of, 0 if it is not."""
+        event loop, and now and then after changes of who is served. `shortage` gives the bytes that
+        the machine itself is short of, 0 if it is not."""
         self._loop = asyncio.get_running_loop()
         self._launcher = launcher
         self._on_change = on_change
-        self._telling: asyncio.Handle | None = None
-        self._to_tell_now = False
+        self._telling: asyncio.TimerHandle | None = None
+        self._told_at = -math.inf
         self._state = State(limits)
         self._positions: dict[int, int] | None = None
         """Of the state, once somebody wants to know: all who wait look after each change."""
@@ -325,17 +325,18 @@ class Scheduler:
         """Have those who wait look again, and those told who watch: now, or within a moment."""
         changed, self.changed = self.changed, self._loop.create_future()
         changed.set_result(None)
-        if self._to_tell_now or (self._telling is not None and not now):
-            return
+        due = self.now()
+        if not now:
+            due = max(due, self._told_at + TELLING_INTERVAL)
         if self._telling is not None:
+            if self._telling.when() <= due:
+                return
             self._telling.cancel()
-        self._to_tell_now = now
-        wait = 0.0 if now else TELLING_INTERVAL
         # In a context of its own: it is part of nobody's trace.
-        self._telling = self._loop.call_later(wait, self._tell, context=Context())
+        self._telling = self._loop.call_at(due, self._tell, context=Context())
 
     def _tell(self) -> None:
-        self._telling, self._to_tell_now = None, False
+        self._telling, self._told_at = None, self.now()
         self._on_change()
 
     def _look_at(self, life: Life) -> None:

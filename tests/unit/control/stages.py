@@ -34,14 +34,20 @@ class Stage:
     def __init__(self, folder: Path, memory_interval: float = 0.01) -> None:
         self.launcher = Launcher(folder, silent)
         self.short = 0
+        self.told = 0
+        """How often who watches was told of a change."""
         self._news = asyncio.Event()
         self.scheduler = Scheduler(
             Limits(100, max_crashes=3),
             self.launcher,
-            self._news.set,
+            self._tell,
             shortage=lambda: self.short,
             memory_interval=memory_interval,
         )
+
+    def _tell(self) -> None:
+        self.told += 1
+        self._news.set()
 
     async def until(self, true: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
