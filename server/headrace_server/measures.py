@@ -36,7 +36,7 @@ def of_model(name: str) -> dict[str, str]:
     return {names.HEADRACE_MODEL_NAME: name}
 
 
-def granted(model: str, seconds: float, context: Context | None = None) -> None:
+def granted(model: str, seconds: float, context: Context) -> None:
     """A call was given a runner, after so long."""
     _queue_duration.record(seconds, of_model(model), context)
 

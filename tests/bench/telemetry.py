@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
@@ -160,7 +161,7 @@ def idle_share(streams: int, tokens: int, rounds: Sequence[Round]) -> float:
         for _ in range(_SPANS):
             tracer.start_span("name", attributes={names.GEN_AI_REQUEST_MODEL: MODEL}).end()
         propagation.headers()
-        measures.granted(MODEL, 0.1)
+        measures.granted(MODEL, 0.1, Context())
         measures.streamed(
             MODEL,
             {names.GEN_AI_REQUEST_MODEL: MODEL},

@@ -17,6 +17,7 @@ from headrace_server.monitoring.web import CLIENTS, Server
 
 LONG = 60.0
 """Seconds that no good run comes near."""
+_REQUEST = b"GET /metrics HTTP/1.1\r\n\r\n"
 
 
 class Scraped:
@@ -56,7 +57,7 @@ def read(client: socket.socket) -> str:
 
 
 def scrape(client: socket.socket) -> str:
-    client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+    client.sendall(_REQUEST)
     return read(client)
 
 
@@ -95,12 +96,19 @@ def test_clients_that_say_nothing_do_not_put_the_end_off(monkeypatch: pytest.Mon
         assert time.monotonic() - began < LONG / 2
 
 
-def test_a_scrape_under_way_is_answered_before_the_end() -> None:
+@contextmanager
+def scraping() -> Iterator[tuple[Scraped, Server, socket.socket]]:
+    """A scrape under way that has no answer yet."""
     app = Scraped()
     app.may_answer.clear()
     with serving(app) as server, connect(server) as client:
-        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        client.sendall(_REQUEST)
         assert app.asked.wait(LONG)
+        yield app, server, client
+
+
+def test_a_scrape_under_way_is_answered_before_the_end() -> None:
+    with scraping() as (app, server, client):
         ending = threading.Thread(target=server.end, args=(LONG,))
         ending.start()
         ending.join(1.0)
@@ -112,10 +120,6 @@ def test_a_scrape_under_way_is_answered_before_the_end() -> None:
 
 
 def test_a_scrape_without_an_answer_does_not_put_the_end_off() -> None:
-    app = Scraped()
-    app.may_answer.clear()
-    with serving(app) as server, connect(server) as client:
-        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        assert app.asked.wait(LONG)
+    with scraping() as (_, server, client):
         server.end(0.1)
         assert read(client) == ""
