@@ -9,13 +9,13 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from headrace.v1.common_pb2 import ModelKind, RunnerState, RunnerStatus
+from headrace.v1.model_pb2 import ImageTraits, TransferPhase, TransferProgress
 from headrace.v1.model_pb2 import Model as ModelMessage
-from headrace.v1.model_pb2 import TransferPhase, TransferProgress
 from headrace_server.events.views import RunnerView
 from headrace_server.relay import duration
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.planner import Model
-from headrace_server.store import Manifest, Progress
+from headrace_server.store import ImageFacts, Manifest, Progress
 
 _KINDS = {
     "text": ModelKind.MODEL_KIND_TEXT,
@@ -63,6 +63,26 @@ def model_message(model: Model, runners: Iterable[RunnerView], now: float) -> Mo
         created_at=_created_at(manifest),
         memory_estimate_bytes=model.needs,
         runners=[runner_status(runner, now) for runner in runners],
+        image=_traits(manifest.image),
+    )
+
+
+def _traits(image: ImageFacts | None) -> ImageTraits | None:
+    if image is None:
+        return None
+    return ImageTraits(
+        width=image.width,
+        height=image.height,
+        size_step=image.size_step,
+        min_size=image.min_size,
+        max_size=image.max_size,
+        steps=image.steps,
+        max_steps=image.max_steps,
+        guidance=image.guidance,
+        negative_prompt=image.negative_prompt,
+        max_input_images=image.max_input_images,
+        strength=image.strength,
+        max_batch=image.max_batch,
     )
 
 

@@ -1,11 +1,12 @@
 """Models on disk: names, manifests, the catalogue, import and pull. Never imports MLX."""
 
-from headrace_server.store.manifest import Manifest, ModelFile
+from headrace_server.store.manifest import ImageFacts, Manifest, ModelFile
 from headrace_server.store.names import ModelName, parse_name
 from headrace_server.store.progress import OnProgress, Progress
 from headrace_server.store.store import Store
 
 __all__ = [
+    "ImageFacts",
     "Manifest",
     "ModelFile",
     "ModelName",

@@ -22,13 +22,34 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class ImageFacts:
+    """What a model for images takes, and what it does where nothing is said; pixels."""
+
+    width: int
+    height: int
+    size_step: int
+    min_size: int
+    max_size: int
+    steps: int
+    max_steps: int
+    guidance: float | None
+    """None: it takes none. So with `strength`."""
+    negative_prompt: bool
+    max_input_images: int
+    strength: float | None
+    max_batch: int
+    working_bytes: int
+    """Memory beside the weights while it draws one image of its own size."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A model of the store. A count of 0 means that its files do not say."""
 
     name: str
     tag: str
     kind: str
-    """ "text": what the model does."""
+    """ "text" or "image": what the model does."""
     format: str
     """ "mlx": how its directory is laid out."""
     architecture: str
@@ -51,6 +72,8 @@ class Manifest:
     """Where it came from: a catalogue entry's package or the imported file's name."""
     created_at: str
     """RFC 3339, UTC."""
+    image: ImageFacts | None = None
+    """Of a model for images."""
 
     @property
     def full_name(self) -> str:
@@ -77,7 +100,7 @@ def parse_manifest(text: str) -> Manifest:
         if schema != SCHEMA:
             raise ValueError(f"it has schema {schema!r}, this version reads {SCHEMA}")
         files = tuple(ModelFile(**file) for file in fields.pop("files"))
-        return Manifest(files=files, **fields)
+        return Manifest(files=files, image=_image(fields.pop("image", None)), **fields)
     except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"it is no manifest: {error}") from error
 
@@ -100,8 +123,13 @@ def new_manifest(
         files=listed,
         source=source,
         created_at=created_at,
-        **facts,
+        image=_image(facts.get("image")),
+        **{key: value for key, value in facts.items() if key != "image"},
     )
+
+
+def _image(fields: Mapping[str, Any] | None) -> ImageFacts | None:
+    return None if fields is None else ImageFacts(**fields)
 
 
 def digest_of(files: Iterable[ModelFile]) -> str:

@@ -77,6 +77,7 @@ class Model(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     MEMORY_ESTIMATE_BYTES_FIELD_NUMBER: _builtins.int
     RUNNERS_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name with the tag, such as "smollm2:135m"."""
     kind: _common_pb2.ModelKind.ValueType
@@ -118,6 +119,10 @@ class Model(_message.Message):
     def runners(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.RunnerStatus]:
         """Its runners. Empty: not loaded."""
 
+    @_builtins.property
+    def image(self) -> Global___ImageTraits:
+        """What it can be asked for. Absent: it draws no images."""
+
     def __init__(
         self,
         *,
@@ -137,14 +142,92 @@ class Model(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         memory_estimate_bytes: _builtins.int = ...,
         runners: _abc.Iterable[_common_pb2.RunnerStatus] | None = ...,
+        image: Global___ImageTraits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "context_length", b"context_length", "created_at", b"created_at", "digest", b"digest", "format", b"format", "kind", b"kind", "license", b"license", "memory_estimate_bytes", b"memory_estimate_bytes", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "runners", b"runners", "size_bytes", b"size_bytes", "source", b"source", "tensor_bytes", b"tensor_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "context_length", b"context_length", "created_at", b"created_at", "digest", b"digest", "format", b"format", "image", b"image", "kind", b"kind", "license", b"license", "memory_estimate_bytes", b"memory_estimate_bytes", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "runners", b"runners", "size_bytes", b"size_bytes", "source", b"source", "tensor_bytes", b"tensor_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ImageTraits(_message.Message):
+    """ImageTraits says what a model for images takes, and what it does where a
+    request does not say.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    SIZE_STEP_FIELD_NUMBER: _builtins.int
+    MIN_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_SIZE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    MAX_STEPS_FIELD_NUMBER: _builtins.int
+    GUIDANCE_FIELD_NUMBER: _builtins.int
+    NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
+    MAX_INPUT_IMAGES_FIELD_NUMBER: _builtins.int
+    STRENGTH_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Width in pixels, where a request does not say."""
+    height: _builtins.int
+    """Height in pixels, where a request does not say."""
+    size_step: _builtins.int
+    """Width and height are multiples of this, in pixels."""
+    min_size: _builtins.int
+    """Least width and height, in pixels."""
+    max_size: _builtins.int
+    """Greatest width and height, in pixels."""
+    steps: _builtins.int
+    """Denoising steps, where a request does not say."""
+    max_steps: _builtins.int
+    """Most denoising steps."""
+    guidance: _builtins.float
+    """Guidance, where a request does not say. Absent: it takes none."""
+    negative_prompt: _builtins.bool
+    """Whether it takes a negative prompt."""
+    max_input_images: _builtins.int
+    """How many input images it takes. 0: it draws from text alone."""
+    strength: _builtins.float
+    """Strength of an input image, where a request does not say. Absent: it takes
+    none.
+    """
+    max_batch: _builtins.int
+    """Images of the same size and steps that it draws together."""
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        size_step: _builtins.int = ...,
+        min_size: _builtins.int = ...,
+        max_size: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        max_steps: _builtins.int = ...,
+        guidance: _builtins.float | None = ...,
+        negative_prompt: _builtins.bool = ...,
+        max_input_images: _builtins.int = ...,
+        strength: _builtins.float | None = ...,
+        max_batch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance", b"_guidance", "_strength", b"_strength", "guidance", b"guidance", "strength", b"strength"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance", b"_guidance", "_strength", b"_strength", "guidance", b"guidance", "height", b"height", "max_batch", b"max_batch", "max_input_images", b"max_input_images", "max_size", b"max_size", "max_steps", b"max_steps", "min_size", b"min_size", "negative_prompt", b"negative_prompt", "size_step", b"size_step", "steps", b"steps", "strength", b"strength", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__guidance: _TypeAlias = _typing.Literal["guidance"]  # noqa: Y015
+    _WhichOneofArgType__guidance: _TypeAlias = _typing.Literal["_guidance", b"_guidance"]  # noqa: Y015
+    _WhichOneofReturnType__strength: _TypeAlias = _typing.Literal["strength"]  # noqa: Y015
+    _WhichOneofArgType__strength: _TypeAlias = _typing.Literal["_strength", b"_strength"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance) -> _WhichOneofReturnType__guidance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strength) -> _WhichOneofReturnType__strength | None: ...
+
+Global___ImageTraits: _TypeAlias = ImageTraits  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

@@ -1,0 +1,131 @@
+"""What an image model is to the engine, whichever family it is of.
+
+A pipeline owns its weights and draws on the engine's thread. It tells how it goes through the
+`Watch` that it is given; whoever watches may end the work there, by an exception that the pipeline
+lets through and after which it draws the next image as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels: TypeAlias = NDArray[np.uint8]
+"""An image: [height, width, 3], RGB, or [height, width, 4] with straight alpha."""
+
+
+Dtype: TypeAlias = Literal["float32", "stored"]
+
+
+class Phase(enum.Enum):
+    """A part of the work on images."""
+
+    ENCODING = "encoding"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTraits:
+    """What a model takes, and what it does where nothing is said."""
+
+    width: int
+    """Pixels, where a request does not say."""
+    height: int
+    size_step: int
+    """Width and height are multiples of this."""
+    min_size: int
+    """Pixels, of either side."""
+    max_size: int
+    steps: int
+    """Denoising steps, where a request does not say."""
+    max_steps: int
+    guidance: float | None
+    """Where a request does not say; None for a model that takes none."""
+    negative_prompt: bool
+    max_input_images: int
+    """0 for text alone."""
+    strength: float | None
+    """Of an input image, where a request does not say: 1 keeps it whole. None for a model that
+    takes input images without a strength, or none at all."""
+    max_batch: int
+    """Images of one size and one number of steps that are drawn together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One image to be drawn. All that the model does not take is absent."""
+
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    input_images: tuple[Pixels, ...] = ()
+    strength: float | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    """Name and scale of each adapter."""
+
+
+class Watch(Protocol):
+    """Hears how the work goes. Either call may raise, to end it."""
+
+    def phase(self, phase: Phase, total: int) -> None:
+        """A phase begins, of `total` steps. With an input image a model may skip some of the
+        steps asked for: `total` is what is done."""
+
+    def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
+        """So many steps of the phase are done, and evaluated. `preview` decodes the images as they
+        are now, one for each drawing, at the caller's cost."""
+
+
+class ImagePipeline(Protocol):
+    """A loaded model. Used on one thread only, which has also loaded it."""
+
+    @property
+    def traits(self) -> ImageTraits: ...
+
+    @property
+    def weights(self) -> str:
+        """Type of the weights in memory, such as "float32" or "4-bit"."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory that the weights take."""
+
+    def draw(self, drawings: Sequence[Drawing], watch: Watch) -> Sequence[Pixels]:
+        """Draws 1 to `traits.max_batch` images that share size, steps, strength and number of
+        input images. What comes out for one of them depends on nothing but itself."""
+
+
+class ImageFamily(Protocol):
+    """Models for images of one kind: how they lie on the disk, and how they are loaded."""
+
+    def knows(self, directory: Path) -> bool:
+        """Whether the model in `directory` is of this family. Cheap: reads a file or two."""
+
+    def facts(self, directory: Path) -> dict[str, Any]:
+        """What a manifest says about the model, but for its traits and memory. Raises ModelCorrupt
+        for damaged files, UnsupportedModel for what this family cannot draw with."""
+
+    def traits(self, directory: Path) -> ImageTraits: ...
+
+    def working_bytes(self, directory: Path, width: int, height: int, count: int) -> int:
+        """Memory beside the weights while `count` images of so many pixels are drawn together."""
+
+    def load(
+        self, directory: Path, dtype: Dtype, on_progress: Callable[[float], None]
+    ) -> ImagePipeline:
+        """Loads the model, on the thread that will draw. `dtype` "float32" expands quantised and
+        half-precision weights. `on_progress` gets the fraction that is done, and may raise.
+
+        Raises ModelCorrupt naming the file, and UnsupportedModel.
+        """
