@@ -74,6 +74,10 @@ class ModelMarkup:
         """Whether its tool calls can be told from its text."""
         return self.parser is not None
 
+    def opened_by(self, prompt_end: str) -> bool:
+        """Whether a prompt that ends so has opened the reasoning."""
+        return self.reasons and prompt_end.rstrip().endswith(self.reasoning_start)
+
     def of_request(
         self,
         *,
@@ -93,7 +97,7 @@ class ModelMarkup:
         return Markup(
             reasoning_start=self.reasoning_start if apart else "",
             reasoning_end=self.reasoning_end if apart else "",
-            in_reasoning=apart and prompt_end.rstrip().endswith(self.reasoning_start),
+            in_reasoning=apart and self.opened_by(prompt_end),
             call_start=self.call_start,
             call_end=self.call_end,
             parse=parse,

@@ -24,6 +24,7 @@ from headrace.v1.completion_pb2 import (
 )
 from headrace.v1.completion_pb2_grpc import CompletionServiceServicer
 from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.text.guide import Guidance
 from headrace_runner.engine.text.request import (
     Delta,
     Finished,
@@ -31,6 +32,8 @@ from headrace_runner.engine.text.request import (
     Prefill,
     Started,
 )
+from headrace_runner.models.grammar import Grammars
+from headrace_runner.services.constraint import guidance_of
 from headrace_runner.services.messages import completed, delta
 from headrace_runner.services.options import (
     resume_ids,
@@ -38,7 +41,7 @@ from headrace_runner.services.options import (
     stop_rules,
     top_logprobs,
 )
-from headrace_runner.services.prompt import completion_prompt
+from headrace_runner.services.prompt import Prompt, completion_prompt
 from headrace_runner.services.spans import GenerationSpan
 from headrace_runner.services.workers import in_worker
 from headrace_runner.state import RunnerContext
@@ -54,6 +57,7 @@ class CompletionServicer(CompletionServiceServicer):
 
     def __init__(self, runner: RunnerContext) -> None:
         self._runner = runner
+        self._grammars = Grammars(runner.tokenizer)
 
     async def StreamCompletion(
         self, request: StreamCompletionRequest, context: Context
@@ -99,23 +103,21 @@ class CompletionServicer(CompletionServiceServicer):
         if request.n > runner.config.max_concurrency:
             rule = f"this runner computes {runner.config.max_concurrency} choices at once at most"
             raise InvalidRequest(violations=[FieldViolation("n", rule)])
-        prompt, markup = await in_worker(
-            request, completion_prompt, request, runner.tokenizer, runner.template, runner.markup
-        )
+        prompt, guidance = await in_worker(request, self._prepare, request)
         # A prompt may fill the context: the token drawn after it need not be fed back.
-        limit = runner.context_length
-        if len(prompt) > limit:
-            raise ContextLengthExceeded(limit=limit, actual=len(prompt))
-        room = limit - len(prompt) + 1
+        length, limit = len(prompt.ids), runner.context_length
+        if length > limit:
+            raise ContextLengthExceeded(limit=limit, actual=length)
+        room = limit - length + 1
         vocabulary = runner.tokenizer.vocab_size
         stops = stop_rules(request.stop, vocabulary)
         resume = resume_ids(request, vocabulary)
         longest = max(map(len, resume), default=0)
         if longest > room:
-            raise ContextLengthExceeded(limit=limit, actual=len(prompt) + longest)
+            raise ContextLengthExceeded(limit=limit, actual=length + longest)
         return GenerationRequest(
             id=request_id,
-            prompt=prompt,
+            prompt=prompt.ids,
             max_tokens=min(request.max_tokens, room) if request.HasField("max_tokens") else room,
             sampling=sampling_params(request.sampling, vocabulary),
             stop_strings=stops.strings,
@@ -126,8 +128,15 @@ class CompletionServicer(CompletionServiceServicer):
             priority=request.priority,
             choices=max(1, request.n),
             resume=resume,
-            markup=markup,
+            markup=prompt.markup,
+            guidance=guidance,
         )
+
+    def _prepare(self, request: StreamCompletionRequest) -> tuple[Prompt, Guidance | None]:
+        """What takes time, done in a worker thread."""
+        runner = self._runner
+        prompt = completion_prompt(request, runner.tokenizer, runner.template, runner.markup)
+        return prompt, guidance_of(request, prompt, runner.tokenizer, runner.markup, self._grammars)
 
 
 async def _messages(

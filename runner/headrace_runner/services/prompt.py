@@ -6,6 +6,7 @@ a rendered chat can never disagree. Encoding may take seconds: call it from a wo
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from google.protobuf.json_format import MessageToDict
@@ -40,13 +41,23 @@ _PROMPT_END = 16
 """Tokens in which a marker at the end of a prompt is sure to be."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The tokens of a completion's prompt, and what to set apart in its output."""
+
+    ids: list[int]
+    markup: Markup
+    in_reasoning: bool = False
+    """Whether it has opened the reasoning, be it set apart or not."""
+
+
 def completion_prompt(
     request: StreamCompletionRequest,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     markup: ModelMarkup,
-) -> tuple[list[int], Markup]:
-    """Give the tokens of a completion's prompt, and what to set apart in its output.
+) -> Prompt:
+    """Give the prompt of a completion.
 
     What continues a bare prompt is all text, unless `reasoning` is given. Raises what `prompt_ids`
     raises, and UnsupportedParameter for tools and reasoning that the model does not know.
@@ -56,7 +67,7 @@ def completion_prompt(
     )
     is_chat = request.HasField("chat")
     if not is_chat and not request.HasField("reasoning"):
-        return ids, Markup()
+        return Prompt(ids, Markup())
     tools = _tools(request.chat, "chat") or None
     if tools and not markup.calls_tools:
         raise UnsupportedParameter(
@@ -66,7 +77,8 @@ def completion_prompt(
         )
     end = tokenizer.decode(ids[-_PROMPT_END:]).decode(errors="replace")
     apart = not request.reasoning.in_text
-    return ids, markup.of_request(tools=tools, reasoning_apart=apart, prompt_end=end)
+    own = markup.of_request(tools=tools, reasoning_apart=apart, prompt_end=end)
+    return Prompt(ids, own, markup.opened_by(end))
 
 
 def prompt_ids(

@@ -224,8 +224,8 @@ def _completion(
         request.chat.CopyFrom(_chat(messages=[_user()], **chat))
     else:
         request.prompt = prompt
-    ids, found = completion_prompt(request, tokenizer, template, markup)
-    return tokenizer.decode(ids).decode(), found
+    made = completion_prompt(request, tokenizer, template, markup)
+    return tokenizer.decode(made.ids).decode(), made.markup
 
 
 def test_what_a_chat_sets_apart(smollm2: Tokenizer) -> None:

@@ -14,10 +14,6 @@ _NO_FORCE = "this version cannot force a tool call; use MODE_AUTO or MODE_NONE"
 
 def refuse_unsupported(request: StreamCompletionRequest) -> None:
     """Raises UnsupportedParameter for an option that this version can honour with no model."""
-    if constraint := request.WhichOneof("constraint"):
-        raise UnsupportedParameter(_REMEDY, field=constraint)
-    if request.reasoning.HasField("max_tokens"):
-        raise UnsupportedParameter(_REMEDY, field="reasoning.max_tokens")
     if request.HasField("adapter"):
         raise UnsupportedParameter(_REMEDY, field="adapter")
     if request.chat.tool_choice.mode in (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_ONE):

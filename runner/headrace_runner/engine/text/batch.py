@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import mlx.core as mx
+import numpy as np
 
 from headrace_runner.engine.text.drafts import Cost, Drafting, Lookup, Worth
+from headrace_runner.engine.text.guide import GrammarError
 from headrace_runner.engine.text.layout import Layout, as_tokens
 from headrace_runner.engine.text.logprobs import PendingLogprobs, logprobs
 from headrace_runner.engine.text.memory import is_allocation_failure
@@ -221,10 +223,27 @@ class TextBatch:
 
     def _decode(self, chunks: _Chunks = ()) -> list[Drawn]:
         self._arrange()
+        guided = any(row.new.guide is not None for row in self._rows.values())
+        if not self._ahead or guided:  # What may come next depends on what came.
+            drawn = self._read(self._next, self._aside, self._drawing())
+            self._launch(chunks)
+            return drawn + self._read(self._next, self._aside, self._order)
         # A row's first input is the end of its prompt, not something it drew.
         before = self._next, self._aside, self._drawing()
         self._launch(chunks)
-        tokens, aside, drawing = before if self._ahead else (self._next, self._aside, self._order)
+        return self._read(*before, in_flight=True)
+
+    def _read(
+        self,
+        tokens: mx.array,
+        aside: tuple[PendingLogprobs, list[int]] | None,
+        drawing: Sequence[int],
+        *,
+        in_flight: bool = False,
+    ) -> list[Drawn]:
+        """Waits for a draw of the rows `drawing`; `in_flight`: there is another after it."""
+        if not drawing:
+            return []
         values: list[int] = tokens.tolist()  # type: ignore[assignment]
         found = {} if aside is None else dict(zip(aside[1], aside[0].read(), strict=True))
         drawn = []
@@ -232,8 +251,10 @@ class TextBatch:
             if uid in drawing:
                 row = self._rows[uid]
                 row.tokens.append(token)
-                row.in_flight = self._ahead
-                drawn.append(Drawn(uid, token, found.get(uid)))
+                row.in_flight = in_flight
+                if row.new.guide is not None:
+                    row.new.guide.take(token)
+                drawn.append(Drawn(uid, token, found.get(uid), row.fault))
         return drawn
 
     def _draft(self) -> list[Drawn]:
@@ -245,7 +266,8 @@ class TextBatch:
         (row,) = self._rows.values()
         if row.drafting is None:
             row.drafting = Drafting(Lookup(()), Worth(self._cost))
-        if row.sampler.params.penalised or not (count := row.drafting.worth.count()):
+        alone = row.sampler.params.penalised or row.new.guide is not None
+        if alone or not (count := row.drafting.worth.count()):
             return self._timed()
         seen = len(row.drafting.lookup) - len(row.context)
         for token in row.known if seen < 0 else row.tokens[seen:]:
@@ -303,7 +325,11 @@ class TextBatch:
         inputs, rows = self._next, [self._rows[uid] for uid in self._order]
         logits, states = self._layout.decode(inputs, chunks)
         self._next = sample(
-            logits, inputs, [row.sampler for row in rows], [row.position for row in rows]
+            logits,
+            inputs,
+            [row.sampler for row in rows],
+            [row.position for row in rows],
+            self._allowed(logits, rows),
         )
         self._aside = None
         asking = [i for i, row in enumerate(rows) if row.new.top_logprobs is not None]
@@ -316,6 +342,20 @@ class TextBatch:
         mx.async_eval(  # type: ignore[no-untyped-call]
             self._next, *(self._aside[0].arrays if self._aside else ()), *states
         )
+
+    def _allowed(self, logits: mx.array, rows: Sequence[Row]) -> mx.array | None:
+        """What the rows may draw, [rows, vocabulary]; None: anything."""
+        if all(row.new.guide is None for row in rows):
+            return None
+        mx.async_eval(logits)  # type: ignore[no-untyped-call]  # A device of its own computes meanwhile.
+        allowed = np.ones(logits.shape, np.bool_)
+        for row, line in zip(rows, allowed, strict=True):
+            if row.new.guide is not None and row.fault is None:
+                try:
+                    row.new.guide.mark(line)
+                except GrammarError as error:
+                    row.fault = str(error)
+        return mx.array(allowed)
 
     def _prefill(self, budget: int, *, decoding: bool) -> list[Prefilled]:
         chunks = self._chunks(budget)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
+from headrace_runner.engine.text.guide import Guidance
 from headrace_runner.engine.text.logprobs import Logprobs
 from headrace_runner.engine.text.parts import Markup, ToolCallPart
 from headrace_runner.engine.text.sampling import SamplingParams
@@ -38,6 +39,8 @@ class GenerationRequest:
     """Output tokens of each choice that were sent before, by another runner; empty: of none."""
     markup: Markup = field(default_factory=Markup)
     """What sets reasoning and tool calls apart in the output."""
+    guidance: Guidance | None = None
+    """What its choices may draw; None: anything."""
     context: Context = field(default_factory=copy_context, compare=False, repr=False)
     """Of who asks, for what the engine logs of the request."""
 

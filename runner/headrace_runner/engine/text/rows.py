@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headrace_runner.engine.text.drafts import Drafting
+from headrace_runner.engine.text.guide import Guide
 from headrace_runner.engine.text.logprobs import Logprobs
 from headrace_runner.engine.text.sampling import SamplerRow, SamplingParams
 
@@ -22,6 +23,8 @@ class NewRow:
     """Greater than those of all rows before."""
     sampling: SamplingParams
     top_logprobs: int | None = None
+    guide: Guide | None = None
+    """Has taken what the row drew before it was added, and takes what it draws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class Drawn:
     uid: int
     token: int
     logprobs: Logprobs | None
+    fault: str | None = None
+    """Why the token is none that the row's guide allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ class Row:
     """Whether a draw of its is under way."""
     drafting: Drafting | None = None
     """Once it has been alone."""
+    fault: str | None = None
+    """Why its guide can no longer tell what may come next."""
 
     def __post_init__(self) -> None:
         self.sampler = SamplerRow.start(self.new.sampling, self.context[:-1])

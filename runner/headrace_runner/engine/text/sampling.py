@@ -106,12 +106,17 @@ class SamplerRow:
 
 
 def sample(
-    logits: mx.array, inputs: mx.array, rows: Sequence[SamplerRow], positions: Sequence[int]
+    logits: mx.array,
+    inputs: mx.array,
+    rows: Sequence[SamplerRow],
+    positions: Sequence[int],
+    allowed: mx.array | None = None,
 ) -> mx.array:
     """Draws the next token of each row. Lazy: nothing is evaluated here.
 
     `logits` is [rows, vocabulary], `inputs` [rows] the tokens that gave them,
-    `positions` the index of each drawn token in its request's output. Advances
+    `positions` the index of each drawn token in its request's output, and
+    `allowed` [rows, vocabulary] what may be drawn, if not all may. Advances
     the penalty windows. Returns [rows] of uint32; a row without one finite logit
     gets some token, and the others their own.
 
@@ -129,6 +134,8 @@ def sample(
     if plan.penalties is not None:
         # What `astype` gives is another array to Python, so that the caller's stays as it is.
         logits = plan.penalties.apply(logits.astype(mx.float32), inputs)
+    if allowed is not None:
+        logits = mx.where(allowed, logits, mx.array(-mx.inf, logits.dtype))
     if not plan.hot:
         return mx.argmax(logits, axis=-1)
     drawn = _draw(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
-from headrace.errors import HeadraceError, InsufficientMemory, InternalError
+from headrace.errors import HeadraceError, InsufficientMemory, InternalError, InvalidRequest
 from headrace.telemetry import names
 from headrace_runner.engine.tally import Distribution, Tally
 from headrace_runner.engine.text.batch import TextBatch
@@ -222,6 +222,9 @@ class TextWorker:
                 continue  # Drafted tokens behind the end.
             task, choice = owner
             task.first_token_at = task.first_token_at or now
+            if draw.fault is not None:
+                self._break_off(task, draw.fault)
+                continue
             with self._alone(task.uid, task.request):
                 self._push(task, choice, draw)
                 if len(task.ends) == len(task.outputs):
@@ -282,7 +285,9 @@ class TextWorker:
         self._owners[uid] = task, choice
         sampling = task.request.sampling
         seed = choice_seed(sampling.seed, choice)
-        return NewRow(uid, replace(sampling, seed=seed), task.request.top_logprobs)
+        guidance = task.request.guidance
+        guide = None if guidance is None else guidance.begin(task.request.resumed(choice))
+        return NewRow(uid, replace(sampling, seed=seed), task.request.top_logprobs, guide)
 
     def _push(self, task: _Task, choice: int, draw: Drawn) -> None:
         self._totals["output_tokens"] += 1
@@ -338,6 +343,12 @@ class TextWorker:
             request.context.run(logger.exception, "a request failed", extra=extra)
             self._faulted.add(uid)
             self._end(uid, InternalError(""))
+
+    def _break_off(self, task: _Task, fault: str) -> None:
+        """Ends a request whose grammar cannot be followed any further."""
+        if task.uid not in self._faulted:
+            self._faulted.add(task.uid)
+            self._end(task.uid, InvalidRequest(f"the constraint could not be followed: {fault}"))
 
     def _drop_faulted(self) -> None:
         faulted, self._faulted = self._faulted, set()

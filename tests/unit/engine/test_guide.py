@@ -1,0 +1,231 @@
+"""Rows that may not draw everything: by a grammar, and by a budget for reasoning."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headrace.errors import InvalidRequest
+from headrace_runner.engine.engine import Engine
+from headrace_runner.engine.text.guide import Guidance, Stretch
+from headrace_runner.engine.text.request import Finish, Finished, GenerationRequest
+from headrace_runner.engine.text.sampling import SamplingParams
+from headrace_runner.models.grammar import Grammars
+from headrace_runner.models.tokenizer import Tokenizer
+from tests.unit.engine.engines import a_step_ahead, read, request, running, tokens_of
+from tests.unit.engine.tiny import EOS, GREEDY, VOCABULARY, loader
+
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 6},
+            "tags": {"type": "array", "items": {"enum": ["x", "yy"]}, "maxItems": 3},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        },
+        "required": ["name", "tags", "age"],
+        "additionalProperties": False,
+    }
+)
+HOT = SamplingParams(temperature=1.0, seed=5)
+THINK, END_THINK, CALL, END_CALL = ord("<"), ord(">"), ord("{"), ord("}")
+REASONING = Stretch(THINK, b">")
+CALLS = Stretch(CALL, b"}")
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer) -> Grammars:
+    return Grammars(tokenizer)
+
+
+@pytest.fixture(params=["on a CPU", "a step ahead"])
+async def engine(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> AsyncIterator[Engine]:
+    load = loader() if request.param == "on a CPU" else a_step_ahead(loader())
+    async with running(tokenizer, load, max_rows=8) as engine:
+        yield engine
+
+
+@pytest.fixture
+def schema(tokenizer: Tokenizer, grammars: Grammars) -> Guidance:
+    return Guidance(tokenizer, grammars.compile("json_schema", SCHEMA))
+
+
+def guided(guidance: Guidance | None, **fields: Any) -> GenerationRequest:
+    made = request(**({"max_tokens": 400, "sampling": HOT, "guidance": guidance} | fields))
+    return replace(made, ignore_eos=False)
+
+
+async def answer(engine: Engine, wanted: GenerationRequest, choice: int = 0) -> list[int]:
+    return tokens_of(await read(engine.submit(wanted)), choice)
+
+
+def text_of(tokens: list[int]) -> str:
+    return bytes(token for token in tokens if token != EOS).decode()
+
+
+async def test_every_answer_is_one_of_the_schema(engine: Engine, schema: Guidance) -> None:
+    seeds = [guided(schema, sampling=replace(HOT, seed=seed)) for seed in range(8)]
+    for tokens in await asyncio.gather(*(answer(engine, wanted) for wanted in seeds)):
+        found = json.loads(text_of(tokens))
+        assert set(found) == {"name", "tags", "age"}
+        assert len(found["name"]) <= 6
+        assert set(found["tags"]) <= {"x", "yy"}
+        assert 0 <= found["age"] <= 120
+        assert tokens[-1] == EOS
+
+
+async def test_b5_a_guided_row_draws_alone_what_it_draws_among_others(
+    engine: Engine, schema: Guidance
+) -> None:
+    """And those that are free draw what they draw without it."""
+    free = [request(max_tokens=30, sampling=replace(HOT, seed=seed)) for seed in (1, 2)]
+    wanted = [guided(schema), guided(schema, sampling=GREEDY), *free]
+    alone = [await answer(engine, each) for each in wanted]
+    together = await asyncio.gather(*(answer(engine, each) for each in wanted))
+    assert list(together) == alone
+    assert len(alone[2]) == len(alone[3]) == 30
+
+
+async def test_choices_are_guided_each_by_itself(engine: Engine, schema: Guidance) -> None:
+    events = await read(engine.submit(guided(schema, choices=3)))
+    texts = {text_of(tokens_of(events, choice)) for choice in range(3)}
+    assert len(texts) == 3
+    assert all("age" in json.loads(text) for text in texts)
+
+
+@pytest.mark.parametrize("sent", [1, 9, 20])
+async def test_a_resumed_row_goes_on_within_its_grammar(
+    engine: Engine, schema: Guidance, sent: int
+) -> None:
+    whole = await answer(engine, guided(schema))
+    rest = await answer(engine, guided(schema, resume=(tuple(whole[:sent]),)))
+    assert whole[:sent] + rest == whole
+
+
+async def test_b6_a_grammar_that_fails_ends_its_row_and_no_other(
+    engine: Engine, schema: Guidance
+) -> None:
+    others = [guided(schema), request(max_tokens=40, sampling=HOT)]
+    undisturbed = [await answer(engine, each) for each in others]
+    tasks = [asyncio.create_task(answer(engine, each)) for each in others]
+    # What was sent before cannot have followed this grammar.
+    with pytest.raises(InvalidRequest, match="the constraint could not be followed"):
+        await answer(engine, guided(schema, resume=(tuple(b"[1, 2"),)))
+    assert [await task for task in tasks] == undisturbed
+    assert engine.active == 0
+
+
+async def test_what_is_likeliest_among_all_counts_for_nothing(
+    engine: Engine, tokenizer: Tokenizer, grammars: Grammars
+) -> None:
+    guidance = Guidance(tokenizer, grammars.compile("regex", "[ab]{12}"))
+    forced = replace(GREEDY, logit_bias=((ord("z"), 100.0), (ord("a"), 50.0)))
+    events = await read(engine.submit(guided(guidance, sampling=forced)))
+    assert tokens_of(events) == [*b"a" * 12, EOS]
+    assert isinstance(events[-1], Finished)
+    assert events[-1].choices[0].reason is Finish.END_OF_TEXT
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 3},
+        {"top_p": 0.01},
+        {"min_p": 0.9},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.01},
+        {"repetition_penalty": 1.9},
+        {"temperature": 100.0},
+    ],
+    ids=str,
+)
+async def test_with_every_way_of_drawing(
+    engine: Engine, tokenizer: Tokenizer, grammars: Grammars, options: dict[str, float]
+) -> None:
+    guidance = Guidance(tokenizer, grammars.compile("regex", "[a-c]{5}(de|fg)+"))
+    tokens = await answer(engine, guided(guidance, max_tokens=40, sampling=replace(HOT, **options)))
+    assert re.fullmatch("[a-c]{5}(de|fg)*[df]?", text_of(tokens))
+
+
+def marked(guidance: Guidance, text: str) -> set[int]:
+    """What may come after a text, by a guide that began anew with it."""
+    allowed = np.ones(VOCABULARY, np.bool_)
+    guidance.begin(text.encode()).mark(allowed)
+    return {int(token) for token in np.flatnonzero(allowed)}
+
+
+ANYTHING = set(range(VOCABULARY))
+
+
+@pytest.mark.parametrize(
+    ("so_far", "allowed"),
+    [
+        ("", {ord("y"), THINK, CALL}),
+        ("<", ANYTHING),
+        ("<y no", ANYTHING),
+        ("<hm>", {ord("y"), CALL}),
+        ("<hm>y", {ord("e")}),
+        ("ye", {ord("s")}),
+        ("{f(x)", ANYTHING),
+        ("<hm>{f(x)}", {ord("y"), CALL, EOS}),
+        ("{f(x)}{g()}", {ord("y"), CALL, EOS}),
+        ("{f(x)}yes", {EOS}),
+    ],
+)
+def test_a_grammar_is_about_the_answer(
+    tokenizer: Tokenizer, grammars: Grammars, so_far: str, allowed: set[int]
+) -> None:
+    grammar = grammars.compile("choices", ["yes"])
+    guidance = Guidance(tokenizer, grammar, reasoning=REASONING, calls=CALLS)
+    assert marked(guidance, so_far) == allowed
+
+
+def test_reasoning_that_the_prompt_has_opened(tokenizer: Tokenizer, grammars: Grammars) -> None:
+    grammar = grammars.compile("choices", ["yes"])
+    guidance = Guidance(tokenizer, grammar, reasoning=Stretch(None, b"</t>"), in_reasoning=True)
+    assert marked(guidance, "") == marked(guidance, "so </t") == ANYTHING
+    assert marked(guidance, "so </t>") == {ord("y")}
+
+
+@pytest.mark.parametrize(
+    ("so_far", "allowed"),
+    [
+        ("abc", ANYTHING),
+        ("abcd", {ord("<")}),
+        ("abcd<", {ord("/")}),
+        ("abcd</t", {ord(">")}),
+        ("abcd</t>", ANYTHING),
+        ("ab</t>cdefgh", ANYTHING),
+    ],
+)
+def test_a_budget_closes_the_reasoning(
+    tokenizer: Tokenizer, so_far: str, allowed: set[int]
+) -> None:
+    guidance = Guidance(tokenizer, reasoning=Stretch(None, b"</t>"), in_reasoning=True, budget=4)
+    assert marked(guidance, so_far) == allowed
+
+
+async def test_reasoning_ends_in_time_and_the_answer_follows(
+    engine: Engine, tokenizer: Tokenizer, grammars: Grammars
+) -> None:
+    grammar = grammars.compile("choices", ["yes", "no"])
+    guidance = Guidance(
+        tokenizer, grammar, reasoning=Stretch(None, b"</t>"), in_reasoning=True, budget=10
+    )
+    never = ((EOS, -100.0), (ord("<"), -100.0))
+    tokens = await answer(engine, guided(guidance, sampling=replace(HOT, logit_bias=never)))
+    assert bytes(tokens[10:-1]) in (b"</t>yes", b"</t>no")
+
+
+@pytest.mark.parametrize("make", [lambda tokenizer: Stretch.between(tokenizer, "<", ">>")])
+def test_a_mark_of_one_token_opens_and_any_text_closes(
+    tokenizer: Tokenizer, make: Callable[[Tokenizer], Stretch]
+) -> None:
+    assert make(tokenizer) == Stretch(ord("<"), b">>")
+    assert Stretch.between(tokenizer, "<<", ">").start is None
