@@ -7,6 +7,7 @@ server's to check: they are not repeated here.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -17,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message as ProtoMessage
 
 from headrace.errors import FieldViolation, InvalidRequest
-from headrace.types import ChatMessage, CompletionOptions, Message
+from headrace.types import ChatMessage, CompletionOptions, HasJsonSchema, Message
 from headrace.v1 import completion_pb2
 
 _KINDS = {
@@ -44,6 +45,7 @@ _SAMPLING = (
     "penalty_window",
     "seed",
 )
+_CONSTRAINTS = ("json_schema", "regex", "lark_grammar", "choices")
 _OPTIONS = CompletionOptions.__annotations__.keys()
 _CHAT_OPTIONS = ("template_options", "add_generation_prompt")
 _LONGEST_DURATION = 315_576_000_000  # seconds: the limit of google.protobuf.Duration
@@ -180,6 +182,13 @@ def completion(
     _logit_bias(request.sampling, options.get("logit_bias"))
     _stop(request.stop, options)
     _logprobs(request.logprobs, options.get("logprobs"))
+    _constraint(request, options)
+    put(
+        request.reasoning,
+        "max_tokens",
+        options.get("reasoning_max_tokens"),
+        path="reasoning.max_tokens",
+    )
     keep_alive = options.get("keep_alive")
     if keep_alive is not None:
         put_duration(request.keep_alive, keep_alive, path="keep_alive")
@@ -240,6 +249,38 @@ def _logprobs(logprobs: completion_pb2.LogprobsOptions, wanted: bool | int | Non
     logprobs.enabled = True
     if wanted is not True:
         put(logprobs, "top", wanted, path="logprobs.top")
+
+
+def _constraint(
+    request: completion_pb2.StreamCompletionRequest, options: CompletionOptions
+) -> None:
+    given = [name for name in _CONSTRAINTS if options.get(name) is not None]
+    if len(given) > 1:
+        raise invalid(given[1], f"does not go with {given[0]}: give one of them")
+    schema, choices = options.get("json_schema"), options.get("choices")
+    if schema is not None:
+        put(request, "json_schema", _schema(schema))
+    elif choices is not None:
+        words = [choices] if isinstance(choices, str) else choices
+        put_all(request.choices, "values", words, path="choices.values")
+        request.choices.SetInParent()  # For the server to say that there is none.
+    for name in ("regex", "lark_grammar"):
+        put(request, name, options.get(name))
+
+
+def _schema(schema: str | Mapping[str, Any] | HasJsonSchema) -> str:
+    if isinstance(schema, str):
+        return schema
+    if not isinstance(schema, Mapping):
+        describe = getattr(schema, "model_json_schema", None)
+        if describe is None:
+            kind = type(schema).__name__
+            raise invalid("json_schema", f"must be text, a mapping or a class with one, not {kind}")
+        schema = describe()
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise invalid("json_schema", f"must be plain JSON values: {error}") from None
 
 
 def _refused(

@@ -123,13 +123,14 @@ BROKEN_RULES = [
     ("chat.messages[0].role", chat(ChatMessage(content="?"))),
     ("chat.messages[0].content", chat(ChatMessage(role=ChatRole.CHAT_ROLE_USER))),
     ("chat.tool_choice.name", chat(HELLO, tools=LOOK, tool_choice=ToolChoice(name="look"))),
+    ("json_schema", prompt("fox", json_schema="{")),
+    ("regex", prompt("fox", regex="(")),
+    ("lark_grammar", prompt("fox", lark_grammar="start: nothing")),
+    ("choices.values", prompt("fox", choices=Choices())),
+    ("stop.ignore_eos", prompt("fox", regex="a", stop=ENDLESS)),
 ]
 
 UNSUPPORTED = [
-    ("json_schema", prompt("fox", json_schema="{}")),
-    ("regex", prompt("fox", regex="a+")),
-    ("lark_grammar", prompt("fox", lark_grammar='start: "a"')),
-    ("choices", prompt("fox", choices=Choices(values=["a", "b"]))),
     ("reasoning.enabled", prompt("fox", reasoning=ReasoningOptions(enabled=True))),
     ("reasoning.max_tokens", prompt("fox", reasoning=ReasoningOptions(max_tokens=5))),
     ("adapter", prompt("fox", adapter="pirate")),
@@ -201,7 +202,7 @@ async def test_b9_tools_that_are_not_to_be_called_need_no_form(api: Api) -> None
 def test_b9_every_field_of_the_contract_is_honoured_or_refused() -> None:
     honoured = (
         "request_id model prompt chat token_ids sampling stop max_tokens n logprobs priority"
-        " reasoning resume_token_ids resume_choices"
+        " reasoning resume_token_ids resume_choices json_schema regex lark_grammar choices"
     )
     # Read by the controller; the runner stays loaded anyway.
     not_for_runners = "keep_alive"

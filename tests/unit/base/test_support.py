@@ -8,7 +8,6 @@ from headrace.errors import UnsupportedParameter
 from headrace.rpc.support import refuse_unsupported
 from headrace.v1.completion_pb2 import (
     ChatInput,
-    Choices,
     ReasoningOptions,
     StreamCompletionRequest,
     Tool,
@@ -23,12 +22,7 @@ def choosing(mode: ToolChoice.Mode.ValueType) -> ChatInput:
 @pytest.mark.parametrize(
     ("field", "request_"),
     [
-        ("json_schema", StreamCompletionRequest(json_schema="{}")),
-        ("regex", StreamCompletionRequest(regex="a")),
-        ("lark_grammar", StreamCompletionRequest(lark_grammar="a")),
-        ("choices", StreamCompletionRequest(choices=Choices(values=["a"]))),
         ("adapter", StreamCompletionRequest(adapter="a")),
-        ("reasoning.max_tokens", StreamCompletionRequest(reasoning=ReasoningOptions(max_tokens=1))),
         (
             "chat.tool_choice.mode",
             StreamCompletionRequest(chat=choosing(ToolChoice.MODE_REQUIRED)),
@@ -53,3 +47,5 @@ def test_what_some_model_may_do_is_left_to_its_runner(mode: ToolChoice.Mode.Valu
         )
     )
     refuse_unsupported(StreamCompletionRequest(prompt="x", resume_token_ids=[1]))
+    refuse_unsupported(StreamCompletionRequest(json_schema="{}"))
+    refuse_unsupported(StreamCompletionRequest(reasoning=ReasoningOptions(max_tokens=1)))

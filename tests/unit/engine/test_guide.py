@@ -58,7 +58,8 @@ def schema(tokenizer: Tokenizer, grammars: Grammars) -> Guidance:
 
 
 def guided(guidance: Guidance | None, **fields: Any) -> GenerationRequest:
-    made = request(**({"max_tokens": 400, "sampling": HOT, "guidance": guidance} | fields))
+    options: dict[str, Any] = {"max_tokens": 400, "sampling": HOT, "guidance": guidance}
+    made = request(**(options | fields))
     return replace(made, ignore_eos=False)
 
 
@@ -146,7 +147,7 @@ async def test_what_is_likeliest_among_all_counts_for_nothing(
     ids=str,
 )
 async def test_with_every_way_of_drawing(
-    engine: Engine, tokenizer: Tokenizer, grammars: Grammars, options: dict[str, float]
+    engine: Engine, tokenizer: Tokenizer, grammars: Grammars, options: dict[str, Any]
 ) -> None:
     guidance = Guidance(tokenizer, grammars.compile("regex", "[a-c]{5}(de|fg)+"))
     tokens = await answer(engine, guided(guidance, max_tokens=40, sampling=replace(HOT, **options)))

@@ -164,6 +164,48 @@ def test_what_cannot_be_sent_is_refused_by_name(
     assert field in str(caught.value)
 
 
+class Described:
+    """What a model of pydantic looks like from here."""
+
+    @staticmethod
+    def model_json_schema() -> dict[str, Any]:
+        return {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    "schema", ['{"type": "object"}', {"type": "object"}, Described, Described()], ids=repr
+)
+def test_a_schema_is_text_a_mapping_or_what_describes_itself(schema: Any) -> None:
+    assert build(json_schema=schema).json_schema == '{"type": "object"}'
+
+
+def test_the_form_of_an_output() -> None:
+    assert build(regex="a+").regex == "a+"
+    assert build(lark_grammar="start: /a/").lark_grammar == "start: /a/"
+    assert build(choices=("a", "b")).choices.values == ["a", "b"]
+    assert build(choices="yes").choices.values == ["yes"]
+    assert build(choices=[]).WhichOneof("constraint") == "choices"
+    assert build(reasoning_max_tokens=5).reasoning.max_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"regex": "a", "choices": ["a"]}, "choices"),
+        ({"json_schema": 5}, "json_schema"),
+        ({"json_schema": {"a": {1, 2}}}, "json_schema"),
+        ({"regex": 5}, "regex"),
+        ({"choices": ["a", 5]}, "choices.values[1]"),
+        ({"reasoning_max_tokens": "5"}, "reasoning.max_tokens"),
+    ],
+    ids=str,
+)
+def test_a_form_that_cannot_be_sent_is_refused_by_name(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        build(**options)
+    assert [violation.field for violation in raised.value.violations] == [field]
+
+
 def test_an_unknown_option_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="temprature"):
         build(temprature=1)

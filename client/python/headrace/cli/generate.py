@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +17,24 @@ if TYPE_CHECKING:
     from headrace.types import Completion
 
 _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
+
+
+def _text(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """What begins like JSON is taken as it is; anything else names a file."""
+    if value is None or value.lstrip().startswith(("{", "true")):
+        return value
+    path = Path(value)
+    if not path.is_file():
+        raise click.BadParameter(f"{value} is neither a file nor a JSON object", param=option)
+    return _contents(_, option, path)
+
+
+def _contents(_: click.Context, option: click.Parameter, path: Path | None) -> str | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path} cannot be read: {error}", param=option) from None
+
 
 _OPTIONS = (
     click.option("--system", help="Instructions above the chat, instead of the template's own."),
@@ -32,6 +51,25 @@ _OPTIONS = (
     click.option("--seed", type=int, help="Fix the draws."),
     click.option("--max-tokens", type=int, help="Tokens to generate at most."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the output here; repeatable."),
+    click.option(
+        "--json-schema",
+        metavar="FILE|JSON",
+        callback=_text,
+        help="Answer in JSON that follows this schema.",
+    ),
+    click.option("--regex", help="Answer with what matches this expression as a whole."),
+    click.option(
+        "--grammar",
+        "lark_grammar",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        callback=_contents,
+        help="Answer with what this grammar, in Lark's notation, derives.",
+    ),
+    click.option("--choice", "choices", multiple=True, help="Answer with one of these."),
+    click.option(
+        "--reasoning-max-tokens", type=int, metavar="N", help="End the reasoning after so many."
+    ),
     click.option(
         "--keep-alive",
         type=parse_time,

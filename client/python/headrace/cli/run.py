@@ -80,5 +80,6 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
     return {
         **options,
         "stop": options["stop"] or None,
+        "choices": options["choices"] or None,
         "system": [] if system is None else [{"role": "system", "content": system}],
     }

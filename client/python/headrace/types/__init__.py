@@ -19,6 +19,7 @@ from headrace.types.completion import (
 from headrace.types.inputs import (
     ChatMessage,
     CompletionOptions,
+    HasJsonSchema,
     Message,
     Role,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "Delta",
     "Detokenized",
     "FinishReason",
+    "HasJsonSchema",
     "Loaded",
     "Message",
     "Model",

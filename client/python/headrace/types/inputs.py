@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 
@@ -29,6 +29,13 @@ class Message:
 
 ChatMessage = Message | Mapping[str, str | None]
 """A message as calls take it: a `Message`, or a mapping with its fields."""
+
+
+class HasJsonSchema(Protocol):
+    """A class that describes its JSON form, such as a model of pydantic."""
+
+    def model_json_schema(self) -> dict[str, Any]:
+        """The JSON Schema."""
 
 
 class CompletionOptions(TypedDict, total=False):
@@ -72,6 +79,22 @@ class CompletionOptions(TypedDict, total=False):
 
     stop: str | Sequence[str] | None
     """Texts that end the output; they are not part of it unless `include_stop`."""
+
+    json_schema: str | Mapping[str, Any] | HasJsonSchema | None
+    """JSON Schema of the output: as text, as a mapping, or as a class that has one. Of this,
+    `regex`, `lark_grammar` and `choices` one can be given."""
+
+    regex: str | None
+    """Regular expression that the whole output matches."""
+
+    lark_grammar: str | None
+    """Grammar of the output, in Lark's notation."""
+
+    choices: Sequence[str] | None
+    """The only outputs there may be."""
+
+    reasoning_max_tokens: int | None
+    """Tokens after which reasoning is ended. Absent: no limit."""
 
     stop_token_ids: Sequence[int] | None
     """Tokens that end the output."""
