@@ -26,6 +26,7 @@ from tests.bench import (
     soak,
     speed,
     startup,
+    structured,
     telemetry,
 )
 from tests.bench.children import BenchError, explain
@@ -46,6 +47,7 @@ what to measure:
   startup   starts of `headrace serve` and `headrace run`, and a runner's return after SIGKILL
   import    import of the SDK, memory of an idle controller
   telemetry tokens a second without telemetry, with the local store, and exported over OTLP
+  structured tokens a second of streams that follow a JSON Schema, beside free ones
   peers     nothing: builds llama.cpp's server, which takes part from then on
 """
 
@@ -127,6 +129,11 @@ async def _hop(setting: Setting, arguments: argparse.Namespace) -> Outcome:
     return hop.outcome(await hop.measure(setting, arguments.requests or hop.REQUESTS, _note))
 
 
+async def _structured(setting: Setting, arguments: argparse.Namespace) -> Outcome:
+    rounds, tokens = arguments.rounds, arguments.tokens
+    return structured.outcome(await structured.measure(setting, rounds, tokens, _note))
+
+
 async def _startup(setting: Setting, arguments: argparse.Namespace) -> Outcome:
     found = await startup.measure(setting, arguments.times)
     rows = [(name, report.cell(one, 2)) for name, one in found.items()]
@@ -152,6 +159,7 @@ _COMMANDS: dict[str, Callable[[Setting, argparse.Namespace], Awaitable[Outcome]]
     "startup": _startup,
     "import": _import,
     "telemetry": _telemetry,
+    "structured": _structured,
 }
 _WITH_PEERS = ("speed", "prefix", "fairness")
 
@@ -174,7 +182,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--rounds",
         type=_positive,
         metavar="N",
-        help="rounds of speed, prefix and telemetry (default: 3)",
+        help="rounds of speed, prefix, telemetry and structured (default: 3)",
     )
     add("--tokens", type=_positive, metavar="N", help="output tokens a stream (default: 64)")
     add("--streams", type=_counts, metavar="N,N", help="streams at once (default: 1,8,16,32)")
