@@ -172,7 +172,7 @@ CASES = [
             tools=[completion.Tool(name="f")],
             tool_choice=completion.ToolChoice(mode=completion.ToolChoice.MODE_REQUIRED),
         ),
-        "chat.tool_choice.mode",
+        "chat.tools",
         reason=UNSUPPORTED,
     ),
     # Other methods.

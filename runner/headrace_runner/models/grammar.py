@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,12 +20,14 @@ from headrace_runner.models.schema import (
     Schema,
     SchemaError,
     bounded,
+    moved,
     place_of_error,
     read_schema,
 )
 from headrace_runner.models.tokenizer import Tokenizer
 
 Kind: TypeAlias = Literal["json_schema", "regex", "lark_grammar", "choices"]
+Schemas: TypeAlias = Mapping[str, Schema]
 
 _KEPT = 32
 """Grammars that are remembered."""
@@ -50,6 +52,10 @@ class Matcher:
     def take(self, token: int) -> None:
         """The output goes on with a token. One that the grammar forbids shows at the next mask."""
         self._matcher.consume_token(token)
+
+    def may_take(self, token: int) -> bool:
+        """Whether the output may go on with a token."""
+        return bool(self._matcher.validate_tokens([token]))
 
     def mark(self, allowed: NDArray[np.bool_]) -> None:
         """Sets, in [vocabulary], whether each token may come next.
@@ -116,6 +122,32 @@ class Grammars:
         if problem := self._problem(source):
             raise GrammarError(problem)
         return self._matcher(source)
+
+    def calls(self, tools: Schemas) -> Grammar:
+        """The grammar of a call, as a line of JSON, of one of some functions: the schemas of their
+        arguments by name. Raises GrammarError naming the function."""
+        for name, schema in tools.items():
+            try:
+                self.compile("json_schema", json.dumps(schema))
+            except GrammarError as error:
+                raise GrammarError(f"of {name}: {error}") from None
+        defs = {
+            str(number): moved(bounded(schema), f"#/$defs/{number}")
+            for number, schema in enumerate(tools.values())
+        }
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{number}"}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for number, name in enumerate(tools)
+        ]
+        schema = {"$defs": defs, "anyOf": calls, "x-guidance": _JSON}
+        return self.compile(
+            "lark_grammar", f'start: "\\n" call "\\n"\ncall: %json {json.dumps(schema)}'
+        )
 
     def _of_schema(self, text: str) -> LLMatcher:
         try:

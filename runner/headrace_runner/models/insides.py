@@ -76,6 +76,12 @@ def inferred_reasoning(tokenizer: Any) -> tuple[str, str, tuple[str, ...]]:
     return start or "", end or "", tuple(around)
 
 
+def calls_are_json(parser: Any) -> bool:
+    """Whether what a parser takes is one JSON object with `name` and `arguments`."""
+    module: str = getattr(parser, "__module__", "")
+    return module == "mlx_lm.tool_parsers.json_tools"
+
+
 def inferred_tool_calls(tokenizer: Any, named: object) -> tuple[str, str, Any]:
     """The markers around a model's tool calls and their parser, None where they are not known.
 

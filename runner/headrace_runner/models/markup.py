@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from headrace.errors import HeadraceError, UnsupportedParameter
 from headrace_runner.models.chat import ChatTemplate, _find_sources
 from headrace_runner.models.files import read_json
-from headrace_runner.models.insides import inferred_reasoning, inferred_tool_calls
+from headrace_runner.models.insides import calls_are_json, inferred_reasoning, inferred_tool_calls
 from headrace_runner.models.tokenizer import Tokenizer
 
 ToolParser: TypeAlias = Callable[[str, Any], object]
@@ -63,6 +63,8 @@ class ModelMarkup:
     """Special tokens of the markers, but for those of the calls."""
     call_ids: frozenset[int] = frozenset()
     """Special tokens that calls are written with."""
+    json_calls: bool = False
+    """Whether a call is a JSON object between the markers."""
 
     @property
     def reasons(self) -> bool:
@@ -145,6 +147,7 @@ def load_markup(model_dir: Path, template: ChatTemplate, tokenizer: Tokenizer) -
         dropped=dropped,
         special_ids=ids_in(start, end, *dropped),
         call_ids=ids_in(call_start, call_end, code),
+        json_calls=calls_are_json(parser),
     )
 
 

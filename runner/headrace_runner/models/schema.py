@@ -64,7 +64,7 @@ def place_of_error(schema: Schema, problem: Callable[[Schema], str]) -> str:
 
     `problem` says what is wrong with a schema; "" is nothing. Gives "" for the whole.
     """
-    root = _moved(schema)
+    root = moved(schema, "#/$defs/root")
     found = ""
     for count, (pointer, _) in enumerate(_parts("", schema)):
         if count == _MOST_PLACES:
@@ -100,15 +100,15 @@ def _escaped(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
-def _moved(value: Any) -> Any:
-    """A schema that is to stand under "#/$defs/root", with its references."""
+def moved(value: Any, to: str) -> Any:
+    """A schema that is to stand under the JSON pointer `to` of another, with its references."""
     if isinstance(value, Mapping):
         return {
-            key: f"#/$defs/root{part[1:]}"
+            key: to + part[1:]
             if key == "$ref" and isinstance(part, str) and part.startswith("#")
-            else _moved(part)
+            else moved(part, to)
             for key, part in value.items()
         }
     if isinstance(value, list):
-        return [_moved(part) for part in value]
+        return [moved(part, to) for part in value]
     return value

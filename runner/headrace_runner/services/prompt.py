@@ -190,12 +190,10 @@ def _tools(chat: ChatInput, field: str) -> list[dict[str, Any]]:
 
 
 def _offers_tools(chat: ChatInput, field: str) -> bool:
-    if chat.tool_choice.mode in (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_ONE):
-        raise UnsupportedParameter(
-            field=f"{field}.tool_choice.mode",
-            message="this runner cannot force a tool call; use MODE_AUTO or MODE_NONE",
-        )
-    if chat.tool_choice.HasField("name"):
+    one = chat.tool_choice.mode == ToolChoice.MODE_ONE
+    if one and not chat.tool_choice.name:
+        raise invalid_field(f"{field}.tool_choice.name", "is required with MODE_ONE")
+    if not one and chat.tool_choice.HasField("name"):
         raise invalid_field(f"{field}.tool_choice.name", "goes with MODE_ONE only; leave it out")
     return chat.tool_choice.mode != ToolChoice.MODE_NONE
 

@@ -71,6 +71,7 @@ def sent_of(index: int, *ids: int) -> list[ResumedChoice]:
 HELLO = ChatMessage(role=ChatRole.CHAT_ROLE_USER, content="Hello")
 LOOK = [Tool(name="look")]
 FORCED = ToolChoice(mode=ToolChoice.MODE_REQUIRED)
+UNNAMED = ToolChoice(mode=ToolChoice.MODE_ONE)
 NAMED = ToolChoice(mode=ToolChoice.MODE_ONE, name="look")
 
 BROKEN_RULES = [
@@ -123,6 +124,8 @@ BROKEN_RULES = [
     ("chat.messages[0].role", chat(ChatMessage(content="?"))),
     ("chat.messages[0].content", chat(ChatMessage(role=ChatRole.CHAT_ROLE_USER))),
     ("chat.tool_choice.name", chat(HELLO, tools=LOOK, tool_choice=ToolChoice(name="look"))),
+    ("chat.tool_choice.name", chat(HELLO, tools=LOOK, tool_choice=UNNAMED)),
+    ("chat.tools", chat(HELLO, tool_choice=FORCED)),
     ("json_schema", prompt("fox", json_schema="{")),
     ("regex", prompt("fox", regex="(")),
     ("lark_grammar", prompt("fox", lark_grammar="start: nothing")),
@@ -135,8 +138,8 @@ UNSUPPORTED = [
     ("reasoning.max_tokens", prompt("fox", reasoning=ReasoningOptions(max_tokens=5))),
     ("adapter", prompt("fox", adapter="pirate")),
     ("chat.tools", chat(HELLO, tools=LOOK)),
-    ("chat.tool_choice.mode", chat(HELLO, tools=LOOK, tool_choice=FORCED)),
-    ("chat.tool_choice.mode", chat(HELLO, tools=LOOK, tool_choice=NAMED)),
+    ("chat.tools", chat(HELLO, tools=LOOK, tool_choice=FORCED)),
+    ("chat.tools", chat(HELLO, tools=LOOK, tool_choice=NAMED)),
 ]
 
 
@@ -219,7 +222,7 @@ def test_b9_so_is_every_field_within() -> None:
         SamplingOptions: "temperature top_p top_k min_p xtc repetition_penalty presence_penalty"
         " frequency_penalty penalty_window seed logit_bias",
         StopOptions: "strings token_ids ignore_eos include_stop",
-        ToolChoice: "name",
+        ToolChoice: "name mode",
         XtcOptions: "probability threshold",
     }
     refused_ones = {field.rpartition(".")[2] for field, _ in UNSUPPORTED if "." in field}

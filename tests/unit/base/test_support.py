@@ -23,11 +23,6 @@ def choosing(mode: ToolChoice.Mode.ValueType) -> ChatInput:
     ("field", "request_"),
     [
         ("adapter", StreamCompletionRequest(adapter="a")),
-        (
-            "chat.tool_choice.mode",
-            StreamCompletionRequest(chat=choosing(ToolChoice.MODE_REQUIRED)),
-        ),
-        ("chat.tool_choice.mode", StreamCompletionRequest(chat=choosing(ToolChoice.MODE_ONE))),
     ],
 )
 def test_b9_what_no_model_can_do(field: str, request_: StreamCompletionRequest) -> None:
@@ -38,7 +33,14 @@ def test_b9_what_no_model_can_do(field: str, request_: StreamCompletionRequest) 
 
 
 @pytest.mark.parametrize(
-    "mode", [ToolChoice.MODE_UNSPECIFIED, ToolChoice.MODE_NONE, ToolChoice.MODE_AUTO]
+    "mode",
+    [
+        ToolChoice.MODE_UNSPECIFIED,
+        ToolChoice.MODE_NONE,
+        ToolChoice.MODE_AUTO,
+        ToolChoice.MODE_REQUIRED,
+        ToolChoice.MODE_ONE,
+    ],
 )
 def test_what_some_model_may_do_is_left_to_its_runner(mode: ToolChoice.Mode.ValueType) -> None:
     refuse_unsupported(

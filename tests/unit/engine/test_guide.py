@@ -17,7 +17,7 @@ from headrace_runner.engine.engine import Engine
 from headrace_runner.engine.text.guide import Guidance, Stretch
 from headrace_runner.engine.text.request import Finish, Finished, GenerationRequest
 from headrace_runner.engine.text.sampling import SamplingParams
-from headrace_runner.models.grammar import Grammars
+from headrace_runner.models.grammar import GrammarError, Grammars
 from headrace_runner.models.tokenizer import Tokenizer
 from tests.unit.engine.engines import a_step_ahead, read, request, running, tokens_of
 from tests.unit.engine.tiny import EOS, GREEDY, VOCABULARY, loader
@@ -230,3 +230,74 @@ def test_a_mark_of_one_token_opens_and_any_text_closes(
 ) -> None:
     assert make(tokenizer) == Stretch(ord("<"), b">>")
     assert Stretch.between(tokenizer, "<<", ">").start is None
+
+
+TOOLS: dict[str, dict[str, Any]] = {
+    "add": {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"$ref": "#/$defs/n"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+        "$defs": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+    },
+    "now": {"type": "object", "additionalProperties": False},
+}
+CALLED = '<\n{"name":"now","arguments":{}}'
+
+
+@pytest.fixture
+def forced(tokenizer: Tokenizer, grammars: Grammars) -> Guidance:
+    calls = Stretch.between(tokenizer, "<", "</c>", grammars.calls(TOOLS))
+    return Guidance(tokenizer, calls=calls, must_call=True)
+
+
+@pytest.mark.parametrize(
+    ("so_far", "allowed"),
+    [
+        ("", {THINK}),
+        ("<", {ord("\n")}),
+        ('<\n{"name":"', {ord("a"), ord("n")}),
+        (CALLED, {ord("\n")}),
+        (CALLED + "\n", {ord("<")}),
+        (CALLED + "\n<", {ord("/")}),
+        (CALLED + "\n</c", {ord(">")}),
+        (CALLED + "\n</c>", {ord("<"), EOS}),
+        (CALLED + "\n</c><", {ord("\n")}),
+    ],
+)
+def test_a_call_that_has_to_come(forced: Guidance, so_far: str, allowed: set[int]) -> None:
+    space = set(b" \r\t")
+    assert marked(forced, so_far) - space == allowed - space
+
+
+async def test_calls_are_made_with_arguments_of_their_schema(
+    engine: Engine, forced: Guidance
+) -> None:
+    once = ((EOS, 100.0),)  # The end as soon as it may come: after one call.
+    seeds = [replace(HOT, seed=seed, logit_bias=once) for seed in range(6)]
+    made = await asyncio.gather(*(answer(engine, guided(forced, sampling=s)) for s in seeds))
+    names = set()
+    for tokens in made:
+        text = text_of(tokens)
+        assert text.startswith("<\n")
+        assert text.endswith("\n</c>")
+        call = json.loads(text[1:-4])
+        names.add(call["name"])
+        if call["name"] == "add":
+            assert all(0 <= call["arguments"][key] <= 9 for key in ("a", "b"))
+        else:
+            assert call["arguments"] == {}
+    assert names == {"add", "now"}
+
+
+def test_reasoning_may_come_before_a_call(tokenizer: Tokenizer, grammars: Grammars) -> None:
+    calls = Stretch.between(tokenizer, "<", "</c>", grammars.calls(TOOLS))
+    guidance = Guidance(tokenizer, reasoning=Stretch(ord("("), b")"), calls=calls, must_call=True)
+    assert marked(guidance, "") == {ord("("), ord("<")}
+    assert marked(guidance, "(hm)") == {ord("<")}
+
+
+def test_a_wrong_schema_is_said_with_its_tool(grammars: Grammars) -> None:
+    wrong = {"properties": {"x": {"type": "nothing"}}}
+    with pytest.raises(GrammarError, match="of bad: at /properties/x: Invalid type"):
+        grammars.calls(TOOLS | {"bad": wrong})

@@ -232,37 +232,51 @@ class Tool(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the function."""
     description: _builtins.str
     """What it does, in words for the model. Absent: nothing is said."""
     parameters_json_schema: _builtins.str
     """JSON Schema of its arguments, as JSON text. Absent: it takes none."""
+    strict: _builtins.bool
+    """Whether the arguments of a call are held to the schema while they are
+    generated, for models whose calls are JSON. With MODE_REQUIRED and MODE_ONE
+    they are in any case. Absent: false.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         description: _builtins.str | None = ...,
         parameters_json_schema: _builtins.str | None = ...,
+        strict: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters_json_schema", b"_parameters_json_schema", "description", b"description", "parameters_json_schema", b"parameters_json_schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters_json_schema", b"_parameters_json_schema", "_strict", b"_strict", "description", b"description", "parameters_json_schema", b"parameters_json_schema", "strict", b"strict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters_json_schema", b"_parameters_json_schema", "description", b"description", "name", b"name", "parameters_json_schema", b"parameters_json_schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters_json_schema", b"_parameters_json_schema", "_strict", b"_strict", "description", b"description", "name", b"name", "parameters_json_schema", b"parameters_json_schema", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__parameters_json_schema: _TypeAlias = _typing.Literal["parameters_json_schema"]  # noqa: Y015
     _WhichOneofArgType__parameters_json_schema: _TypeAlias = _typing.Literal["_parameters_json_schema", b"_parameters_json_schema"]  # noqa: Y015
+    _WhichOneofReturnType__strict: _TypeAlias = _typing.Literal["strict"]  # noqa: Y015
+    _WhichOneofArgType__strict: _TypeAlias = _typing.Literal["_strict", b"_strict"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parameters_json_schema) -> _WhichOneofReturnType__parameters_json_schema | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strict) -> _WhichOneofReturnType__strict | None: ...
 
 Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
 @_typing.final
 class ToolChoice(_message.Message):
-    """ToolChoice says whether tools are to be called."""
+    """ToolChoice says whether tools are to be called. What a model does at its own
+    choice it may do in any form; MODE_REQUIRED and MODE_ONE are for models whose
+    calls are JSON.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
