@@ -1,0 +1,181 @@
+"""Tool calls that have to come, from a model that talks nonsense: only the form makes them calls.
+
+With the example of the docs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.errors import InvalidRequest
+from headrace.v1.completion_pb2 import (
+    ChatInput,
+    ChatMessage,
+    ChatRole,
+    FinishReason,
+    SamplingOptions,
+    StreamCompletionRequest,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+)
+from headrace.v1.completion_pb2_grpc import CompletionServiceStub
+from tests.integration.runner.api import MODEL, Api, connected
+from tests.integration.runner.child import Child, serving
+
+_PAGE = Path(__file__).parents[3] / "docs" / "tools.md"
+_TEMPLATE = """
+{%- if tools %}{{ tools | tojson }}{% endif %}
+{%- for m in messages %}<|user|>{{ m.role }} {{ m.content }}
+{%- for tool_call in m.tool_calls or [] %}<tool_call>
+{"name": {{ tool_call.function.name | tojson }}{# tool_call.name #}, "arguments": {}}
+</tool_call>{% endfor %}
+{%- if m.tool_call_id %} {{ m.tool_call_id }}{% endif %}<|end|>{% endfor %}"""
+_MARKS = {"Ġsleep": "<tool_call>", "Ġquick": "</tool_call>"}
+_DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
+_ADD = {
+    "type": "object",
+    "properties": {"a": _DIGIT, "b": _DIGIT},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+TOOLS = [Tool(name="add", parameters_json_schema=json.dumps(_ADD)), Tool(name="now")]
+
+
+@pytest.fixture(scope="module")
+def caller_dir(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with the markers of tool calls in place of two of its words."""
+    directory = tmp_path_factory.mktemp("caller") / "model"
+    shutil.copytree(tiny_dir, directory)
+    file = directory / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    for word, mark in _MARKS.items():
+        vocabulary[mark] = vocabulary.pop(word)
+        tokenizer["added_tokens"].append(
+            tokenizer["added_tokens"][0]
+            | {"id": vocabulary[mark], "content": mark, "special": False}
+        )
+    merges = tokenizer["model"]["merges"]
+    tokenizer["model"]["merges"] = [m for m in merges if "".join(m) not in _MARKS]
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def caller_runner(model_home: Path, caller_dir: Path) -> Iterator[Child]:
+    with serving(model_home, caller_dir, "--name", MODEL) as child:
+        yield child
+
+
+@pytest.fixture
+async def caller(caller_runner: Child) -> AsyncIterator[Api]:
+    async with connected(caller_runner.address) as api:
+        yield api
+
+
+def asking(seed: int = 1, tools: list[Tool] = TOOLS, **chat: Any) -> StreamCompletionRequest:
+    message = ChatMessage(role=ChatRole.CHAT_ROLE_USER, content="the quick brown fox")
+    return StreamCompletionRequest(
+        model=MODEL,
+        chat=ChatInput(messages=[message], tools=tools, **chat),
+        max_tokens=200,
+        # The end of the text comes as soon as it may.
+        sampling=SamplingOptions(seed=seed, logit_bias={0: 100}),
+    )
+
+
+async def calls_of(api: Api, request: StreamCompletionRequest) -> list[ToolCallPart]:
+    """The calls of an answer that is nothing but calls."""
+    found: list[ToolCallPart] = []
+    stub = CompletionServiceStub(api.channel)
+    async for response in stub.StreamCompletion(request, timeout=60):
+        assert not response.delta.text
+        found += response.delta.tool_calls
+    (choice,) = response.completed.choices
+    assert choice.finish_reason == FinishReason.FINISH_REASON_TOOL_CALLS
+    return found
+
+
+async def test_a_call_comes_where_it_is_required(caller: Api) -> None:
+    required = ToolChoice(mode=ToolChoice.MODE_REQUIRED)
+    names = set()
+    for seed in range(6):
+        (call,) = await calls_of(caller, asking(seed, tool_choice=required))
+        arguments = json.loads(call.arguments_json)
+        names.add(call.name)
+        if call.name == "add":
+            assert all(arguments[key] in range(10) for key in "ab")
+        else:
+            assert arguments == {}
+    assert names == {"add", "now"}
+
+
+@pytest.mark.parametrize("name", ["add", "now"])
+async def test_the_one_that_is_named_is_called(caller: Api, name: str) -> None:
+    one = ToolChoice(mode=ToolChoice.MODE_ONE, name=name)
+    for seed in range(3):
+        (call,) = await calls_of(caller, asking(seed, tool_choice=one))
+        assert call.name == name
+
+
+async def test_a_model_that_is_free_to_call_nothing_does_not(caller: Api) -> None:
+    answer = await caller.complete(asking())
+    assert answer.completed.choices[0].finish_reason == FinishReason.FINISH_REASON_END_OF_TEXT
+
+
+async def test_a_strict_tool_that_is_called_is_called_with_its_arguments(
+    caller: Api, caller_dir: Path
+) -> None:
+    strict = [Tool(name="add", parameters_json_schema=json.dumps(_ADD), strict=True)]
+    request = asking(tools=strict)
+    vocabulary = json.loads((caller_dir / "tokenizer.json").read_text())["model"]["vocab"]
+    # It calls by itself, and again, for as long as it may.
+    request.sampling.logit_bias[vocabulary["<tool_call>"]] = 200
+    request.max_tokens = 150
+    calls: list[ToolCallPart] = []
+    async for response in CompletionServiceStub(caller.channel).StreamCompletion(request):
+        calls += response.delta.tool_calls
+    assert calls
+    assert all(set(json.loads(call.arguments_json)) == {"a", "b"} for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("field", "chat"),
+    [
+        ("chat.tool_choice.name", {"tool_choice": ToolChoice(mode=ToolChoice.MODE_ONE, name="x")}),
+        (
+            "chat.tools",
+            {
+                "tools": [Tool(name="f", parameters_json_schema='{"type": "nothing"}')],
+                "tool_choice": ToolChoice(mode=ToolChoice.MODE_REQUIRED),
+            },
+        ),
+    ],
+)
+async def test_what_cannot_be_called_is_refused(
+    caller: Api, field: str, chat: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await caller.stream(asking(**chat)).rest()
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_the_example_of_the_docs_runs(
+    caller_runner: Child, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```$", _PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    scope: dict[str, Any] = {}
+    exec(example, scope)  # noqa: S102 - it is ours
+    assert isinstance(scope["converse"](caller_runner.address, MODEL), str)
+    assert capsys.readouterr().out.startswith('weather({"city":')
