@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif os.environ.get(_PREPARED) is None:
         _restart_prepared(config, words)
     # Late: this imports MLX, which reads the environment once.
-    from headrace_runner.app import run
+    from headrace_runner.app import preload, run
 
+    preload(config)
     if not spare:
         limit_process()
     if config.core_dumps:
@@ -47,7 +48,9 @@ def _wait_for_orders() -> list[str]:
     """
     _die_with_parent()
     # Imports alone: nothing of MLX is computed, and no thread started, before there is a model.
-    import headrace_runner.app  # noqa: F401
+    # Most models are for text, whose imports are also the slow ones.
+    import headrace_runner.app
+    import headrace_runner.text_app  # noqa: F401
 
     limit_process()
     try:

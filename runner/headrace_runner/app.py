@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import grpc
 from grpc_reflection.v1alpha import reflection
@@ -24,7 +25,6 @@ from headrace.errors import (
     UnsupportedModel,
 )
 from headrace.host import machine as host
-from headrace.host.dtype import choose_dtype
 from headrace.host.handover import FailureCause, ReportWriter
 from headrace.host.sockets import remove_stale
 from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
@@ -34,44 +34,25 @@ from headrace.telemetry import engine as engine_metrics
 from headrace.telemetry import names
 from headrace.telemetry.local import LocalSpanExporter
 from headrace.telemetry.setup import configure
-from headrace.v1 import (
-    completion_pb2_grpc,
-    embedding_pb2_grpc,
-    image_pb2_grpc,
-    runner_pb2_grpc,
-    tokenize_pb2_grpc,
-)
+from headrace.v1 import embedding_pb2_grpc, runner_pb2_grpc
 from headrace_runner.config import RunnerConfig
-from headrace_runner.convert.facts import read_facts
-from headrace_runner.engine.engine import Engine
-from headrace_runner.engine.text.memory import is_allocation_failure
-from headrace_runner.engine.text.worker import Limits
-from headrace_runner.models.chat import ChatTemplate
-from headrace_runner.models.files import read_json
-from headrace_runner.models.load import LoadedModel, load
-from headrace_runner.models.markup import load_markup
-from headrace_runner.models.tokenizer import Tokenizer
-from headrace_runner.services.completion import CompletionServicer
-from headrace_runner.services.not_yet import EmbeddingServicer, ImageServicer
+from headrace_runner.engine.memory import is_allocation_failure
+from headrace_runner.models import families
+from headrace_runner.served import Served
+from headrace_runner.services.not_yet import EmbeddingServicer
 from headrace_runner.services.runner import RunnerServicer
-from headrace_runner.services.tokenize import TokenizeServicer
 from headrace_runner.starting import Start
-from headrace_runner.state import RunnerContext
+from headrace_runner.state import AnyRunner
 from headrace_runner.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 _meter = metrics.get_meter("headrace.runner")
 
-SERVICES = (
-    "headrace.v1.CompletionService",
-    "headrace.v1.TokenizeService",
-    "headrace.v1.RunnerService",
-)
+Maker: TypeAlias = Callable[[RunnerConfig, host.Machine, ReportWriter, Start], Served]
+
 _SERVICE: Final = "headrace-runner"
 _STUCK = 10.0
 """Seconds after which an engine that does not end its step is given up."""
-_UNKNOWN_CONTEXT = 4096
-"""Tokens, for a model that does not say how many it was made for."""
 
 
 def run(config: RunnerConfig, imports: tuple[int, int] | None = None) -> int:
@@ -106,12 +87,11 @@ async def _main(config: RunnerConfig, report: ReportWriter, start: Start) -> int
     if config.parent is not None:
         await _stop_without_parent(stop)
     machine = host.describe()
-    health = HealthServicer()
     server = grpc.aio.server(interceptors=server_interceptors(), options=server_options())
     try:
         with start.part(names.SPAN_LOAD_PREPARE):
-            runner = _prepare(config, machine, report, start)
-            _add_services(server, runner, health, machine)
+            served = _maker(kind_of(config))(config, machine, report, start)
+            health = _add_services(server, served, machine)
             address = _bind(server, config.listen)
     except Exception as error:  # noqa: BLE001 - whatever it is goes into the report
         return _give_up(report, error, start)
@@ -119,7 +99,8 @@ async def _main(config: RunnerConfig, report: ReportWriter, start: Start) -> int
     report.listening(address, config.digest)
     with start.lines():
         logger.info("listening", extra={"address": address})
-    loading = asyncio.create_task(_load(runner, report, health, start))
+    runner = served.runner
+    loading = asyncio.create_task(_load(served, report, health, start))
     watching = asyncio.create_task(_watch_progress(runner, health))
     stopping = asyncio.create_task(stop.wait())
     failing = asyncio.ensure_future(runner.engine.failed)
@@ -147,75 +128,59 @@ async def _main(config: RunnerConfig, report: ReportWriter, start: Start) -> int
             os._exit(1)
 
 
-def _prepare(
-    config: RunnerConfig, machine: host.Machine, report: ReportWriter, start: Start
-) -> RunnerContext:
-    if "model_type" not in read_json(config.model_dir, "config.json"):
-        raise ModelCorrupt("config.json is missing, or names no model type", file="config.json")
-    tokenizer = Tokenizer.load(config.model_dir)
-    template = ChatTemplate.load(config.model_dir, tokenizer.special_tokens)
-    facts = read_facts(config.model_dir)
-    dtype = _dtype(config, machine, facts["parameters"], facts["tensor_bytes"])
-
-    def load_model() -> LoadedModel:
-        with start.part(names.SPAN_LOAD_WEIGHTS) as span:
-            loaded = load(config.model_dir, dtype, on_progress)
-            span.set_attribute(names.HEADRACE_WEIGHTS, loaded.weights)
-            span.set_attribute(names.HEADRACE_WEIGHTS_BYTES, loaded.weights_bytes)
-        start.warms_up()
-        return loaded
-
-    def on_progress(fraction: float) -> None:
-        engine.check_wanted()
-        report.loading(fraction)
-
-    limits = Limits(
-        config.max_concurrency, config.kv_cache, config.prefix_cache, drafts=config.drafts
-    )
-    engine = Engine(load_model, tokenizer, limits)
-    made_for = facts["context_length"] or _UNKNOWN_CONTEXT
-    return RunnerContext(
-        config=config,
-        tokenizer=tokenizer,
-        template=template,
-        markup=load_markup(config.model_dir, template, tokenizer),
-        engine=engine,
-        context_length=min(config.context or made_for, made_for),
-        loaded=asyncio.get_running_loop().create_future(),
-        on_drain=report.draining,
-    )
+def kind_of(config: RunnerConfig) -> Literal["text", "image"]:
+    """What the model is for, as told or by its directory. Raises ModelCorrupt for damaged files."""
+    if config.kind != "auto":
+        return config.kind
+    return "text" if families.find(config.model_dir) is None else "image"
 
 
-def _dtype(
-    config: RunnerConfig, machine: host.Machine, parameters: int, stored_bytes: int
-) -> Literal["float32", "stored"]:
-    if config.dtype != "auto":
-        return config.dtype
-    return choose_dtype(
-        machine.device,
-        parameters,
-        stored_bytes,
-        machine.memory_available,
-        "LD_PRELOAD" in os.environ,
-    )
+def preload(config: RunnerConfig) -> None:
+    """Imports what a model of this kind is served with. What is wrong with its files comes out
+    later, where it is reported."""
+    with contextlib.suppress(HeadraceError):
+        _maker(kind_of(config))
 
 
-def _add_services(
-    server: grpc.aio.Server, runner: RunnerContext, health: HealthServicer, machine: host.Machine
-) -> None:
-    completion_pb2_grpc.add_CompletionServiceServicer_to_server(CompletionServicer(runner), server)
-    tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(TokenizeServicer(runner), server)
-    servicer = RunnerServicer(runner, machine)
+def _maker(kind: Literal["text", "image"]) -> Maker:
+    # Here and not above: neither kind is to pay for the other's imports.
+    if kind == "image":
+        from headrace_runner import image_app
+
+        return image_app.prepare
+    from headrace_runner import text_app
+
+    return text_app.prepare
+
+
+class _Health:
+    """The health of all that a runner serves, which is one."""
+
+    def __init__(self, server: grpc.aio.Server, services: tuple[str, ...]) -> None:
+        self._servicer = HealthServicer()
+        self._services = ("", *services)
+        self._servicer.add_to(server)
+        self.set(NOT_SERVING)
+
+    def set(self, status: Literal[0, 1, 2, 3]) -> None:
+        for service in self._services:
+            self._servicer.set(service, status)
+
+    def shutdown(self) -> None:
+        self._servicer.shutdown()
+
+
+def _add_services(server: grpc.aio.Server, served: Served, machine: host.Machine) -> _Health:
+    served.add_to(server)
+    servicer = RunnerServicer(served.runner, machine)
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(servicer, server)
     engine_metrics.observe(_meter, servicer.describe)
     embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingServicer(), server)
-    image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(), server)
-    health.add_to(server)
-    for service in ("", *SERVICES):
-        health.set(service, NOT_SERVING)
+    services = (*served.services, "headrace.v1.RunnerService")
     reflection.enable_server_reflection(
-        (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
+        (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
     )
+    return _Health(server, services)
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:
@@ -236,9 +201,8 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     return f"{listen.rpartition(':')[0]}:{port}"
 
 
-async def _load(
-    runner: RunnerContext, report: ReportWriter, health: HealthServicer, start: Start
-) -> None:
+async def _load(served: Served, report: ReportWriter, health: _Health, start: Start) -> None:
+    runner = served.runner
     begin = time.monotonic()
     try:
         loaded = await runner.engine.start()
@@ -257,7 +221,7 @@ async def _load(
     runner.loaded.set_result(loaded)
     runner.serving_since = time.monotonic()
     if not runner.draining.is_set():
-        _set_health(health, SERVING)
+        health.set(SERVING)
     report.ready()
     with start.lines():
         logger.info(
@@ -265,13 +229,13 @@ async def _load(
             extra={
                 "weights": loaded.weights,
                 "weights_bytes": loaded.weights_bytes,
-                "context_length": runner.context_length,
                 "load_seconds": round(time.monotonic() - begin, 3),
+                **served.facts,
             },
         )
 
 
-async def _watch_progress(runner: RunnerContext, health: HealthServicer) -> None:
+async def _watch_progress(runner: AnyRunner, health: _Health) -> None:
     """Turns the health by progress: with work but no step for too long, it is NOT_SERVING.
 
     So it is when the runner takes nothing new.
@@ -283,20 +247,15 @@ async def _watch_progress(runner: RunnerContext, health: HealthServicer) -> None
         stalled = watchdog.is_stalled(runner.engine.stalled_for(), time.monotonic())
         if stalled != runner.stalled:
             runner.stalled = stalled
-            _set_health(health, NOT_SERVING if stalled else SERVING)
+            health.set(NOT_SERVING if stalled else SERVING)
             logger.warning(f"no progress for {limit:.0f} s" if stalled else "progress again")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(watchdog.interval):
                 await runner.draining.wait()
-    _set_health(health, NOT_SERVING)
+    health.set(NOT_SERVING)
 
 
-def _set_health(health: HealthServicer, status: Literal[0, 1, 2, 3]) -> None:
-    for service in ("", *SERVICES):
-        health.set(service, status)
-
-
-async def _drain(runner: RunnerContext, stop: asyncio.Event) -> int:
+async def _drain(runner: AnyRunner, stop: asyncio.Event) -> int:
     logger.info("draining")
     stop.clear()
     draining = asyncio.create_task(runner.drain(runner.config.grace))

@@ -25,6 +25,8 @@ class RunnerConfig:
     digest: str
     """The model's digest; empty when started by hand without one."""
     id: str
+    kind: Literal["auto", "text", "image"]
+    """What the model is for; "auto": what its directory says."""
     listen: str
     """"unix:/path" or "host:port"; port 0 takes a free one."""
     dtype: Literal["auto", "float32", "stored"]
@@ -71,6 +73,12 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
     add("--name", help="name that requests give the model (default: the directory's name)")
     add("--digest", default="", help="digest of the model, reported to clients")
     add("--id", default="runner", help="identity of the runner, reported to clients")
+    add(
+        "--kind",
+        choices=("auto", "text", "image"),
+        default="auto",
+        help="what the model is for; auto: what its directory says",
+    )
     add(
         "--listen",
         type=_address,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from headrace.errors import (
     Draining,
@@ -17,13 +19,10 @@ from headrace.errors import (
     ModelMismatch,
     QueueFull,
 )
-from headrace.v1.common_pb2 import RunnerState
+from headrace.v1.common_pb2 import ModelKind, RunnerState
+from headrace.v1.runner_pb2 import RunnerLimits
 from headrace_runner.config import RunnerConfig
 from headrace_runner.engine.engine import Engine
-from headrace_runner.models.chat import ChatTemplate
-from headrace_runner.models.load import LoadedModel
-from headrace_runner.models.markup import ModelMarkup
-from headrace_runner.models.tokenizer import Tokenizer
 
 _DRAIN_RETRY = 1.0
 """Seconds after which another runner may have taken this one's place."""
@@ -42,17 +41,26 @@ class _Call:
         self.task.cancel()
 
 
-@dataclass(slots=True)
-class RunnerContext:
-    """The runner as its services see it."""
+class Loaded(Protocol):
+    """What any model is, once it is loaded."""
+
+    @property
+    def weights(self) -> str: ...
+    @property
+    def weights_bytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=Engine[Any, Any, Any])
+M = TypeVar("M", bound=Loaded)
+
+
+@dataclass(slots=True, kw_only=True)
+class RunnerContext(ABC, Generic[T, M]):
+    """The runner as its services see it, whatever its model is for."""
 
     config: RunnerConfig
-    tokenizer: Tokenizer
-    template: ChatTemplate
-    markup: ModelMarkup
-    engine: Engine
-    context_length: int
-    loaded: asyncio.Future[LoadedModel]
+    engine: T
+    loaded: asyncio.Future[M]
     on_drain: Callable[[float], None] = lambda _: None
     """Told the grace of a drain, in seconds, before anything shows that there is one."""
     draining: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,13 +69,23 @@ class RunnerContext:
     serving_since: float = 0.0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is about to end: streams about the runner itself end too."""
-    # The running completions, by serial: request ids are the callers' and need not differ.
+    # The running requests, by serial: request ids are the callers' and need not differ.
     _calls: dict[int, _Call] = field(default_factory=dict)
     _serials: itertools.count[int] = field(default_factory=itertools.count)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._idle.set()
+
+    @property
+    @abstractmethod
+    def kind(self) -> ModelKind.ValueType:
+        """What the model is for."""
+
+    @property
+    @abstractmethod
+    def limits(self) -> RunnerLimits:
+        """What a request may ask for."""
 
     @property
     def state(self) -> RunnerState.ValueType:
@@ -83,7 +101,7 @@ class RunnerContext:
         return RunnerState.RUNNER_STATE_SERVING
 
     @property
-    def loaded_model(self) -> LoadedModel | None:
+    def loaded_model(self) -> M | None:
         """The model, once it is loaded."""
         ready = self.loaded.done() and self.loaded.exception() is None
         return self.loaded.result() if ready else None
@@ -107,7 +125,7 @@ class RunnerContext:
             raise ModelMismatch(wanted=model, serving=self.config.name)
 
     def begin(self, request_id: str) -> int:
-        """Notes that the current task serves a completion; gives the serial to `end` it with.
+        """Notes that the current task serves a request; gives the serial to `end` it with.
 
         Raises Draining when nothing new is taken, and QueueFull when as many as may wait do so.
         """
@@ -124,26 +142,26 @@ class RunnerContext:
         return serial
 
     def end(self, serial: int) -> None:
-        """Notes that the completion has ended."""
+        """Notes that the request has ended."""
         del self._calls[serial]
         if not self._calls:
             self._idle.set()
 
     def abort(self, request_id: str, error: HeadraceError) -> bool:
-        """Ends all completions of this id with an error. False when there is none."""
+        """Ends all requests of this id with an error. False when there is none."""
         calls = [call for call in self._calls.values() if call.request_id == request_id]
         for call in calls:
             call.abort(error)
         return bool(calls)
 
     def abort_error(self, serial: int) -> HeadraceError | None:
-        """Why a completion was cancelled, if it was here."""
+        """Why a request was cancelled, if it was here."""
         return self._calls[serial].aborted
 
     async def drain(self, grace: float) -> int:
         """Takes nothing new and waits for what runs, `grace` seconds at most; then ends it.
 
-        Gives how many completions had to be ended.
+        Gives how many requests had to be ended.
         """
         self.on_drain(grace)
         self.draining.set()
@@ -157,3 +175,6 @@ class RunnerContext:
                 call.abort(Draining(retry_after=_DRAIN_RETRY))
             await self._idle.wait()
             return len(late)
+
+
+AnyRunner: TypeAlias = RunnerContext[Any, Any]

@@ -1,7 +1,7 @@
 """The engine: one thread that owns every MLX object.
 
-asyncio talks to it through one inbox, and it answers with one call onto the
-event loop for each step, carrying the events of all rows. It never touches gRPC.
+asyncio talks to it through one inbox, and it answers with one call onto the event loop for each
+step, carrying the events of all requests. It never touches gRPC, nor knows what is computed.
 """
 
 from __future__ import annotations
@@ -12,29 +12,32 @@ import logging
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 
 from headrace.errors import Draining, HeadraceError, Unavailable
-from headrace_runner.engine.stream import EventStream
-from headrace_runner.engine.text.request import Event, Failed, Finished, GenerationRequest
-from headrace_runner.engine.text.worker import EngineStats, Limits, TextWorker
-from headrace_runner.models.load import LoadedModel
-from headrace_runner.models.tokenizer import Tokenizer
+from headrace_runner.engine.stream import EventStream, Failed, Last
+from headrace_runner.engine.worker import EngineStats, Worker
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M")
+R = TypeVar("R")
+E = TypeVar("E")
 
 _STOP_RETRY = 1.0
 """Seconds after which another runner may have taken this one's place."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Submit:
+class _Submit(Generic[R]):
     uid: int
-    request: GenerationRequest
+    request: R
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +56,24 @@ class _Stop:
     pass
 
 
-class Engine:
-    """Generates text for many requests at once.
+class Engine(ABC, Generic[M, R, E]):
+    """Computes for many requests `R` at once, with a model `M`, and answers with events `E`.
 
-    `load` runs on the engine's thread and gives the model. `start` waits for it and for one
-    generated token. When the thread fails later, every stream ends with UNAVAILABLE and `failed`
-    gets the error: nothing that the thread owned can be trusted then, and the process is of no
-    more use.
+    `load` runs on the engine's thread and gives the model. `start` waits for it and for the first
+    thing computed with it. When the thread fails later, every stream ends with UNAVAILABLE and
+    `failed` gets the error: nothing that the thread owned can be trusted then, and the process is
+    of no more use.
     """
 
-    def __init__(
-        self, load: Callable[[], LoadedModel], tokenizer: Tokenizer, limits: Limits
-    ) -> None:
+    def __init__(self, load: Callable[[], M]) -> None:
         self._load = load
-        self._tokenizer = tokenizer
-        self._limits = limits
-        self._inbox: queue.SimpleQueue[_Submit | _Remove | _Park | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Submit[R] | _Remove | _Park | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
-        self._ready: Future[LoadedModel] = Future()
+        self._ready: Future[M] = Future()
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[BaseException] = self._loop.create_future()
         # Belongs to the event loop.
-        self._streams: dict[int, EventStream] = {}
+        self._streams: dict[int, EventStream[E]] = {}
         self._next_uid = 1
         self._end: HeadraceError | None = None
         self._stopping = False
@@ -83,9 +82,18 @@ class Engine:
         self.stats = EngineStats()
         self.last_step = time.monotonic()
         self._resting = False
+        self._told_to_stop = False
         self.running = 0
 
-    async def start(self) -> LoadedModel:
+    @abstractmethod
+    def _make_worker(self, loaded: M) -> Worker[R]:
+        """The one who does the work, warmed up; on the engine's thread."""
+
+    @abstractmethod
+    def _make_stream(self, uid: int) -> EventStream[E]:
+        """The way of a request's events, which calls `_abandon` when it is closed early."""
+
+    async def start(self) -> M:
         """Loads the model. Raises what the load raises."""
         self._thread.start()
         # Shielded: the thread settles this future whether or not anyone waits for it still, and an
@@ -126,17 +134,13 @@ class Engine:
         busy = self._streams and not self._resting
         return time.monotonic() - self.last_step if busy else 0.0
 
-    def submit(self, request: GenerationRequest) -> EventStream:
+    def submit(self, request: R) -> EventStream[E]:
         """Hands a request to the engine. Called on the event loop; close the stream when done."""
         uid = self._next_uid
         self._next_uid += 1
         if not self._streams:
             self.last_step = time.monotonic()
-        stream = EventStream(
-            on_close=lambda: self._abandon(uid),
-            on_behind=lambda behind: self._inbox.put(_Park(uid, behind)),
-        )
-        self._streams[uid] = stream
+        stream = self._streams[uid] = self._make_stream(uid)
         if self._end is not None:
             self._end_all(self._end)
         else:
@@ -148,7 +152,10 @@ class Engine:
             self.requests_total += 1
             self._inbox.put(_Remove(uid))
 
-    def _deliver(self, batch: list[tuple[int, list[Event]]]) -> None:
+    def _park(self, uid: int, parked: bool) -> None:
+        self._inbox.put(_Park(uid, parked))
+
+    def _deliver(self, batch: list[tuple[int, list[E]]]) -> None:
         """Hands a step's events to their readers. Runs on the event loop."""
         for uid, events in batch:
             stream = self._streams.get(uid)
@@ -156,7 +163,7 @@ class Engine:
                 continue  # Closed while the step ran.
             for event in events:
                 stream.push(event)
-                if isinstance(event, Finished | Failed):
+                if isinstance(event, Last):
                     del self._streams[uid]
                     self.requests_total += 1
 
@@ -189,24 +196,34 @@ class Engine:
 
     def _serve(self) -> None:
         loaded = self._load()
-        worker = TextWorker(loaded, self._tokenizer, self._limits, self._send)
+        worker = self._make_worker(loaded)
         self.stats = worker.stats
         self._ready.set_result(loaded)
         while self._take_commands(worker):
             worker.admit()
             self.running = worker.rows
             worker.step()
-            self.running = worker.rows
-            self.last_step = time.monotonic()
-            self.stats = worker.stats
+            self._note(worker)
 
-    def _take_commands(self, worker: TextWorker) -> bool:
+    def _note(self, worker: Worker[R]) -> None:
+        """The work has come further."""
+        self.running = worker.rows
+        self.last_step = time.monotonic()
+        self.stats = worker.stats
+
+    def _look_up(self, worker: Worker[R]) -> bool:
+        """For a worker whose step is long, from within it: what came is taken, and what is done so
+        far counts as progress. False when the step is to end, since it is time to stop."""
+        self._note(worker)
+        return self._take_commands(worker)
+
+    def _take_commands(self, worker: Worker[R]) -> bool:
         """Carries out what is in the inbox, which it waits for if there is nothing to compute.
 
         False when it is time to stop.
         """
         self._resting = not worker.busy
-        while True:
+        while not self._told_to_stop:
             try:
                 command = self._inbox.get(block=self._resting)
             except queue.Empty:
@@ -215,15 +232,16 @@ class Engine:
             self._resting = False
             match command:
                 case _Stop():
-                    return False
+                    self._told_to_stop = True
                 case _Submit(uid, request):
                     worker.take(uid, request)
                 case _Remove(uid):
                     worker.drop({uid})
                 case _Park(uid, parked):
                     worker.park(uid, parked=parked)
+        return False
 
-    def _send(self, events: list[tuple[int, list[Event]]]) -> None:
+    def _send(self, events: list[tuple[int, list[E]]]) -> None:
         self._post(self._deliver, events)
 
     def _post(self, call: Callable[..., None], argument: object) -> None:

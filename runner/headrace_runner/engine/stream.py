@@ -1,66 +1,51 @@
-"""The way of one request's events from the engine to its reader, on the event loop.
-
-What the reader has not taken yet is kept merged, so that a slow reader gets fewer and larger
-messages. One who is more than `BEHIND` tokens behind is not generated for until the half of them is
-taken: a stream's memory is bounded, and its row's place goes to others meanwhile.
-"""
+"""The way of one request's events from the engine to its reader, on the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from headrace_runner.engine.text.request import Delta, Event, Failed, Finished, Prefill
-
-BEHIND = 512
+E = TypeVar("E")
 
 
-class EventStream:
-    """Iterates over the events of one request, ending after `Finished` or raising `Failed`'s
+class Last:
+    """An event after which none comes for its request."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Last):
+    """The request has ended with an error."""
+
+    error: Exception
+
+
+class EventStream(Generic[E]):
+    """Iterates over the events of one request, ending after a `Last` one or raising `Failed`'s
     error. `close` gives the request up; it is idempotent and needed on every way out."""
 
-    def __init__(
-        self, on_close: Callable[[], None], on_behind: Callable[[bool], None] = lambda behind: None
-    ) -> None:
-        """`on_behind` is told when the reader has fallen behind, and when it has caught up."""
-        self._events: deque[Event] = deque()
+    def __init__(self, on_close: Callable[[], None] = lambda: None) -> None:
+        self._events: deque[E | Failed] = deque()
         self._ready = asyncio.Event()
         self._on_close = on_close
-        self._on_behind = on_behind
-        self._waiting = 0
-        """Tokens that the reader has not taken."""
-        self._behind = False
         self._ended = False
 
-    def push(self, event: Event) -> None:
+    def push(self, event: E | Failed) -> None:
         """Takes an event from the engine. Called on the event loop."""
-        if isinstance(event, Delta):
-            self._add(event)
-        elif (
-            isinstance(event, Prefill)
-            and self._events
-            and isinstance(last := self._events[-1], Prefill)
-        ):
-            self._events[-1] = event.after(last)
-        else:
-            self._events.append(event)
-        self._ended = self._ended or isinstance(event, Finished | Failed)
+        self._add(event)
+        self._ended = self._ended or isinstance(event, Last)
         self._ready.set()
 
-    def _add(self, delta: Delta) -> None:
-        self._waiting += len(delta.token_ids)
-        if self._waiting > BEHIND and not self._behind:
-            self._behind = True
-            self._on_behind(True)
-        # Deltas of several choices take turns; each is merged with the last of its own.
-        for event in reversed(self._events):
-            if not isinstance(event, Delta):
-                break
-            if event.choice == delta.choice:
-                event.append(delta)
-                return
-        self._events.append(delta)
+    def _add(self, event: E | Failed) -> None:
+        """Keeps an event for the reader; the place to merge it with what waits."""
+        self._events.append(event)
+
+    def _taken(self, event: E | Failed) -> None:
+        """The reader has got an event."""
 
     def close(self) -> None:
         """Tells the engine to stop working on the request, unless it has ended."""
@@ -79,21 +64,17 @@ class EventStream:
                 return False
         return True
 
-    def __aiter__(self) -> EventStream:
+    def __aiter__(self) -> EventStream[E]:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> E:
         while not self._events:
             if self._ended:
                 raise StopAsyncIteration
             self._ready.clear()
             await self._ready.wait()
         event = self._events.popleft()
-        if isinstance(event, Delta):
-            self._waiting -= len(event.token_ids)
-            if self._behind and self._waiting <= BEHIND // 2 and not self._ended:
-                self._behind = False
-                self._on_behind(False)
+        self._taken(event)
         if isinstance(event, Failed):
             raise event.error
         return event

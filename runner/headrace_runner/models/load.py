@@ -14,8 +14,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from headrace.errors import ModelCorrupt, UnsupportedModel
-from headrace.host.machine import describe
 from headrace_runner.models.architectures import first_line, model_class_exists
+from headrace_runner.models.device import claim_memory, on_cpu
 from headrace_runner.models.files import read_json
 from headrace_runner.models.insides import dequantized, load_lazily
 from headrace_runner.models.safetensors import read_tensors
@@ -73,8 +73,8 @@ def load(
         # First the scales: what is dequantised takes their type, and would lose bits in half.
         model.set_dtype(mx.float32)
         model = dequantized(model)
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    if on_cpu and "quantization" in config:
+    cpu = on_cpu()
+    if cpu and "quantization" in config:
         # MLX's quantised products on a CPU take many times longer with scales in half precision.
         model.set_dtype(mx.float32)
     weights_bytes = _evaluate(model, on_progress)
@@ -82,23 +82,10 @@ def load(
         model,
         "float32" if dtype == "float32" else _stored_type(config),
         weights_bytes,
-        _PREFILL_CHUNK[on_cpu],
-        on_cpu,
-        _memory_available(on_cpu),
+        _PREFILL_CHUNK[cpu],
+        cpu,
+        claim_memory(),
     )
-
-
-def _memory_available(on_cpu: bool) -> int:
-    if on_cpu:
-        return describe().memory_available
-    limit = int(mx.device_info().get("max_recommended_working_set_size", 0))
-    if mx.metal.is_available() and limit:
-        # What is wired is never paged out or compressed while the device does not use it.
-        mx.set_wired_limit(limit)
-    left = (limit or describe().memory_available) - mx.get_active_memory()
-    # Freed buffers are kept for reuse up to this, and given back beyond it.
-    mx.set_cache_limit(max(left // 10, 1 << 28))
-    return max(left, 0)
 
 
 def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:

@@ -27,12 +27,14 @@ from headrace_runner.engine.stream import EventStream
 from headrace_runner.engine.text.guide import Guidance
 from headrace_runner.engine.text.request import (
     Delta,
+    Event,
     Finished,
     GenerationRequest,
     Prefill,
     Started,
 )
 from headrace_runner.models.grammar import Grammars
+from headrace_runner.services.calls import Call
 from headrace_runner.services.constraint import guidance_of
 from headrace_runner.services.messages import completed, delta
 from headrace_runner.services.options import (
@@ -44,7 +46,7 @@ from headrace_runner.services.options import (
 from headrace_runner.services.prompt import Prompt, completion_prompt
 from headrace_runner.services.spans import GenerationSpan
 from headrace_runner.services.workers import in_worker
-from headrace_runner.state import RunnerContext
+from headrace_runner.text_state import TextRunner
 
 Context: TypeAlias = "grpc.aio.ServicerContext[StreamCompletionRequest, StreamCompletionResponse]"
 
@@ -55,7 +57,7 @@ _HEARTBEAT = 2.0
 class CompletionServicer(CompletionServiceServicer):
     """Completions by one runner's engine."""
 
-    def __init__(self, runner: RunnerContext) -> None:
+    def __init__(self, runner: TextRunner) -> None:
         self._runner = runner
         self._grammars = Grammars(runner.tokenizer)
 
@@ -71,7 +73,7 @@ class CompletionServicer(CompletionServiceServicer):
         request_id = request.request_id or secrets.token_hex(8)
         serial = runner.begin(request_id)
         span = GenerationSpan(request, request_id, runner.config, arrived)
-        try:
+        with Call(runner, serial, span):
             await asyncio.shield(runner.loaded)
             generation = await self._generation(request, request_id)
             span.accepted(generation)
@@ -82,19 +84,6 @@ class CompletionServicer(CompletionServiceServicer):
                         yield message
             finally:
                 stream.close()
-        # Which of the two comes depends on where the call is cancelled: here, or in its sending.
-        except (asyncio.CancelledError, GeneratorExit) as cancelled:
-            aborted = runner.abort_error(serial)
-            span.failed(aborted or cancelled)
-            if aborted is None:
-                raise
-            raise aborted from None
-        except BaseException as error:
-            span.failed(error)
-            raise
-        finally:
-            span.end()
-            runner.end(serial)
 
     async def _generation(
         self, request: StreamCompletionRequest, request_id: str
@@ -140,10 +129,10 @@ class CompletionServicer(CompletionServiceServicer):
 
 
 async def _messages(
-    stream: EventStream,
+    stream: EventStream[Event],
     generation: GenerationRequest,
     request: StreamCompletionRequest,
-    runner: RunnerContext,
+    runner: TextRunner,
     span: GenerationSpan,
 ) -> AsyncGenerator[StreamCompletionResponse, None]:
     """The stream's events as messages, with a sign of life where there is nothing to tell."""

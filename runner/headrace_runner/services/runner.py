@@ -15,7 +15,6 @@ from google.protobuf.duration_pb2 import Duration
 
 from headrace.errors import Cancelled
 from headrace.host.machine import Machine
-from headrace.v1.common_pb2 import ModelKind
 from headrace.v1.runner_pb2 import (
     AbortRequest,
     AbortResponse,
@@ -26,7 +25,6 @@ from headrace.v1.runner_pb2 import (
     GetRunnerRequest,
     GetRunnerResponse,
     Runner,
-    RunnerLimits,
     RunnerLoad,
     RunnerMemory,
     WatchRunnerRequest,
@@ -34,7 +32,7 @@ from headrace.v1.runner_pb2 import (
 )
 from headrace.v1.runner_pb2_grpc import RunnerServiceServicer
 from headrace_runner.engine import tally
-from headrace_runner.state import RunnerContext
+from headrace_runner.state import AnyRunner
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -45,7 +43,7 @@ _WATCH_INTERVAL = 0.1
 class RunnerServicer(RunnerServiceServicer):
     """One runner."""
 
-    def __init__(self, runner: RunnerContext, machine: Machine) -> None:
+    def __init__(self, runner: AnyRunner, machine: Machine) -> None:
         self._runner = runner
         self._device = _device(machine)
         self._process = psutil.Process()
@@ -99,7 +97,7 @@ class RunnerServicer(RunnerServiceServicer):
             version=self._version,
             model=config.name,
             digest=config.digest,
-            kind=ModelKind.MODEL_KIND_TEXT,
+            kind=runner.kind,
             state=runner.state,
             devices=[self._device],
             memory=RunnerMemory(
@@ -125,13 +123,7 @@ class RunnerServicer(RunnerServiceServicer):
                 step_seconds=_distribution(stats.step_seconds),
                 step_rows=_distribution(stats.step_rows),
             ),
-            limits=RunnerLimits(
-                context_length=runner.context_length,
-                max_concurrency=config.max_concurrency,
-                max_waiting=config.max_waiting,
-                vocab_size=runner.tokenizer.vocab_size,
-                chat=runner.template.exists,
-            ),
+            limits=runner.limits,
             pid=os.getpid(),
             uptime=uptime,
             weights="" if runner.loaded_model is None else runner.loaded_model.weights,

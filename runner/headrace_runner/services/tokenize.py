@@ -26,7 +26,7 @@ from headrace.v1.tokenize_pb2_grpc import TokenizeServiceServicer
 from headrace_runner.models.chat import invalid_field
 from headrace_runner.services.prompt import chat_ids, check_ids, prompt_ids, render_chat
 from headrace_runner.services.workers import in_worker
-from headrace_runner.state import RunnerContext
+from headrace_runner.text_state import TextRunner
 
 Q = TypeVar("Q", TokenizeRequest, DetokenizeRequest, RenderChatRequest, CountTokensRequest)
 A = TypeVar("A", bound=Message)
@@ -41,7 +41,7 @@ class TokenizeServicer(TokenizeServiceServicer):
     Every method raises ModelMismatch for a request that was meant for another model.
     """
 
-    def __init__(self, runner: RunnerContext) -> None:
+    def __init__(self, runner: TextRunner) -> None:
         self._runner = runner
         self._tokenizer = runner.tokenizer
         self._template = runner.template

@@ -42,6 +42,7 @@ class RunnerSpec:
             "--name": self.model,
             "--digest": self.digest,
             "--id": self.id,
+            "--kind": self.kind,
             "--listen": listen,
             "--report-fd": str(report_fd),
             "--parent": "stdin",

@@ -133,7 +133,7 @@ def parse() -> tuple[str, argparse.Namespace]:
         os.environ.update(orders.environment)
         words = list(orders.arguments)
     parser = argparse.ArgumentParser()
-    texts = ("listen", "digest", "id", "model", "name", "parent", "dtype")
+    texts = ("listen", "digest", "id", "kind", "model", "name", "parent", "dtype")
     for name in (*texts, "log-format", "log-level"):
         parser.add_argument(f"--{name}", required=True)
     for name in ("report-fd", "max-concurrency"):

@@ -11,8 +11,8 @@ from typing import Any
 
 from mlx.nn.layers.base import Module
 
-from headrace_runner.engine.engine import Engine
 from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.request import Delta, Event, GenerationRequest
 from headrace_runner.engine.text.sampling import SamplingParams
 from headrace_runner.engine.text.worker import Limits
@@ -77,9 +77,9 @@ async def running(
     max_rows: int = 4,
     kv_bytes: int | None = None,
     drafts: bool = True,
-) -> AsyncIterator[Engine]:
+) -> AsyncIterator[TextEngine]:
     """An engine. Without `drafts` no input has more tokens than there are rows in a step."""
-    engine = Engine(load, tokenizer, Limits(max_rows, kv_bytes, drafts=drafts))
+    engine = TextEngine(load, tokenizer, Limits(max_rows, kv_bytes, drafts=drafts))
     async with asyncio.timeout(60):
         await engine.start()
         try:
@@ -93,7 +93,7 @@ def a_step_ahead(load: Callable[[], LoadedModel]) -> Callable[[], LoadedModel]:
     return lambda: replace(load(), on_cpu=False)
 
 
-async def read(stream: EventStream) -> list[Event]:
+async def read(stream: EventStream[Event]) -> list[Event]:
     return [event async for event in stream]
 
 
@@ -102,13 +102,13 @@ def tokens_of(events: list[Event], choice: int = 0) -> list[int]:
     return [token for delta in deltas if delta.choice == choice for token in delta.token_ids]
 
 
-async def first_token(stream: EventStream) -> None:
+async def first_token(stream: EventStream[Event]) -> None:
     async for event in stream:
         if isinstance(event, Delta):
             return
 
 
-async def until(condition: Callable[[], bool], stream: EventStream) -> int:
+async def until(condition: Callable[[], bool], stream: EventStream[Event]) -> int:
     """Follow a stream until something has come about; gives the events that it took."""
     events = 0
     while not condition():

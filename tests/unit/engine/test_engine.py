@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from headrace.errors import Draining, InternalError, ModelCorrupt, Unavailable
-from headrace_runner.engine.engine import Engine
 from headrace_runner.engine.text import worker
+from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.output import Output
 from headrace_runner.engine.text.request import (
     ChoiceEnd,
@@ -43,7 +43,7 @@ from tests.unit.engine.tiny import GREEDY, alone, loader
 
 
 @pytest.fixture
-async def engine(tokenizer: Tokenizer) -> AsyncIterator[Engine]:
+async def engine(tokenizer: Tokenizer) -> AsyncIterator[TextEngine]:
     async with running(tokenizer, loader()) as engine:
         yield engine
 
@@ -53,7 +53,7 @@ def watched() -> Watched:
     return Watched()
 
 
-async def test_a_stream_has_its_events_in_order(engine: Engine, model: Any) -> None:
+async def test_a_stream_has_its_events_in_order(engine: TextEngine, model: Any) -> None:
     events = await read(engine.submit(request(list(range(40)))))
     kinds = [type(event) for event in events]
     assert [kind for kind, _ in groupby(kinds)] == [Started, Prefill, Delta, Finished]
@@ -67,7 +67,7 @@ async def test_a_stream_has_its_events_in_order(engine: Engine, model: Any) -> N
 
 
 async def test_many_requests_take_turns_and_draw_what_they_draw_alone(
-    engine: Engine, model: Any
+    engine: TextEngine, model: Any
 ) -> None:
     requests = [
         request([i, i + 1], 5 + i, GREEDY if i % 2 else SamplingParams(seed=i)) for i in range(12)
@@ -83,10 +83,10 @@ async def test_many_requests_take_turns_and_draw_what_they_draw_alone(
 
 
 async def test_what_was_freed_is_given_back_when_the_last_request_has_ended(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     idle: list[int] = []
-    monkeypatch.setattr(worker, "_give_back", lambda: idle.append(engine.active))
+    monkeypatch.setattr(worker, "give_back", lambda: idle.append(engine.active))
     first = engine.submit(request([1], ENDLESS))
     await first_token(first)
     await read(engine.submit(request([2])))
@@ -115,7 +115,7 @@ async def test_the_more_urgent_go_first_and_equals_in_their_order(tokenizer: Tok
     assert sorted(range(5), key=lambda i: begun[i]) == [1, 3, 0, 4, 2]
 
 
-async def test_b1_a_row_is_free_by_the_next_step(engine: Engine) -> None:
+async def test_b1_a_row_is_free_by_the_next_step(engine: TextEngine) -> None:
     stays, leaves = engine.submit(request([1], ENDLESS)), engine.submit(request([2], ENDLESS))
     await first_token(stays)
     await first_token(leaves)
@@ -158,7 +158,7 @@ async def test_a_fault_in_the_load_is_the_callers(tokenizer: Tokenizer) -> None:
     def load() -> LoadedModel:
         raise ModelCorrupt(file="model.safetensors")
 
-    engine = Engine(load, tokenizer, Limits(1))
+    engine = TextEngine(load, tokenizer, Limits(1))
     async with asyncio.timeout(20):
         with pytest.raises(ModelCorrupt):
             await engine.start()
@@ -170,7 +170,7 @@ async def test_a_model_that_cannot_make_a_token_never_starts(
     tokenizer: Tokenizer, watched: Watched
 ) -> None:
     watched.fault = ZeroDivisionError("no token")
-    engine = Engine(loader(lambda: watched), tokenizer, Limits(1))
+    engine = TextEngine(loader(lambda: watched), tokenizer, Limits(1))
     async with asyncio.timeout(20):
         with pytest.raises(ZeroDivisionError):
             await engine.start()
@@ -261,7 +261,7 @@ async def test_a_start_that_is_cancelled_harms_nobody(
         loaded: LoadedModel = loader()()
         return loaded
 
-    engine = Engine(load, tokenizer, Limits(1))
+    engine = TextEngine(load, tokenizer, Limits(1))
     async with asyncio.timeout(40):
         starting = asyncio.create_task(engine.start())
         await asyncio.to_thread(entered.wait)
@@ -277,7 +277,7 @@ async def test_a_start_that_is_cancelled_harms_nobody(
 
 
 async def test_an_engine_that_never_started_can_be_stopped(tokenizer: Tokenizer) -> None:
-    engine = Engine(loader(), tokenizer, Limits(1))
+    engine = TextEngine(loader(), tokenizer, Limits(1))
     async with asyncio.timeout(5):
         await engine.stop()
 
@@ -299,7 +299,7 @@ async def test_work_without_a_step_counts_as_stalled(
         assert engine.stalled_for() == 0
 
 
-async def test_stats_count_tokens_and_memory(engine: Engine) -> None:
+async def test_stats_count_tokens_and_memory(engine: TextEngine) -> None:
     await asyncio.gather(*(read(engine.submit(request([i] * 20, 7))) for i in range(3)))
     await engine.stop()
     assert (engine.stats.prompt_tokens, engine.stats.output_tokens) == (60, 21)
@@ -309,7 +309,7 @@ async def test_stats_count_tokens_and_memory(engine: Engine) -> None:
     assert engine.stats.peak_bytes >= engine.stats.active_bytes > 0
 
 
-async def test_stats_count_prompts_and_what_the_cache_knew_of_them(engine: Engine) -> None:
+async def test_stats_count_prompts_and_what_the_cache_knew_of_them(engine: TextEngine) -> None:
     for prompt in (list(range(20)), list(range(20)), [7] * 20):
         await read(engine.submit(request(prompt, 3)))
     await engine.stop()
@@ -318,7 +318,7 @@ async def test_stats_count_prompts_and_what_the_cache_knew_of_them(engine: Engin
     assert 0 < stats.cached_tokens < 20
 
 
-async def test_stats_have_every_step_by_its_time_and_its_rows(engine: Engine) -> None:
+async def test_stats_have_every_step_by_its_time_and_its_rows(engine: TextEngine) -> None:
     began = time.perf_counter()
     await read(engine.submit(request(max_tokens=7)))
     await asyncio.gather(*(read(engine.submit(request([i] * 5, 9))) for i in range(3)))

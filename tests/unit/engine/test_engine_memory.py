@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from headrace.errors import InsufficientMemory, InternalError
-from headrace_runner.engine.engine import Engine
 from headrace_runner.engine.stream import EventStream
 from headrace_runner.engine.text import pace, worker
+from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.flat_layout import FlatLayout
 from headrace_runner.engine.text.prefix_cache import Tokens
 from headrace_runner.engine.text.request import Event, Finished, GenerationRequest
@@ -79,8 +79,8 @@ def others() -> list[GenerationRequest]:
 
 
 def together(
-    engine: Engine, watched: Watched, requests: list[GenerationRequest]
-) -> list[EventStream]:
+    engine: TextEngine, watched: Watched, requests: list[GenerationRequest]
+) -> list[EventStream[Event]]:
     """Submits requests while the first of them is held, so that they run side by side."""
     watched.go_on.clear()
     streams = [engine.submit(each) for each in requests]
@@ -88,7 +88,7 @@ def together(
     return streams
 
 
-async def fails(stream: EventStream) -> list[Event]:
+async def fails(stream: EventStream[Event]) -> list[Event]:
     """What comes before the end for want of memory."""
     events: list[Event] = []
     try:
@@ -99,7 +99,7 @@ async def fails(stream: EventStream) -> list[Event]:
     raise AssertionError("it did not fail")
 
 
-async def go_on(model: Any, engine: Engine, streams: list[EventStream]) -> None:
+async def go_on(model: Any, engine: TextEngine, streams: list[EventStream[Event]]) -> None:
     """These streams of `others` give what they would have alone, and the engine serves on."""
     for each, stream in zip(others(), streams, strict=False):
         assert tokens_of(await read(stream)) == alone(model, each.prompt, each.sampling, LONG)
@@ -225,11 +225,11 @@ async def test_memory_that_is_short_when_a_row_leaves_harms_nobody(
 class Reserved:
     """Reads streams and notes the largest reservation that was reported meanwhile."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: TextEngine) -> None:
         self._engine = engine
         self.most = 0
 
-    async def read(self, stream: EventStream) -> list[Event]:
+    async def read(self, stream: EventStream[Event]) -> list[Event]:
         events = []
         async for event in stream:
             self.most = max(self.most, self._engine.stats.kv_reserved_bytes)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from headrace.errors import InsufficientMemory, InternalError
+from headrace_runner.engine.stream import Failed
 from headrace_runner.engine.text import batch
 from headrace_runner.engine.text.logprobs import Logprobs
 from headrace_runner.engine.text.output import Output
@@ -18,7 +19,6 @@ from headrace_runner.engine.text.request import (
     ChoiceEnd,
     Delta,
     Event,
-    Failed,
     Finished,
     GenerationRequest,
     Started,

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from headrace_runner.engine import stream as stream_module
-from headrace_runner.engine.engine import Engine
-from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.text import stream as stream_module
 from headrace_runner.engine.text import worker
-from headrace_runner.engine.text.request import Delta, Finished
+from headrace_runner.engine.text.engine import TextEngine
+from headrace_runner.engine.text.request import Delta, Finished, GenerationRequest
 from headrace_runner.engine.text.sampling import SamplingParams
+from headrace_runner.engine.text.stream import TextStream
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
 from tests.unit.engine.engines import (
@@ -47,7 +47,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "BEHIND", BEHIND)
 
 
-async def parked(engine: Engine, stream: EventStream, running: int = 0) -> None:
+def submit(engine: TextEngine, request: GenerationRequest) -> TextStream:
+    stream = engine.submit(request)
+    assert isinstance(stream, TextStream)
+    return stream
+
+
+async def parked(engine: TextEngine, stream: TextStream, running: int = 0) -> None:
     """Return when a stream that nobody reads is out of the batch, where others are still."""
     while not (stream._behind and engine.running == running):  # noqa: ASYNC110 - nobody is told
         await asyncio.sleep(0.005)
@@ -57,13 +63,13 @@ async def test_a_stream_that_nobody_reads_waits_for_its_reader(
     tokenizer: Tokenizer, model: Any, load: Load
 ) -> None:
     async with running(tokenizer, load) as engine:
-        stream = engine.submit(request(max_tokens=3 * BEHIND, sampling=SAMPLED))
+        stream = submit(engine, request(max_tokens=3 * BEHIND, sampling=SAMPLED))
         await parked(engine, stream)
         held = stream._waiting
         assert BEHIND < held < 2 * BEHIND
         assert (engine.active, engine.waiting, engine.stalled_for()) == (1, 1, 0)
         # It is out of the way of the others, which leave it as it is.
-        other = await read(engine.submit(request([4], 100)))
+        other = await read(submit(engine, request([4], 100)))
         assert tokens_of(other) == alone(model, [4], GREEDY, 100)
         assert (stream._waiting, engine.stalled_for()) == (held, 0)
         events = await read(stream)
@@ -73,9 +79,9 @@ async def test_a_stream_that_nobody_reads_waits_for_its_reader(
 
 async def test_it_comes_back_while_others_run(tokenizer: Tokenizer, model: Any, load: Load) -> None:
     async with running(tokenizer, load) as engine:
-        steady = engine.submit(request([4], ENDLESS))
+        steady = submit(engine, request([4], ENDLESS))
         await first_token(steady)
-        slow = engine.submit(request(max_tokens=3 * BEHIND, sampling=SAMPLED))
+        slow = submit(engine, request(max_tokens=3 * BEHIND, sampling=SAMPLED))
         await until(lambda: slow._behind and engine.running == 1, steady)
         tokens: list[int] = []
         most = 0
@@ -93,7 +99,7 @@ async def test_all_choices_of_a_slow_reader_wait(
     tokenizer: Tokenizer, model: Any, load: Load
 ) -> None:
     async with running(tokenizer, load) as engine:
-        stream = engine.submit(request(max_tokens=BEHIND, choices=3))
+        stream = submit(engine, request(max_tokens=BEHIND, choices=3))
         await parked(engine, stream)
         events = await read(stream)
         expected = alone(model, PROMPT, GREEDY, BEHIND)
@@ -105,7 +111,7 @@ async def test_two_that_wait_come_back_together(
 ) -> None:
     """Nothing is computed between their leaving and their return."""
     async with running(tokenizer, load) as engine:
-        streams = [engine.submit(request([i], 2 * BEHIND, SAMPLED)) for i in range(2)]
+        streams = [submit(engine, request([i], 2 * BEHIND, SAMPLED)) for i in range(2)]
         for stream in streams:
             await parked(engine, stream)
         results = await asyncio.gather(*map(read, streams))
@@ -118,11 +124,11 @@ async def test_one_that_waits_and_is_closed_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(worker, "_MEASURE_EVERY", 0.0)
     async with running(tokenizer, load, max_rows=1) as engine:
-        stream = engine.submit(request(max_tokens=ENDLESS))
+        stream = submit(engine, request(max_tokens=ENDLESS))
         await parked(engine, stream)
         stream.close()
         assert (engine.active, engine.waiting) == (0, 0)
-        assert tokens_of(await read(engine.submit(request([4])))) == alone(model, [4], GREEDY, 10)
+        assert tokens_of(await read(submit(engine, request([4])))) == alone(model, [4], GREEDY, 10)
         await engine.stop()
         assert engine.stats.kv_reserved_bytes == 0
         assert engine.stats.kv_bytes == engine.stats.prefix_bytes

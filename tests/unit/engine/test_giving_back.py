@@ -8,7 +8,7 @@ import mlx.core as mx
 import psutil
 import pytest
 
-from headrace_runner.engine.text.worker import _give_back
+from headrace_runner.engine.memory import give_back
 
 MIB = 1 << 20
 
@@ -24,6 +24,6 @@ def test_what_was_freed_between_what_is_used_goes_back() -> None:
     used = process.memory_info().rss
     kept = arrays[::50]
     del arrays
-    _give_back()
+    give_back()
     assert process.memory_info().rss < used - 100 * MIB
     assert kept[-1][0].item() == 1950.0

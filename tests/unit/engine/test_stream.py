@@ -8,17 +8,17 @@ from dataclasses import replace
 import pytest
 
 from headrace.errors import Draining
-from headrace_runner.engine.stream import BEHIND, EventStream
+from headrace_runner.engine.stream import Failed
 from headrace_runner.engine.text.request import (
     ChoiceEnd,
     Delta,
     Event,
-    Failed,
     Finish,
     Finished,
     Prefill,
     Started,
 )
+from headrace_runner.engine.text.stream import BEHIND, TextStream
 
 FINISHED = Finished((ChoiceEnd(Finish.LENGTH, None, 3),), 0, 1, 2)
 
@@ -39,11 +39,11 @@ def closed() -> Closed:
 
 
 @pytest.fixture
-def stream(closed: Closed) -> EventStream:
-    return EventStream(closed)
+def stream(closed: Closed) -> TextStream:
+    return TextStream(closed)
 
 
-async def everything(stream: EventStream) -> list[Event]:
+async def everything(stream: TextStream) -> list[Event]:
     async with asyncio.timeout(5):
         return [event async for event in stream]
 
@@ -52,7 +52,7 @@ def letter(text: str, count: int) -> Delta:
     return Delta(text=text, token_ids=[ord(text)], output_tokens=count)
 
 
-async def test_what_waits_is_merged(stream: EventStream) -> None:
+async def test_what_waits_is_merged(stream: TextStream) -> None:
     stream.push(Started(1, 0))
     for done in range(5):
         stream.push(Prefill(done, 5, tokens=1, began=10 * done, at=10 * done + 9))
@@ -67,7 +67,7 @@ async def test_what_waits_is_merged(stream: EventStream) -> None:
     ]
 
 
-async def test_what_was_read_is_not_merged_into(stream: EventStream) -> None:
+async def test_what_was_read_is_not_merged_into(stream: TextStream) -> None:
     stream.push(letter("a", 1))
     async with asyncio.timeout(5):
         first = await anext(stream)
@@ -76,7 +76,7 @@ async def test_what_was_read_is_not_merged_into(stream: EventStream) -> None:
     assert (first, second) == (letter("a", 1), letter("b", 2))
 
 
-async def test_a_reader_is_woken(stream: EventStream) -> None:
+async def test_a_reader_is_woken(stream: TextStream) -> None:
     reader = asyncio.create_task(everything(stream))
     await asyncio.sleep(0)
     stream.push(letter("a", 1))
@@ -85,7 +85,7 @@ async def test_a_reader_is_woken(stream: EventStream) -> None:
     assert await reader == [letter("a", 1), FINISHED]
 
 
-async def test_a_failure_comes_after_what_was_before_it(stream: EventStream) -> None:
+async def test_a_failure_comes_after_what_was_before_it(stream: TextStream) -> None:
     stream.push(letter("a", 1))
     stream.push(Failed(Draining(1.0)))
     async with asyncio.timeout(5):
@@ -94,7 +94,7 @@ async def test_a_failure_comes_after_what_was_before_it(stream: EventStream) -> 
             await anext(stream)
 
 
-async def test_close_gives_up_once(stream: EventStream, closed: Closed) -> None:
+async def test_close_gives_up_once(stream: TextStream, closed: Closed) -> None:
     stream.push(letter("a", 1))
     stream.close()
     stream.close()
@@ -104,14 +104,14 @@ async def test_close_gives_up_once(stream: EventStream, closed: Closed) -> None:
 
 @pytest.mark.parametrize("end", [FINISHED, Failed(Draining(1.0))])
 async def test_close_after_the_end_gives_nothing_up(
-    stream: EventStream, closed: Closed, end: Event
+    stream: TextStream, closed: Closed, end: Event
 ) -> None:
     stream.push(end)
     stream.close()
     assert closed.times == 0
 
 
-async def test_a_cancelled_reader_loses_nothing(stream: EventStream) -> None:
+async def test_a_cancelled_reader_loses_nothing(stream: TextStream) -> None:
     reader = asyncio.create_task(anext(stream))
     await asyncio.sleep(0)
     reader.cancel()
@@ -120,7 +120,7 @@ async def test_a_cancelled_reader_loses_nothing(stream: EventStream) -> None:
     assert await everything(stream) == [FINISHED]
 
 
-async def test_each_choice_is_merged_with_itself(stream: EventStream) -> None:
+async def test_each_choice_is_merged_with_itself(stream: TextStream) -> None:
     for count in (1, 2):
         for choice, text in enumerate("ab"):
             stream.push(replace(letter(text, count), choice=choice))
@@ -137,7 +137,7 @@ class Told:
 
     def __init__(self) -> None:
         self.news: list[bool] = []
-        self.stream = EventStream(lambda: None, self.news.append)
+        self.stream = TextStream(lambda: None, self.news.append)
 
     def push(self, tokens: int, choice: int = 0) -> None:
         self.stream.push(Delta(choice=choice, token_ids=[1] * tokens, output_tokens=tokens))

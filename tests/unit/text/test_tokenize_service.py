@@ -30,7 +30,7 @@ from headrace.v1.tokenize_pb2_grpc import (
     add_TokenizeServiceServicer_to_server,
 )
 from headrace_runner.config import parse
-from headrace_runner.engine.engine import Engine
+from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.worker import Limits
 from headrace_runner.models.chat import ChatTemplate
 from headrace_runner.models.load import LoadedModel
@@ -39,7 +39,7 @@ from headrace_runner.models.tokenizer import Tokenizer
 from headrace_runner.services import tokenize
 from headrace_runner.services.tokenize import TokenizeServicer
 from headrace_runner.services.workers import LARGE_BYTES, in_worker
-from headrace_runner.state import RunnerContext
+from headrace_runner.text_state import TextRunner
 
 if TYPE_CHECKING:
     from headrace.v1.tokenize_pb2_grpc import TokenizeServiceAsyncStub
@@ -56,12 +56,12 @@ async def _serve(
 ) -> AsyncIterator["TokenizeServiceAsyncStub"]:
     address = f"unix:{socket}"
     server = grpc.aio.server(options=server_options(), interceptors=server_interceptors())
-    runner = RunnerContext(
+    runner = TextRunner(
         config=parse(["--model", str(socket.parent), "--name", "m"]),
         tokenizer=tokenizer,
         template=template,
         markup=ModelMarkup(),
-        engine=Engine(_never, tokenizer, Limits(1)),
+        engine=TextEngine(_never, tokenizer, Limits(1)),
         context_length=CONTEXT,
         loaded=asyncio.get_running_loop().create_future(),
     )

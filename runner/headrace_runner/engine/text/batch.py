@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 import numpy as np
 
+from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.engine.text.drafts import Cost, Drafting, Lookup, Worth
 from headrace_runner.engine.text.guide import GrammarError
 from headrace_runner.engine.text.layout import Layout, as_tokens
 from headrace_runner.engine.text.logprobs import PendingLogprobs, logprobs
-from headrace_runner.engine.text.memory import is_allocation_failure
 from headrace_runner.engine.text.pace import Pace, shares
 from headrace_runner.engine.text.rows import Drawn, Joining, NewRow, Prefilled, Row, again
 from headrace_runner.engine.text.sampling import sample

@@ -7,16 +7,6 @@ from dataclasses import dataclass
 _KV_SHARE = 0.5
 _PREFIX_SHARE = 0.1
 _LEAST_PREFIX = 256 << 20
-_ALLOCATION_SIGNS = (
-    "bad_alloc",
-    "[malloc",
-    "malloc]",
-    "Unable to allocate",
-    "out of memory",
-    "OutOfMemory",
-    "Insufficient Memory",
-)
-"""What MLX's back ends say; in the build for a Linux CPU it does not notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +59,3 @@ class Reservations:
     def free(self, owner: int) -> None:
         """Gives back what an owner has reserved, if it has."""
         self._held.pop(owner, None)
-
-
-def is_allocation_failure(error: BaseException) -> bool:
-    """Whether memory has run out; MLX says so by a RuntimeError of its own words."""
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _ALLOCATION_SIGNS)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
+from headrace_runner.engine.stream import Failed, Last
 from headrace_runner.engine.text.guide import Guidance
 from headrace_runner.engine.text.logprobs import Logprobs
 from headrace_runner.engine.text.parts import Markup, ToolCallPart
@@ -124,7 +125,7 @@ class ChoiceEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Last):
     """The request has ended as it should."""
 
     choices: tuple[ChoiceEnd, ...]
@@ -132,13 +133,6 @@ class Finished:
     started_at: int
     first_token_at: int
     at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The request has ended with an error."""
-
-    error: Exception
 
 
 Event: TypeAlias = Started | Prefill | Delta | Finished | Failed

@@ -6,10 +6,9 @@ one call a step.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -17,15 +16,16 @@ import mlx.core as mx
 
 from headrace.errors import HeadraceError, InsufficientMemory, InternalError, InvalidRequest
 from headrace.telemetry import names
-from headrace_runner.engine.tally import Distribution, Tally
+from headrace_runner.engine.memory import give_back, is_allocation_failure
+from headrace_runner.engine.stream import Failed
+from headrace_runner.engine.tally import Tally
 from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.layouts import choose_layout
-from headrace_runner.engine.text.memory import Reservations, is_allocation_failure, plan
+from headrace_runner.engine.text.memory import Reservations, plan
 from headrace_runner.engine.text.output import Output
 from headrace_runner.engine.text.request import (
     ChoiceEnd,
     Event,
-    Failed,
     Finished,
     GenerationRequest,
     Prefill,
@@ -33,6 +33,7 @@ from headrace_runner.engine.text.request import (
 )
 from headrace_runner.engine.text.rows import Drawn, NewRow, Prefilled
 from headrace_runner.engine.text.sampling import SamplingParams, choice_seed
+from headrace_runner.engine.worker import Deliver, EngineStats
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
 
@@ -40,32 +41,6 @@ logger = logging.getLogger(__name__)
 
 _MEASURE_EVERY = 0.25
 """Seconds between two readings of the memory while there is work."""
-
-_NONE = Distribution()
-
-Deliver = Callable[[list[tuple[int, list[Event]]]], None]
-"""Takes the events of a step, by the requests' numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A reading of the engine, made by its own thread. Sizes in bytes."""
-
-    weights_bytes: int = 0
-    kv_bytes: int = 0
-    kv_reserved_bytes: int = 0
-    kv_limit_bytes: int = 0
-    prefix_bytes: int = 0
-    active_bytes: int = 0
-    peak_bytes: int = 0
-    cache_bytes: int = 0
-    prompts: int = 0
-    cached_prompts: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    step_seconds: Distribution = _NONE
-    step_rows: Distribution = _NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +77,7 @@ class TextWorker:
     """All requests of one model, from their arrival to their end."""
 
     def __init__(
-        self, loaded: LoadedModel, tokenizer: Tokenizer, limits: Limits, deliver: Deliver
+        self, loaded: LoadedModel, tokenizer: Tokenizer, limits: Limits, deliver: Deliver[Event]
     ) -> None:
         """Raises UnsupportedModel for a model that can be in no batch."""
         self._tokenizer = tokenizer
@@ -177,7 +152,7 @@ class TextWorker:
         for task in tasks:
             self._reservations.free(task.uid)
         if not self._tasks:
-            _give_back()
+            give_back()
             self._measure()
 
     def park(self, uid: int, *, parked: bool) -> None:
@@ -392,16 +367,6 @@ class TextWorker:
 def _finished(task: _Task, now: int) -> Finished:
     ends = tuple(task.ends[choice] for choice in range(len(task.outputs)))
     return Finished(ends, task.started_at, task.first_token_at, now)
-
-
-def _give_back() -> None:
-    """Gives memory that nothing uses back to the system, for other models and programs.
-
-    The C library of Linux keeps what is freed between pieces that are in use, more with time.
-    """
-    mx.clear_cache()
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
 
 
 def _warm_up(batch: TextBatch) -> None:

@@ -1,0 +1,36 @@
+"""Memory of the process, whatever is computed in it."""
+
+from __future__ import annotations
+
+import ctypes
+
+import mlx.core as mx
+
+_ALLOCATION_SIGNS = (
+    "bad_alloc",
+    "[malloc",
+    "malloc]",
+    "Unable to allocate",
+    "out of memory",
+    "OutOfMemory",
+    "Insufficient Memory",
+)
+"""What MLX's back ends say; in the build for a Linux CPU it does not notice."""
+
+
+def is_allocation_failure(error: BaseException) -> bool:
+    """Whether memory has run out; MLX says so by a RuntimeError of its own words."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _ALLOCATION_SIGNS)
+
+
+def give_back() -> None:
+    """Gives memory that nothing uses back to the system, for other models and programs.
+
+    The C library of Linux keeps what is freed between pieces that are in use, more with time.
+    """
+    mx.clear_cache()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

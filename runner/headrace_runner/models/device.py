@@ -1,0 +1,40 @@
+"""What the device that MLX computes on has room for."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from headrace.host import machine
+
+
+def on_cpu() -> bool:
+    """Whether a CPU is device and host in one."""
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+def claim_memory() -> int:
+    """Bytes that are free for everything beside the weights that have just been loaded.
+
+    On a GPU it also bounds what is kept wired, and what is kept for reuse.
+    """
+    if on_cpu():
+        return machine.memory_available()
+    limit = int(mx.device_info().get("max_recommended_working_set_size", 0))
+    if mx.metal.is_available() and limit:
+        # What is wired is never paged out or compressed while the device does not use it.
+        mx.set_wired_limit(limit)
+    left = (limit or machine.memory_available()) - mx.get_active_memory()
+    # Freed buffers are kept for reuse up to this, and given back beyond it.
+    mx.set_cache_limit(max(left // 10, 1 << 28))
+    return max(left, 0)
+
+
+def memory_available() -> int:
+    """Bytes that may be taken now, what MLX keeps for reuse included."""
+    reusable = mx.get_cache_memory()
+    if on_cpu():
+        return machine.memory_available() + reusable
+    limit = int(mx.device_info().get("max_recommended_working_set_size", 0))
+    if not limit:
+        return machine.memory_available() + reusable
+    return max(limit - mx.get_active_memory(), 0)

@@ -1,0 +1,43 @@
+"""What a runner serves: the same for all kinds of models, made differently for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import grpc
+
+from headrace.host.dtype import choose_dtype
+from headrace.host.machine import Machine
+from headrace_runner.config import RunnerConfig
+from headrace_runner.state import AnyRunner
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A runner that is ready to load its model, and its services."""
+
+    runner: AnyRunner
+    services: tuple[str, ...]
+    """Full names of those that the model is for; health and reflection list them."""
+    add_to: Callable[[grpc.aio.Server], None]
+    """Adds them to a server, and such as refuse what the model is not for."""
+    facts: Mapping[str, object]
+    """For the line that says that it serves."""
+
+
+def weights_type(
+    config: RunnerConfig, machine: Machine, parameters: int, stored_bytes: int
+) -> Literal["float32", "stored"]:
+    """The type to load the weights in."""
+    if config.dtype != "auto":
+        return config.dtype
+    return choose_dtype(
+        machine.device,
+        parameters,
+        stored_bytes,
+        machine.memory_available,
+        "LD_PRELOAD" in os.environ,
+    )

@@ -1,0 +1,89 @@
+"""The services that a runner's model is not for: every call is refused, and says what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+
+from headrace.errors import UnsupportedCapability
+from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
+from headrace.v1.completion_pb2_grpc import CompletionServiceServicer
+from headrace.v1.image_pb2 import StreamImageRequest, StreamImageResponse
+from headrace.v1.image_pb2_grpc import ImageServiceServicer
+from headrace.v1.tokenize_pb2 import (
+    CountTokensRequest,
+    CountTokensResponse,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    RenderChatRequest,
+    RenderChatResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from headrace.v1.tokenize_pb2_grpc import TokenizeServiceServicer
+from headrace_runner.state import AnyRunner
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+def _refuse(runner: AnyRunner, model: str, context: Context, made_for: str, asked: str) -> NoReturn:
+    metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+    runner.check_target(model, metadata)
+    raise UnsupportedCapability(
+        f"{model} is a model for {made_for}, not for {asked}", model=model, capability=asked
+    )
+
+
+class NoImages(ImageServiceServicer):
+    """A model for text draws no images."""
+
+    def __init__(self, runner: AnyRunner) -> None:
+        self._runner = runner
+
+    async def StreamImage(
+        self, request: StreamImageRequest, context: Context
+    ) -> AsyncIterator[StreamImageResponse]:
+        """Refuses."""
+        _refuse(self._runner, request.model, context, "text", "image")
+        yield  # type: ignore[unreachable]  # makes this the generator that the method has to be
+
+
+class NoCompletions(CompletionServiceServicer):
+    """A model for images writes no text."""
+
+    def __init__(self, runner: AnyRunner) -> None:
+        self._runner = runner
+
+    async def StreamCompletion(
+        self, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        """Refuses."""
+        _refuse(self._runner, request.model, context, "image", "text")
+        yield  # type: ignore[unreachable]  # makes this the generator that the method has to be
+
+
+class NoTokens(TokenizeServiceServicer):
+    """A model for images has no tokens to show."""
+
+    def __init__(self, runner: AnyRunner) -> None:
+        self._runner = runner
+
+    async def Tokenize(self, request: TokenizeRequest, context: Context) -> TokenizeResponse:
+        """Refuses."""
+        _refuse(self._runner, request.model, context, "image", "text")
+
+    async def Detokenize(self, request: DetokenizeRequest, context: Context) -> DetokenizeResponse:
+        """Refuses."""
+        _refuse(self._runner, request.model, context, "image", "text")
+
+    async def RenderChat(self, request: RenderChatRequest, context: Context) -> RenderChatResponse:
+        """Refuses."""
+        _refuse(self._runner, request.model, context, "image", "text")
+
+    async def CountTokens(
+        self, request: CountTokensRequest, context: Context
+    ) -> CountTokensResponse:
+        """Refuses."""
+        _refuse(self._runner, request.model, context, "image", "text")

@@ -1,0 +1,83 @@
+"""Makes the runner of a model for text, and its services."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+
+from headrace.errors import ModelCorrupt
+from headrace.host.handover import ReportWriter
+from headrace.host.machine import Machine
+from headrace.telemetry import names
+from headrace.v1 import completion_pb2_grpc, image_pb2_grpc, tokenize_pb2_grpc
+from headrace_runner.config import RunnerConfig
+from headrace_runner.convert.facts import read_facts
+from headrace_runner.engine.text.engine import TextEngine
+from headrace_runner.engine.text.worker import Limits
+from headrace_runner.models.chat import ChatTemplate
+from headrace_runner.models.files import read_json
+from headrace_runner.models.load import LoadedModel, load
+from headrace_runner.models.markup import load_markup
+from headrace_runner.models.tokenizer import Tokenizer
+from headrace_runner.served import Served, weights_type
+from headrace_runner.services.completion import CompletionServicer
+from headrace_runner.services.other_kind import NoImages
+from headrace_runner.services.tokenize import TokenizeServicer
+from headrace_runner.starting import Start
+from headrace_runner.text_state import TextRunner
+
+_UNKNOWN_CONTEXT = 4096
+"""Tokens, for a model that does not say how many it was made for."""
+
+
+def prepare(config: RunnerConfig, machine: Machine, report: ReportWriter, start: Start) -> Served:
+    """Reads all of the model but its weights. Raises ModelCorrupt and UnsupportedModel."""
+    if "model_type" not in read_json(config.model_dir, "config.json"):
+        raise ModelCorrupt("config.json is missing, or names no model type", file="config.json")
+    tokenizer = Tokenizer.load(config.model_dir)
+    template = ChatTemplate.load(config.model_dir, tokenizer.special_tokens)
+    facts = read_facts(config.model_dir)
+    dtype = weights_type(config, machine, facts["parameters"], facts["tensor_bytes"])
+
+    def load_model() -> LoadedModel:
+        with start.part(names.SPAN_LOAD_WEIGHTS) as span:
+            loaded = load(config.model_dir, dtype, on_progress)
+            span.set_attribute(names.HEADRACE_WEIGHTS, loaded.weights)
+            span.set_attribute(names.HEADRACE_WEIGHTS_BYTES, loaded.weights_bytes)
+        start.warms_up()
+        return loaded
+
+    def on_progress(fraction: float) -> None:
+        engine.check_wanted()
+        report.loading(fraction)
+
+    limits = Limits(
+        config.max_concurrency, config.kv_cache, config.prefix_cache, drafts=config.drafts
+    )
+    engine = TextEngine(load_model, tokenizer, limits)
+    made_for = facts["context_length"] or _UNKNOWN_CONTEXT
+    runner = TextRunner(
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        markup=load_markup(config.model_dir, template, tokenizer),
+        engine=engine,
+        context_length=min(config.context or made_for, made_for),
+        loaded=asyncio.get_running_loop().create_future(),
+        on_drain=report.draining,
+    )
+
+    def add_to(server: grpc.aio.Server) -> None:
+        completion_pb2_grpc.add_CompletionServiceServicer_to_server(
+            CompletionServicer(runner), server
+        )
+        tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(TokenizeServicer(runner), server)
+        image_pb2_grpc.add_ImageServiceServicer_to_server(NoImages(runner), server)
+
+    return Served(
+        runner,
+        ("headrace.v1.CompletionService", "headrace.v1.TokenizeService"),
+        add_to,
+        {"context_length": runner.context_length},
+    )
