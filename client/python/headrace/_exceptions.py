@@ -225,9 +225,10 @@ class ModelTooLarge(HeadraceError):
     code = StatusCode.FAILED_PRECONDITION
     reason = "MODEL_TOO_LARGE"
 
-    def __init__(self, *, needs: int, has: int) -> None:
+    def __init__(self, message: str = "", *, needs: int, has: int) -> None:
         super().__init__(
-            f"the model needs {needs} bytes of memory and the budget is {has}; "
+            message
+            or f"the model needs {needs} bytes of memory and the budget is {has}; "
             "choose a smaller model or raise the budget",
             metadata={"needs": needs, "has": has},
         )

@@ -53,6 +53,8 @@ def _convert(source: Path, output: Path) -> None:
     from headrace_runner.convert.directory import import_directory
     from headrace_runner.convert.gguf import is_gguf
     from headrace_runner.convert.gguf_import import import_gguf
+    from headrace_runner.convert.images import check_images, import_images
+    from headrace_runner.models import families
 
     mx.set_default_device(mx.cpu)  # Nothing here is worth a GPU, whose memory a runner may hold.
 
@@ -60,15 +62,19 @@ def _convert(source: Path, output: Path) -> None:
         _say("progress", phase=phase, done=done, total=total)
 
     try:
-        if source.is_dir():
+        if source.is_dir() and (family := families.find(source)) is not None:
+            facts = import_images(source, output, family, report)
+            check_images(output, family, facts)
+        elif source.is_dir():
             facts = import_directory(source, output, report)
+            check_model(output, facts)
         elif is_gguf(source):
             facts = import_gguf(source, output, report)
+            check_model(output, facts)
         else:
             raise InvalidRequest(
                 f"{source.name} is neither a .gguf file nor a model directory; give one of these"
             )
-        check_model(output, facts)
         _say("done", facts=facts, files=inventory(output, report))
     except OSError as error:  # Not there, not readable, disk full: the sentence names the file.
         raise InvalidRequest(f"the import failed: {error}") from error

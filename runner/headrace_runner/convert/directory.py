@@ -57,7 +57,7 @@ def import_directory(source: Path, output: Path, report: Report) -> dict[str, An
     read_tensors(source)
     meter = Meter(report, "store", sum(path.stat().st_size for path in files))
     for path in files:
-        _copy(path, output / path.name, meter)
+        copy(path, output / path.name, meter)
     return read_facts(output)
 
 
@@ -83,7 +83,8 @@ def _no_weights(source: Path) -> UnsupportedModel | ModelCorrupt:
     return ModelCorrupt("the directory has no model*.safetensors file", file="model.safetensors")
 
 
-def _copy(source: Path, target: Path, meter: Meter) -> None:
+def copy(source: Path, target: Path, meter: Meter) -> None:
+    """Copy one file, counting its bytes."""
     with source.open("rb") as reader, target.open("wb") as writer:
         while chunk := reader.read(_CHUNK_BYTES):
             writer.write(chunk)

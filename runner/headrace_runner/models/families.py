@@ -22,6 +22,11 @@ def find(directory: Path) -> ImageFamily | None:
     return next((family for family in map(_load, FAMILIES) if family.knows(directory)), None)
 
 
+def adapters(directory: Path) -> frozenset[str]:
+    """Names of the adapters that lie beside an image model."""
+    return frozenset(path.stem for path in (directory / "loras").glob("*.safetensors"))
+
+
 def _load(place: str) -> ImageFamily:
     module, _, name = place.partition(":")
     return cast("ImageFamily", getattr(importlib.import_module(module), name))

@@ -72,7 +72,14 @@ class Drawing:
     input_images: tuple[Pixels, ...] = ()
     strength: float | None = None
     loras: tuple[tuple[str, float], ...] = ()
-    """Name and scale of each adapter."""
+    """Name and scale of each adapter. They lie beside the model as `loras/NAME.safetensors`; see
+    `families.adapters`."""
+
+
+def smallest_drawing(traits: ImageTraits) -> Drawing:
+    """The quickest drawing there is, by which it is found out whether a model can draw."""
+    side = -(-traits.min_size // traits.size_step) * traits.size_step
+    return Drawing("a", 0, side, side, steps=1, guidance=traits.guidance)
 
 
 class Watch(Protocol):
@@ -111,6 +118,10 @@ class ImageFamily(Protocol):
 
     def knows(self, directory: Path) -> bool:
         """Whether the model in `directory` is of this family. Cheap: reads a file or two."""
+
+    def files(self, directory: Path) -> Sequence[Path]:
+        """The files in `directory` that the model is made of, its adapters and its card included:
+        what an import copies."""
 
     def facts(self, directory: Path) -> dict[str, Any]:
         """What a manifest says about the model, but for its traits and memory. Raises ModelCorrupt

@@ -1,4 +1,4 @@
-"""The record of one generation: a GenAI span with queue, prefill and decode, metrics, a log line.
+"""The record of one request: a GenAI span with queue, prefill and decode, metrics, a log line.
 
 Prompt and output are not recorded.
 """
@@ -16,6 +16,7 @@ from headrace.telemetry import names
 from headrace.telemetry.generation import request_attributes
 from headrace.telemetry.outcome import kind_of, mark
 from headrace.v1.completion_pb2 import StreamCompletionRequest
+from headrace.v1.image_pb2 import StreamImageRequest
 from headrace_runner.config import RunnerConfig
 from headrace_runner.engine.text.request import Delta, Finished, GenerationRequest, Prefill
 
@@ -31,13 +32,13 @@ _first_token = names.GEN_AI_TIME_TO_FIRST_TOKEN.create(_meter)
 _per_token = names.GEN_AI_TIME_PER_OUTPUT_TOKEN.create(_meter)
 
 
-class GenerationSpan:
-    """The record of one completion, whole on every way out. Times are `perf_counter_ns` of this
+class RequestSpan:
+    """The record of one request, whole on every way out. Times are `perf_counter_ns` of this
     process."""
 
     def __init__(
         self,
-        request: StreamCompletionRequest,
+        request: StreamCompletionRequest | StreamImageRequest,
         request_id: str,
         config: RunnerConfig,
         arrived: int,
@@ -59,6 +60,49 @@ class GenerationSpan:
             },
             start_time=arrived + self._offset,
         )
+
+    def failed(self, error: BaseException) -> None:
+        """The request has ended otherwise. Being cancelled is nobody's fault."""
+        kind = kind_of(error)
+        self._attributes[names.ERROR_TYPE] = kind
+        self._outcome["outcome"] = kind
+        mark(self._span, kind)
+
+    def _close(self, line: str) -> None:
+        """Ends it, and logs how it went."""
+        now = time.perf_counter_ns()
+        self._span.end(now + self._offset)
+        seconds = (now - self.arrived) / 1e9
+        _duration.record(seconds, self._attributes)
+        logger.info(line, extra=self._outcome | {"seconds": round(seconds, 3)})
+
+    def _part(
+        self,
+        name: str,
+        start: int,
+        end: int,
+        attributes: dict[str, int] | None = None,
+        parent: trace.Span | None = None,
+    ) -> trace.Span:
+        whole = trace.set_span_in_context(parent or self._span)
+        span = _tracer.start_span(
+            name, whole, attributes=attributes, start_time=start + self._offset
+        )
+        span.end(end + self._offset)
+        return span
+
+
+class GenerationSpan(RequestSpan):
+    """The record of one completion."""
+
+    def __init__(
+        self,
+        request: StreamCompletionRequest,
+        request_id: str,
+        config: RunnerConfig,
+        arrived: int,
+    ) -> None:
+        super().__init__(request, request_id, config, arrived)
         # What has been reached, for the spans of the parts; 0: not yet.
         self._accepted_at = self._started_at = self._first_token_at = self._ended_at = 0
         self._cached = 0
@@ -121,23 +165,12 @@ class GenerationSpan:
             seconds = (event.at - event.first_token_at) / 1e9
             _per_token.record(seconds / (longest - 1), self._attributes)
 
-    def failed(self, error: BaseException) -> None:
-        """The request has ended otherwise. Being cancelled is nobody's fault."""
-        kind = kind_of(error)
-        self._attributes[names.ERROR_TYPE] = kind
-        self._outcome["outcome"] = kind
-        mark(self._span, kind)
-
     def end(self) -> None:
         """Closes the record. Called once, on every way out."""
-        now = time.perf_counter_ns()
         self._outcome["output_tokens"] = sum(self._output.values())
         if self._span.is_recording():
-            self._add_parts(self._ended_at or now)
-        self._span.end(now + self._offset)
-        seconds = (now - self.arrived) / 1e9
-        _duration.record(seconds, self._attributes)
-        logger.info("completion ended", extra=self._outcome | {"seconds": round(seconds, 3)})
+            self._add_parts(self._ended_at or time.perf_counter_ns())
+        self._close("completion ended")
 
     def _add_parts(self, ended: int) -> None:
         """What it came to, as spans within this one."""
@@ -166,21 +199,6 @@ class GenerationSpan:
             output = {names.GEN_AI_USAGE_OUTPUT_TOKENS: sum(self._output.values())}
             self._span.set_attributes(output)
             self._part(names.SPAN_DECODE, self._first_token_at, ended, output)
-
-    def _part(
-        self,
-        name: str,
-        start: int,
-        end: int,
-        attributes: dict[str, int] | None = None,
-        parent: trace.Span | None = None,
-    ) -> trace.Span:
-        whole = trace.set_span_in_context(parent or self._span)
-        span = _tracer.start_span(
-            name, whole, attributes=attributes, start_time=start + self._offset
-        )
-        span.end(end + self._offset)
-        return span
 
 
 def halved(chunks: Sequence[Prefill]) -> list[Prefill]:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from headrace.telemetry import names
 from headrace.v1.completion_pb2 import StreamCompletionRequest
+from headrace.v1.image_pb2 import StreamImageRequest
 
 
-def request_attributes(request: StreamCompletionRequest) -> dict[str, str]:
+def request_attributes(
+    request: StreamCompletionRequest | StreamImageRequest,
+) -> dict[str, str]:
     """Give the attributes by which requests are told apart in metrics: never a text of theirs."""
-    chat = request.WhichOneof("input") == "chat"
-    operation = names.OPERATION_CHAT if chat else names.OPERATION_TEXT_COMPLETION
     return {
-        names.GEN_AI_OPERATION_NAME: operation,
+        names.GEN_AI_OPERATION_NAME: _operation(request),
         names.GEN_AI_PROVIDER_NAME: names.GEN_AI_PROVIDER,
         names.GEN_AI_REQUEST_MODEL: request.model,
     }
+
+
+def _operation(request: StreamCompletionRequest | StreamImageRequest) -> str:
+    if isinstance(request, StreamImageRequest):
+        return names.OPERATION_GENERATE_CONTENT
+    chat = request.WhichOneof("input") == "chat"
+    return names.OPERATION_CHAT if chat else names.OPERATION_TEXT_COMPLETION

@@ -106,6 +106,7 @@ GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tok
 
 OPERATION_CHAT: Final = "chat"
 OPERATION_TEXT_COMPLETION: Final = "text_completion"
+OPERATION_GENERATE_CONTENT: Final = "generate_content"
 
 GEN_AI_REQUEST_DURATION: Final = HistogramSpec(
     "gen_ai.server.request.duration",
@@ -137,6 +138,10 @@ SPAN_LOAD_WARM_UP: Final = "headrace.load.warm_up"
 SPAN_PREFILL: Final = "headrace.prefill"
 SPAN_PREFILL_CHUNK: Final = "headrace.prefill.chunk"
 SPAN_DECODE: Final = "headrace.decode"
+SPAN_IMAGE_ENCODING: Final = "headrace.image.encoding"
+SPAN_IMAGE_DENOISING: Final = "headrace.image.denoising"
+SPAN_IMAGE_DECODING: Final = "headrace.image.decoding"
+SPAN_IMAGE_WRITING: Final = "headrace.image.writing"
 
 EVENT_FIRST_TOKEN: Final = "headrace.first_token"
 EVENT_RUNNER_DIED: Final = "headrace.runner.died"
@@ -175,6 +180,15 @@ HEADRACE_PREFILL_CACHED_TOKENS: Final = "headrace.prefill.cached_tokens"
 """Prompt tokens that the prefix cache had."""
 HEADRACE_PREFILL_CHUNKS: Final = "headrace.prefill.chunks"
 """Passes of the model that a span stands for."""
+
+HEADRACE_IMAGE_WIDTH: Final = "headrace.image.width"
+HEADRACE_IMAGE_HEIGHT: Final = "headrace.image.height"
+HEADRACE_IMAGE_STEPS: Final = "headrace.image.steps"
+HEADRACE_IMAGE_COUNT: Final = "headrace.image.count"
+"""Images that were asked for."""
+HEADRACE_IMAGE_INPUTS: Final = "headrace.image.inputs"
+HEADRACE_IMAGE_TOGETHER: Final = "headrace.image.together"
+"""Images that a phase worked on, those of other requests included."""
 
 HEADRACE_MODEL_NAME: Final = "headrace.model.name"
 HEADRACE_RUNNER_STATE: Final = "headrace.runner.state"

@@ -1,0 +1,75 @@
+"""Takes over the directory of an image model: copies what its family lists, and looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import ModelCorrupt
+from headrace_runner.convert.directory import copy
+from headrace_runner.convert.progress import Meter, Report
+from headrace_runner.models.pipeline import ImageFamily, Phase, smallest_drawing
+
+_QUICK_BYTES = 256 << 20
+"""Weights up to which a model is tried out before it may be published."""
+_OF_TEXT = {
+    "context_length": 0,
+    "layers": 0,
+    "kv_heads": 0,
+    "head_dim": 0,
+    "vocab_size": 0,
+    "chat_template": None,
+    "license": None,
+}
+
+
+def import_images(
+    source: Path, output: Path, family: ImageFamily, report: Report
+) -> dict[str, Any]:
+    """Copy the model in `source` to `output` and return its facts.
+
+    Raises UnsupportedModel for what the family cannot draw with, ModelCorrupt for damaged files.
+    """
+    family.facts(source)  # Before gigabytes are copied.
+    files = {path.relative_to(source): path for path in family.files(source)}
+    meter = Meter(report, "store", sum(path.stat().st_size for path in files.values()))
+    for name, path in sorted(files.items()):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(path, output / name, meter)
+    return image_facts(output, family)
+
+
+def image_facts(directory: Path, family: ImageFamily) -> dict[str, Any]:
+    """What a manifest says of an image model. Raises as `import_images`."""
+    traits = family.traits(directory)
+    working = family.working_bytes(directory, traits.width, traits.height, 1)
+    return {
+        "format": "mlx",
+        **_OF_TEXT,
+        **family.facts(directory),
+        "kind": "image",
+        "image": {**asdict(traits), "working_bytes": working},
+    }
+
+
+def check_images(directory: Path, family: ImageFamily, facts: dict[str, Any]) -> None:
+    """Look at the copy as a runner will, and draw with it where that is quick.
+
+    Raises ModelCorrupt or UnsupportedModel where that cannot be done.
+    """
+    if not family.knows(directory):
+        raise ModelCorrupt("the files that were copied are no whole model", file="config.json")
+    if facts["tensor_bytes"] <= _QUICK_BYTES:
+        pipeline = family.load(directory, "stored", lambda fraction: None)
+        pipeline.draw([smallest_drawing(pipeline.traits)], _Silent())
+
+
+class _Silent:
+    """Watches nothing."""
+
+    def phase(self, phase: Phase, total: int) -> None:
+        pass
+
+    def step(self, done: int, preview: object) -> None:
+        pass

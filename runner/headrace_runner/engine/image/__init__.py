@@ -1,0 +1,1 @@
+"""Images: requests in line, drawn together where they are alike."""
