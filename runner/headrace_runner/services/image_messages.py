@@ -19,7 +19,8 @@ from headrace.v1.image_pb2 import (
     ImageResult,
     StreamImageResponse,
 )
-from headrace_runner.engine.image.request import Progress, Slot
+from headrace_runner.engine.image.request import Progress
+from headrace_runner.engine.image.stream import Slot
 from headrace_runner.engine.stream import Last
 from headrace_runner.images.encode import Format, media_type
 from headrace_runner.models.pipeline import Drawing, Phase
@@ -47,6 +48,10 @@ class PreviewFile:
     @property
     def slot(self) -> Slot:
         return "preview", self.index
+
+    @property
+    def cost(self) -> int:
+        return len(self.data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from headrace_runner.engine.image.stream import Slot
 from headrace_runner.engine.stream import Failed, Last
 from headrace_runner.models.pipeline import Drawing, Phase, Pixels
 
-Slot: TypeAlias = tuple[str, int]
-"""A newer event of a slot stands for an older one that nobody has read."""
+_PROGRESS_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,10 @@ class Progress:
     def slot(self) -> Slot:
         return "progress", self.index
 
+    @property
+    def cost(self) -> int:
+        return _PROGRESS_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Preview:
@@ -68,6 +72,10 @@ class Preview:
     @property
     def slot(self) -> Slot:
         return "preview", self.index
+
+    @property
+    def cost(self) -> int:
+        return self.pixels.nbytes
 
 
 @dataclass(frozen=True, slots=True)
