@@ -75,8 +75,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     may be free later. Metadata: `needs` (bytes), `free` (bytes).
     """
     ERROR_REASON_MODEL_TOO_LARGE: _ErrorReason.ValueType  # 13
-    """FAILED_PRECONDITION. The model can never fit into the memory budget.
-    Metadata: `needs` (bytes), `has` (bytes).
+    """FAILED_PRECONDITION. The model can never fit into the memory budget, or an
+    image of the size asked for not beside the model: the message names one that
+    does. Metadata: `needs` (bytes), `has` (bytes).
     """
     ERROR_REASON_LOAD_FAILED: _ErrorReason.ValueType  # 14
     """FAILED_PRECONDITION or UNAVAILABLE, by the cause. The model could not be
@@ -185,8 +186,9 @@ ERROR_REASON_INSUFFICIENT_MEMORY: ErrorReason.ValueType  # 12
 may be free later. Metadata: `needs` (bytes), `free` (bytes).
 """
 ERROR_REASON_MODEL_TOO_LARGE: ErrorReason.ValueType  # 13
-"""FAILED_PRECONDITION. The model can never fit into the memory budget.
-Metadata: `needs` (bytes), `has` (bytes).
+"""FAILED_PRECONDITION. The model can never fit into the memory budget, or an
+image of the size asked for not beside the model: the message names one that
+does. Metadata: `needs` (bytes), `has` (bytes).
 """
 ERROR_REASON_LOAD_FAILED: ErrorReason.ValueType  # 14
 """FAILED_PRECONDITION or UNAVAILABLE, by the cause. The model could not be

@@ -87,13 +87,20 @@ Global___ImagePhase: _TypeAlias = ImagePhase  # noqa: Y015
 
 @_typing.final
 class InputImage(_message.Message):
-    """InputImage is an image to start from."""
+    """InputImage is an image to start from.
+
+    It is turned as its EXIF data says, what is transparent becomes white, and it
+    is scaled to cover the width and height of the images to come and cut to them
+    at its centre. Of an animation the first frame counts.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The file: PNG, JPEG or WebP. 1 byte to 16 MiB."""
+    """The file: PNG, JPEG or WebP, by its content. 1 byte to 16 MiB, and at most
+    67,108,864 pixels.
+    """
     def __init__(
         self,
         *,
@@ -144,9 +151,11 @@ class PreviewOptions(_message.Message):
     EVERY_STEPS_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     every_steps: _builtins.int
-    """A preview every so many steps. At least 1. Absent: no previews."""
+    """A preview every so many steps, but for the last: then comes the image. At
+    least 1. Absent: no previews. A client that reads slowly gets fewer.
+    """
     format: Global___ImageFormat.ValueType
-    """Encoding of the previews. Absent: JPEG."""
+    """Encoding of the previews. Only with `every_steps`. Absent: JPEG."""
     def __init__(
         self,
         *,
@@ -230,8 +239,9 @@ class StreamImageRequest(_message.Message):
     format: Global___ImageFormat.ValueType
     """Encoding of the images. Absent: PNG."""
     embed_parameters: _builtins.bool
-    """Whether the file carries the prompt and settings it was made with. Absent:
-    true.
+    """Whether the file carries the prompt and settings it was made with: a PNG in
+    its text chunk "parameters", a JPEG or WebP in the EXIF field UserComment.
+    Absent: true.
     """
     priority: _builtins.int
     """Requests of a higher priority go first where there is a queue. -100 to
