@@ -7,6 +7,7 @@ Called in the context of whom a measurement belongs to, or given it: exemplars c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import get_args
 
 from opentelemetry import metrics
@@ -24,6 +25,7 @@ _load_duration = names.LOAD_DURATION.create(_meter)
 _unloads = names.UNLOADS.create(_meter)
 _crashes = names.CRASHES.create(_meter)
 _tokens = names.TOKENS.create(_meter)
+_images = names.IMAGES.create(_meter)
 _request_duration = names.GEN_AI_REQUEST_DURATION.create(_meter)
 _first_token = names.GEN_AI_TIME_TO_FIRST_TOKEN.create(_meter)
 _per_token = names.GEN_AI_TIME_PER_OUTPUT_TOKEN.create(_meter)
@@ -83,32 +85,39 @@ def crashed(model: str, cause: str) -> None:
     _crashes.add(1, {**of_model(model), names.HEADRACE_RUNNER_CAUSE_OF_DEATH: cause})
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a stream's client was sent. None: there is no such thing in its kind of stream."""
+
+    first_token: float | None = None
+    """Seconds from the request's arrival; None also if there was none."""
+    per_token: float | None = None
+    """Seconds between two tokens; None also if there were not two."""
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    images: int | None = None
+    """Whole ones."""
+
+
 def streamed(
-    model: str,
-    attributes: Attributes,
-    *,
-    error: str,
-    seconds: float,
-    first_token: float | None,
-    per_token: float | None,
-    prompt_tokens: int,
-    output_tokens: int,
+    model: str, attributes: Attributes, *, error: str, seconds: float, output: Output
 ) -> None:
     """A stream has ended, as its client saw it: with queue, load and moves.
 
     `attributes` are those of its request. `error`: what ended it; empty if it was completed.
-    `first_token`: seconds from its arrival; None if there was none. `per_token`: seconds between
-    two tokens; None if there were not two.
     """
     attributes = {**attributes, names.GEN_AI_RESPONSE_MODEL: model}
     failed = {names.ERROR_TYPE: error} if error else {}
     _request_duration.record(seconds, {**attributes, **failed})
-    if first_token is not None:
-        _first_token.record(first_token, attributes)
-    if per_token is not None:
-        _per_token.record(per_token, attributes)
+    if output.first_token is not None:
+        _first_token.record(output.first_token, attributes)
+    if output.per_token is not None:
+        _per_token.record(output.per_token, attributes)
     for kind, count in (
-        (names.TOKEN_TYPE_INPUT, prompt_tokens),
-        (names.TOKEN_TYPE_OUTPUT, output_tokens),
+        (names.TOKEN_TYPE_INPUT, output.prompt_tokens),
+        (names.TOKEN_TYPE_OUTPUT, output.output_tokens),
     ):
-        _tokens.add(count, {**of_model(model), names.GEN_AI_TOKEN_TYPE: kind})
+        if count is not None:
+            _tokens.add(count, {**of_model(model), names.GEN_AI_TOKEN_TYPE: kind})
+    if output.images is not None:
+        _images.add(output.images, of_model(model))

@@ -167,10 +167,7 @@ def idle_share(streams: int, tokens: int, rounds: Sequence[Round]) -> float:
             {names.GEN_AI_REQUEST_MODEL: MODEL},
             error="",
             seconds=1.0,
-            first_token=0.5,
-            per_token=0.1,
-            prompt_tokens=1,
-            output_tokens=1,
+            output=measures.Output(0.5, 0.1, 1, 1),
         )
 
     def step() -> None:

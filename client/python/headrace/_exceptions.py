@@ -248,18 +248,27 @@ class LoadFailed(HeadraceError):
 class RunnerCrashed(HeadraceError):
     """The runner died under the request and the stream could not be carried on.
 
-    `tokens_sent` is the number of output tokens the client had been sent; `None` says that the
-    stream had not begun, so that a new try repeats nothing.
+    `tokens_sent` is the number of output tokens the client had been sent, `bytes_sent` that of
+    images' bytes; `None` for both says that the stream had not begun, so that a new try repeats
+    nothing.
     """
 
     reason = "RUNNER_CRASHED"
 
-    def __init__(self, message: str = "", *, cause: str, tokens_sent: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        cause: str,
+        tokens_sent: int | None = None,
+        bytes_sent: int | None = None,
+    ) -> None:
         super().__init__(
             message or f"the model's runner died ({cause})",
-            metadata={"cause": cause, "tokens_sent": tokens_sent},
+            metadata={"cause": cause, "tokens_sent": tokens_sent, "bytes_sent": bytes_sent},
         )
-        self.code = StatusCode.UNAVAILABLE if tokens_sent is None else StatusCode.ABORTED
+        begun = tokens_sent is not None or bytes_sent is not None
+        self.code = StatusCode.ABORTED if begun else StatusCode.UNAVAILABLE
 
 
 class CircuitOpen(HeadraceError):

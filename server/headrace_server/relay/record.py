@@ -1,32 +1,31 @@
 """What has happened to a call over all its attempts, and what follows from it. Pure.
 
 A stream's record knows what its client was sent, and so what the next runner is asked for, which of
-its messages pass, and whether there may be a next one at all. Times are seconds on one clock.
+its messages pass, and whether there may be a next one at all: `completions` and `images` say how.
+Times are seconds on one clock.
 """
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING, ClassVar
 
 from google.protobuf.duration_pb2 import Duration
 
+from headrace.errors import RunnerCrashed
 from headrace.v1.common_pb2 import Timings
-from headrace.v1.completion_pb2 import (
-    CompletionDelta,
-    CompletionStarted,
-    StreamCompletionRequest,
-    StreamCompletionResponse,
-)
+from headrace_server.measures import Output
+
+if TYPE_CHECKING:
+    from headrace_server.scheduling.ticket import Wait
 
 MAX_DEATHS = 2
 """Runners that may die in a row under a call that does not advance."""
 MAX_KILLS = 16
 """Runners that may be killed so from outside, which is no request's doing."""
-
-# The first byte of a StreamCompletionResponse is the tag of its event.
-_STARTED, _DELTA, _COMPLETED = b"\x0a", b"\x1a", b"\x22"
 
 
 class End(Enum):
@@ -45,6 +44,11 @@ class OutOfStepError(Exception):
     output."""
 
 
+class DivergedError(Exception):
+    """A runner that was to repeat what the client has gave something else. The message goes behind
+    how the one before was lost."""
+
+
 @dataclass(slots=True)
 class Record:
     """A call's attempts."""
@@ -60,14 +64,28 @@ class Record:
     _kills: int = 0
 
     @property
-    def tokens_sent(self) -> int | None:
-        """Output tokens that the client was sent; None before the first."""
-        return None
+    def begun(self) -> bool:
+        """Whether the client has some of the output, so that a new try would repeat it."""
+        return False
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What the client was sent, for the log."""
+        return {}
+
+    @property
+    def attributes(self) -> Mapping[str, int]:
+        """The same, for the call's span."""
+        return {}
 
     @property
     def suspect(self) -> bool:
         """Whether a runner died under the call since it last advanced."""
         return self._deaths > 0
+
+    def crashed(self, message: str, cause: str) -> RunnerCrashed:
+        """The error of a call that is not carried on."""
+        return RunnerCrashed(message, cause=cause)
 
     def waited(self, queue: float, load: float) -> None:
         """A runner was waited for so long."""
@@ -83,152 +101,70 @@ class Record:
 
 
 @dataclass(slots=True)
-class _Choice:
-    """What the client was sent of one choice."""
-
-    before: int
-    """Tokens of it that the client's own request resumed."""
-    sent: array[int] = field(default_factory=lambda: array("I"))
-    """Four bytes for each token: this is all that a stream keeps of its output."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """What one runner has done so far."""
+class AttemptTimes:
+    """When one runner did what."""
 
     asked_at: float
     started_at: float | None = None
-    first_token_at: float | None = None
-    last_token_at: float = 0.0
+    first_at: float | None = None
+    """Its first token, or the beginning of its first step."""
+    last_at: float = 0.0
+    """Its last token or step, once it has the first."""
 
 
-class StreamRecord(Record):
-    """The record of a StreamCompletion."""
+class StreamRecord(Record, ABC):
+    """The record of a stream: what it is that streams is its own class's to know."""
 
-    __slots__ = (
-        *("_attempt", "_choices", "_decode", "_prefill", "_request", "_told"),
-        *("first_token_at", "_last_token_at"),
-    )
+    __slots__ = ("_attempt", "_decode", "_prefill")
 
-    def __init__(self, request: bytes, arrived: float) -> None:
-        """`request`: a StreamCompletionRequest, as the client sent it."""
+    method: ClassVar[str]
+    """As in "/package.Service/Method"."""
+
+    def __init__(self, arrived: float) -> None:
         super().__init__(arrived)
-        self._request = request
-        self._told: CompletionStarted | None = None
-        """What the client was told of the beginning. Every attempt is held to it."""
-        self._choices: dict[int, _Choice] = {}
         self._prefill = 0.0
+        """In lost attempts, as is the other."""
         self._decode = 0.0
-        self._attempt = _Attempt(arrived)
-        self.first_token_at: float | None = None
-        """Of all attempts, as is the last."""
-        self._last_token_at = arrived
+        self._attempt = AttemptTimes(arrived)
 
     @property
-    def prompt_tokens(self) -> int:
-        """As the client was told; 0 before."""
-        return 0 if self._told is None else self._told.prompt_tokens
-
-    @property
-    def tokens_made(self) -> int:
-        """Tokens that the client was sent, without those that its request resumed."""
-        return sum(len(choice.sent) for choice in self._choices.values())
-
-    def seconds_per_token(self) -> float | None:
-        """Of the longest choice, behind its first token; None where it has no more."""
-        longest = max((len(choice.sent) for choice in self._choices.values()), default=0)
-        if longest < 2 or self.first_token_at is None:
-            return None
-        return (self._last_token_at - self.first_token_at) / (longest - 1)
-
-    @property
-    def tokens_sent(self) -> int | None:
-        if not self._choices:
-            return None
-        return sum(choice.before + len(choice.sent) for choice in self._choices.values())
-
-    @property
+    @abstractmethod
     def advanced(self) -> bool:
-        """Whether the attempt under way has given a token."""
-        return self._attempt.first_token_at is not None
+        """Whether the attempt under way has brought the stream on."""
 
+    @abstractmethod
     def ask(self, now: float) -> bytes:
         """An attempt begins; gives the request for its runner."""
-        self._attempt = _Attempt(now)
-        if self._told is None:
-            return self._request
-        request = StreamCompletionRequest.FromString(self._request)
-        request.request_id = self._told.id
-        request.sampling.seed = self._told.seed
-        if self._choices:
-            self._resume(request)
-        return request.SerializeToString()
 
-    def _resume(self, request: StreamCompletionRequest) -> None:
-        """Puts what was sent behind what the client's own request resumed."""
-        resumed = {choice.index: list(choice.token_ids) for choice in request.resume_choices}
-        if request.resume_token_ids:
-            resumed[0] = list(request.resume_token_ids)
-        for index, choice in self._choices.items():
-            resumed[index] = [*resumed.get(index, ()), *choice.sent]
-        request.ClearField("resume_token_ids")
-        request.ClearField("resume_choices")
-        for index, tokens in sorted(resumed.items()):
-            request.resume_choices.add(index=index, token_ids=tokens)
-
+    @abstractmethod
     def take(self, data: bytes, now: float) -> bytes | None:
         """A message has come from the runner; gives what is to be sent for it.
 
-        Raises OutOfStepError.
+        Raises OutOfStepError, DivergedError.
         """
-        event = data[:1]
-        if event == _DELTA:
-            self._note(StreamCompletionResponse.FromString(data).delta, now)
-        elif event == _STARTED:
-            return self._start(data, now)
-        elif event == _COMPLETED:
-            return self._complete(data, now)
-        return data
 
-    def _start(self, data: bytes, now: float) -> bytes | None:
-        self._attempt.started_at = now
-        if self._told is not None:
-            return None
-        self._told = StreamCompletionResponse.FromString(data).started
-        return data
+    @abstractmethod
+    def waiting(self, wait: Wait) -> bytes:
+        """A message to one who waits for a runner."""
 
-    def _note(self, delta: CompletionDelta, now: float) -> None:
-        new = len(delta.token_ids)
-        choice = self._choices.get(delta.choice)
-        if choice is None:
-            choice = self._choices[delta.choice] = _Choice(delta.output_tokens - new)
-        if choice.before + len(choice.sent) + new != delta.output_tokens:
-            raise OutOfStepError(
-                f"choice {delta.choice} has {len(choice.sent)} tokens behind {choice.before}, and "
-                f"{new} more make {delta.output_tokens}"
-            )
-        choice.sent.extend(delta.token_ids)
-        self._deaths = self._kills = 0
+    @abstractmethod
+    def output(self) -> Output:
+        """What the client was sent, as it is measured at the end."""
+
+    def lost(self, now: float, end: End) -> bool:
+        # What the runner itself would have told at the end, as far as it was seen from here.
         attempt = self._attempt
-        attempt.last_token_at = self._last_token_at = now
-        if attempt.first_token_at is None:
-            attempt.first_token_at = now
-            if self.first_token_at is None:
-                self.first_token_at = now
-
-    def _complete(self, data: bytes, now: float) -> bytes:
-        """The runner's `completed`, of all attempts."""
-        self.completed = True
-        message = StreamCompletionResponse.FromString(data)
-        completed = message.completed
-        completed.resumed = self.moves
-        if self._told is not None:
-            completed.usage.prompt_tokens = self._told.prompt_tokens
-            completed.usage.cached_tokens = self._told.cached_tokens
-        self._add_times(completed.timings, now)
-        return message.SerializeToString()
+        started_at = now if attempt.started_at is None else attempt.started_at
+        self.queue += started_at - attempt.asked_at
+        if attempt.first_at is not None:
+            self._prefill += attempt.first_at - started_at
+            self._decode += attempt.last_at - attempt.first_at
+        else:
+            self._prefill += now - started_at
+        return super().lost(now, end)
 
     def _add_times(self, timings: Timings, now: float) -> None:
+        """To those of the last runner, for `completed`."""
         for part, seconds in (
             (timings.queue, self.queue),
             (timings.load, self.load),
@@ -237,18 +173,6 @@ class StreamRecord(Record):
         ):
             part.FromNanoseconds(part.ToNanoseconds() + int(seconds * 1e9))
         timings.total.CopyFrom(duration(now - self.arrived))
-
-    def lost(self, now: float, end: End) -> bool:
-        # What the runner itself would have told at the end, as far as it was seen from here.
-        attempt = self._attempt
-        started_at = now if attempt.started_at is None else attempt.started_at
-        self.queue += started_at - attempt.asked_at
-        if attempt.first_token_at is not None:
-            self._prefill += attempt.first_token_at - started_at
-            self._decode += attempt.last_token_at - attempt.first_token_at
-        else:
-            self._prefill += now - started_at
-        return super().lost(now, end)
 
 
 def duration(seconds: float) -> Duration:

@@ -17,14 +17,13 @@ from typing import Any
 import grpc
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 
-from headrace.errors import DeadlineExceeded, Draining, HeadraceError, RunnerCrashed
+from headrace.errors import DeadlineExceeded, Draining, HeadraceError
 from headrace.telemetry.logs import bind
 from headrace.telemetry.outcome import kind_of
-from headrace.v1.completion_pb2 import CompletionProgress, StreamCompletionResponse
 from headrace_server import measures
 from headrace_server.relay.calls import Lost, answers, ask_once, note_wait
 from headrace_server.relay.probation import Late, Probation, Turn
-from headrace_server.relay.record import MAX_KILLS, End, Record, StreamRecord
+from headrace_server.relay.record import MAX_KILLS, DivergedError, End, Record, StreamRecord
 from headrace_server.relay.spans import Attempt, note_end
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Prefixes
@@ -32,14 +31,12 @@ from headrace_server.scheduling.ticket import Life, Ticket, Wait, Wanted
 
 logger = logging.getLogger(__name__)
 
-_STREAM_COMPLETION = "/headrace.v1.CompletionService/StreamCompletion"
-
 _PAUSE = 1.0
 """Seconds for a runner that takes nothing more to be gone, before another is asked for."""
 
 _BEFORE = {
     End.DIED: "as did the one before: the request may be the cause",
-    End.KILLED: f"as were {MAX_KILLS - 1} before it without a token between them",
+    End.KILLED: f"as were {MAX_KILLS - 1} before it with no progress between them",
 }
 """Why a call gets no other runner, after how it lost the last one."""
 
@@ -48,6 +45,8 @@ _STALLS = 1.5
 is still alone when that is seen."""
 
 Write = Callable[[bytes], Awaitable[None]]
+Kind = Callable[[bytes, float], StreamRecord]
+"""Makes the record of a stream, of its request and when that arrived."""
 Use = Callable[[Ticket, dict[str, Any], Turn | None], Awaitable[None]]
 Tell = Callable[[Wait], Awaitable[None]]
 
@@ -136,21 +135,21 @@ class Relay:
         if running := tuple(self._running):
             await asyncio.wait(running)
 
-    async def stream(self, request: bytes, terms: Terms, write: Write) -> None:
-        """Relay a StreamCompletion; `write` takes the messages, and nothing more is read from the
+    async def stream(self, kind: Kind, request: bytes, terms: Terms, write: Write) -> None:
+        """Relay a stream of a kind; `write` takes the messages, and nothing more is read from the
         runner while it does.
 
         Raises the typed error that the stream is to end with.
         """
         now = self._scheduler.now
-        record = StreamRecord(request, now())
+        record = kind(request, now())
 
         async def tell(wait: Wait) -> None:
-            await write(_progress(wait))
+            await write(record.waiting(wait))
 
         async def use(ticket: Ticket, options: dict[str, Any], turn: Turn | None) -> None:
             advanced = False
-            attempt = answers(_STREAM_COMPLETION, ticket, record.ask(now()), options)
+            attempt = answers(record.method, ticket, record.ask(now()), options)
             async with aclosing(attempt) as messages:
                 async for data in messages:
                     passed = record.take(data, now())
@@ -166,7 +165,7 @@ class Relay:
 
         outcome = "completed"
         try:
-            await self._within_time(_Call(_STREAM_COMPLETION, terms, record, tell, use))
+            await self._within_time(_Call(record.method, terms, record, tell, use))
         except BaseException as error:
             outcome = kind_of(error)
             raise
@@ -174,12 +173,18 @@ class Relay:
             note_end(terms.wanted, record)
             ended = {
                 "outcome": outcome,
-                "output_tokens": record.tokens_sent or 0,
+                **record.counts,
                 "resumed": record.moves,
                 "seconds": round(now() - record.arrived, 3),
             }
             logger.info("stream ended", extra=ended)
-            _measure(terms, record, outcome, now())
+            measures.streamed(
+                terms.wanted.name,
+                terms.attributes,
+                error="" if outcome == "completed" else outcome,
+                seconds=now() - record.arrived,
+                output=record.output(),
+            )
 
     async def unary(self, method: str, request: bytes, terms: Terms) -> bytes:
         """Relay a unary call, `method` as in "/package.Service/Method"; gives the response.
@@ -227,11 +232,8 @@ class Relay:
         while loss is not None:
             if not record.lost(self._scheduler.now(), loss.end):
                 message = f"{loss.message}, {_BEFORE[loss.end]}"
-                raise RunnerCrashed(message, cause=loss.cause, tokens_sent=record.tokens_sent)
-            extra = {
-                "cause": loss.cause,
-                "output_tokens": record.tokens_sent or 0,
-            }
+                raise record.crashed(message, loss.cause)
+            extra = {"cause": loss.cause, **record.counts}
             logger.warning("moving to another runner: %s", loss.message, extra=extra)
             measures.moved(call.terms.wanted.name, loss.cause)
             if loss.end is End.WENT:
@@ -281,12 +283,10 @@ class Relay:
                         with nullcontext() if turn is None else turn.bounded():
                             await call.tell(wait)
             except HeadraceError as refusal:
-                if before is None or before.end is End.WENT or record.tokens_sent is None:
+                if before is None or before.end is End.WENT or not record.begun:
                     raise
                 message = f"{before.message}, and no other could go on: {refusal.message}"
-                raise RunnerCrashed(
-                    message, cause=before.cause, tokens_sent=record.tokens_sent
-                ) from None
+                raise record.crashed(message, before.cause) from None
             if turn is not None:
                 turn.begin()
             note_wait(ticket, record)
@@ -302,6 +302,10 @@ class Relay:
                 }
                 try:
                     await call.use(ticket, options, turn)
+                except DivergedError as diverged:
+                    assert before is not None  # The first has nothing to repeat.
+                    message = f"{before.message}, and {diverged}"
+                    raise record.crashed(message, before.cause) from None
                 except Lost as lost:
                     if record.completed:
                         return None
@@ -334,24 +338,3 @@ class Relay:
         if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
             return _Loss(life, "STALLED", "the runner does not answer", End.DIED)
         raise error
-
-
-def _measure(terms: Terms, record: StreamRecord, outcome: str, now: float) -> None:
-    first = record.first_token_at
-    measures.streamed(
-        terms.wanted.name,
-        terms.attributes,
-        error="" if outcome == "completed" else outcome,
-        seconds=now - record.arrived,
-        first_token=None if first is None else first - record.arrived,
-        per_token=record.seconds_per_token(),
-        prompt_tokens=record.prompt_tokens,
-        output_tokens=record.tokens_made,
-    )
-
-
-def _progress(wait: Wait) -> bytes:
-    progress = CompletionProgress(
-        queue_position=wait.queue_position, load_fraction=wait.load_fraction
-    )
-    return StreamCompletionResponse(progress=progress).SerializeToString()

@@ -89,8 +89,7 @@ def note_end(wanted: Wanted, record: Record) -> None:
     if span.is_recording():
         span.set_attribute(names.GEN_AI_REQUEST_MODEL, wanted.name)
         span.set_attribute(names.HEADRACE_RESUMED, record.moves)
-        if record.tokens_sent is not None:
-            span.set_attribute(names.GEN_AI_USAGE_OUTPUT_TOKENS, record.tokens_sent)
+        span.set_attributes(record.attributes)
 
 
 def _code_and_kind_of(error: BaseException) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """How much memory a model will take: before it is loaded, and after. Pure arithmetic in bytes.
 
-A model takes its weights, the KV cache of the requests it serves, and a margin for activations and
-the process itself.
+A model takes its weights, what it works with, and a margin for activations and the process itself.
+A model for text works with the KV cache of the requests it serves; one for images with what its
+manifest says that it takes beside the weights to draw one of its own size.
 """
 
 from typing import Literal, Protocol
@@ -13,6 +14,13 @@ UNKNOWN_WEIGHTS = 8 << 30
 _ROW_TOKENS = 512
 _MARGIN_SHARE = 0.1
 _MARGIN_BASE = 256 * MIB
+
+
+class Images(Protocol):
+    """Of a model for images."""
+
+    @property
+    def working_bytes(self) -> int: ...
 
 
 class Shape(Protocol):
@@ -30,6 +38,8 @@ class Shape(Protocol):
     def kv_heads(self) -> int: ...
     @property
     def head_dim(self) -> int: ...
+    @property
+    def image(self) -> Images | None: ...
 
 
 Dtype = Literal["float32", "stored"]
@@ -40,14 +50,17 @@ def before_load(shape: Shape, *, dtype: Dtype, concurrency: int, context: int | 
 
     `context` is the longest context served, in tokens; None means the model's own.
     """
-    weights = weight_bytes(shape, dtype)
-    return weights + kv_bytes(shape, dtype, concurrency, context) + margin(weights)
+    return after_load(
+        weight_bytes(shape, dtype), shape, dtype=dtype, concurrency=concurrency, context=context
+    )
 
 
 def after_load(
     weights: int, shape: Shape, *, dtype: Dtype, concurrency: int, context: int | None
 ) -> int:
     """The same, with the bytes of the weights as the runner reports them."""
+    if shape.image is not None:
+        return weights + shape.image.working_bytes + margin(weights)
     return weights + kv_bytes(shape, dtype, concurrency, context) + margin(weights)
 
 

@@ -7,7 +7,7 @@ import grpc.aio
 from headrace.rpc.support import refuse_unsupported
 from headrace.telemetry.generation import request_attributes
 from headrace.v1.completion_pb2 import StreamCompletionRequest
-from headrace_server.relay import Relay, Terms
+from headrace_server.relay import CompletionRecord, Relay, Terms
 from headrace_server.scheduling.planner import Planner
 from headrace_server.scheduling.prefixes import fingerprints
 from headrace_server.scheduling.timing import LONG_PROMPT
@@ -45,4 +45,4 @@ class CompletionServicer:
             prompt_bytes=len(request.data),
             attributes=request_attributes(message),
         )
-        await self._relay.stream(request.data, terms, context.write)
+        await self._relay.stream(CompletionRecord, request.data, terms, context.write)

@@ -7,13 +7,15 @@ as it is with a real one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from headrace.rpc.service import server_interceptors
 from headrace.v1.completion_pb2 import (
@@ -27,6 +29,8 @@ from headrace.v1.completion_pb2_grpc import (
     CompletionServiceServicer,
     add_CompletionServiceServicer_to_server,
 )
+from headrace.v1.image_pb2 import StreamImageRequest, StreamImageResponse
+from headrace.v1.image_pb2_grpc import ImageServiceServicer, add_ImageServiceServicer_to_server
 from headrace.v1.runner_pb2 import GetRunnerRequest, GetRunnerResponse
 from headrace_server.runners.diagnosis import Death, DeathCause
 from headrace_server.runners.lifecycle import State
@@ -35,10 +39,10 @@ from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.planner import connect
 from headrace_server.scheduling.state import Policy
 from headrace_server.scheduling.ticket import Runner, Wanted
-from headrace_server.store.manifest import Manifest, ModelFile
+from headrace_server.store.manifest import ImageFacts, Manifest, ModelFile
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Script = Callable[["FakeRunner", StreamCompletionRequest, Context], AsyncIterator[Any]]
+Script = Callable[["FakeRunner", Any, Context], AsyncIterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class FakeModel:
     name: str = "fake:latest"
 
 
-class FakeRunner(CompletionServiceServicer):
-    """Serves StreamCompletion by a script, and an empty report, from a socket in `folder`."""
+class FakeRunner(CompletionServiceServicer, ImageServiceServicer):
+    """Serves its streams by a script, and an empty report, from a socket in `folder`."""
 
     def __init__(self, runner_id: str, folder: Path, script: Script) -> None:
         self.id = runner_id
@@ -94,6 +98,7 @@ class FakeRunner(CompletionServiceServicer):
             raise RunnerDied(self.dead.result())
         self._server = grpc.aio.server(interceptors=server_interceptors())
         add_CompletionServiceServicer_to_server(self, self._server)
+        add_ImageServiceServicer_to_server(self, self._server)
         self._server.add_generic_rpc_handlers([self._reporting()])
         self._server.add_insecure_port(self._address)
         await self._server.start()
@@ -144,6 +149,18 @@ class FakeRunner(CompletionServiceServicer):
     async def StreamCompletion(
         self, request: StreamCompletionRequest, context: Context
     ) -> AsyncIterator[StreamCompletionResponse]:
+        async with aclosing(self._play(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+    async def StreamImage(
+        self, request: StreamImageRequest, context: Context
+    ) -> AsyncIterator[StreamImageResponse]:
+        async with aclosing(self._play(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+    async def _play(self, request: Message, context: Context) -> AsyncGenerator[Any, None]:
         self.calls.append(dict(context.invocation_metadata() or ()))
         self.requests.append(request.SerializeToString())
         try:
@@ -204,6 +221,23 @@ def completed() -> StreamCompletionResponse:
     return message
 
 
+FACTS = ImageFacts(
+    width=64,
+    height=64,
+    size_step=16,
+    min_size=32,
+    max_size=128,
+    steps=20,
+    max_steps=50,
+    guidance=None,
+    negative_prompt=False,
+    max_input_images=0,
+    strength=None,
+    max_batch=8,
+    working_bytes=1000,
+)
+
+
 def put_manifest(home: Path, name: str, kind: str) -> None:
     """Give the store under `home` a model that has no files."""
     manifest = Manifest(
@@ -226,6 +260,7 @@ def put_manifest(home: Path, name: str, kind: str) -> None:
         license=None,
         source="test",
         created_at="2026-01-02T03:04:05+00:00",
+        image=FACTS if kind == "image" else None,
     )
     path = home / "models" / name / f"{manifest.tag}.json"
     path.parent.mkdir(parents=True)

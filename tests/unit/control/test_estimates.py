@@ -7,6 +7,11 @@ from headrace_server.scheduling.estimates import MIB
 
 
 @dataclass(frozen=True)
+class Images:
+    working_bytes: int = 300 * MIB
+
+
+@dataclass(frozen=True)
 class Model:
     tensor_bytes: int = 100 * MIB
     parameters: int = 135_000_000
@@ -14,6 +19,7 @@ class Model:
     layers: int = 30
     kv_heads: int = 3
     head_dim: int = 64
+    image: Images | None = None
 
 
 def test_weights_as_they_will_be_in_memory() -> None:
@@ -44,3 +50,18 @@ def test_the_runner_s_report_replaces_the_weights_alone() -> None:
     )
     assert before == same
     assert more > before + model.tensor_bytes
+
+
+def test_a_model_for_images_has_no_kv_cache_and_takes_what_its_manifest_says() -> None:
+    drawing = Model(image=Images())
+    cases: tuple[tuple[estimates.Dtype, int], ...] = (
+        ("stored", 100 * MIB),
+        ("float32", 540_000_000),
+    )
+    for dtype, weights in cases:
+        needs = estimates.before_load(drawing, dtype=dtype, concurrency=32, context=None)
+        assert needs == weights + 300 * MIB + estimates.margin(weights)
+    measured = estimates.after_load(
+        200 * MIB, drawing, dtype="stored", concurrency=32, context=None
+    )
+    assert measured == 500 * MIB + estimates.margin(200 * MIB)

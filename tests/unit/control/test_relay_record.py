@@ -16,12 +16,12 @@ from headrace.v1.completion_pb2 import (
     StreamCompletionResponse,
     TokenLogprob,
 )
+from headrace_server.relay.completions import CompletionRecord
 from headrace_server.relay.record import (
     MAX_DEATHS,
     MAX_KILLS,
     End,
     OutOfStepError,
-    StreamRecord,
     duration,
 )
 
@@ -120,7 +120,7 @@ class Play:
         else:
             request.resume_token_ids.extend([1] * RESUMED)
         self.now = data.draw(steps)
-        self.record = StreamRecord(request.SerializeToString(), self.now)
+        self.record = CompletionRecord(request.SerializeToString(), self.now)
         self.view = View()
 
     def pass_time(self) -> float:
@@ -194,7 +194,7 @@ def test_the_client_s_view_is_the_undisturbed_one(data: st.DataObject) -> None:
 
 def test_what_was_not_started_is_asked_for_as_it_came() -> None:
     request = StreamCompletionRequest(model="m", prompt="p").SerializeToString()
-    record = StreamRecord(request, 0.0)
+    record = CompletionRecord(request, 0.0)
     assert record.ask(0.0) == request
     assert record.lost(1.0, End.DIED)
     assert record.ask(1.0) == request
@@ -202,7 +202,7 @@ def test_what_was_not_started_is_asked_for_as_it_came() -> None:
 
 
 def test_kills_from_outside_are_no_evidence_but_have_an_end_too() -> None:
-    record = StreamRecord(b"", 0.0)
+    record = CompletionRecord(b"", 0.0)
     for _ in range(MAX_KILLS - 1):
         assert record.lost(1.0, End.KILLED)
         assert not record.suspect
@@ -210,7 +210,7 @@ def test_kills_from_outside_are_no_evidence_but_have_an_end_too() -> None:
 
 
 def test_a_delta_that_is_out_of_step_is_noticed() -> None:
-    record = StreamRecord(b"", 0.0)
+    record = CompletionRecord(b"", 0.0)
     delta = CompletionDelta(token_ids=[1, 2], output_tokens=2)
     data = StreamCompletionResponse(delta=delta).SerializeToString()
     assert record.take(data, 1.0) == data
@@ -219,7 +219,7 @@ def test_a_delta_that_is_out_of_step_is_noticed() -> None:
 
 
 def test_a_stream_is_timed_over_all_its_runners() -> None:
-    record = StreamRecord(StreamCompletionRequest(model="m").SerializeToString(), arrived=10.0)
+    record = CompletionRecord(StreamCompletionRequest(model="m").SerializeToString(), arrived=10.0)
 
     def take(now: float, tokens: int, of: int) -> None:
         delta = CompletionDelta(token_ids=[1] * tokens, output_tokens=of)

@@ -24,7 +24,6 @@ from headrace.errors import (
     ModelCorrupt,
     ModelNotFound,
     ModelTooLarge,
-    NotImplementedYet,
     UnsupportedCapability,
     UnsupportedParameter,
     from_rpc_error,
@@ -130,9 +129,6 @@ async def test_a_model_of_another_kind_cannot_do_it(channel: grpc.aio.Channel) -
         error = await error_of(call(channel, method, name))
         assert isinstance(error, UnsupportedCapability), method
         assert error.code is grpc.StatusCode.FAILED_PRECONDITION
-    error = await error_of(call(channel, "draw", "pictures"))
-    assert isinstance(error, NotImplementedYet)
-    assert error.metadata["method"] == "headrace.v1.ImageService/StreamImage"
 
 
 async def test_no_runner_is_listed_where_none_is(channel: grpc.aio.Channel) -> None:
@@ -243,6 +239,20 @@ async def test_an_option_of_a_later_version_is_refused_before_any_load(
     assert [violation.field for violation in error.violations] == ["regex"]
 
 
+async def test_what_a_model_does_not_draw_is_refused_before_any_load(
+    channel: grpc.aio.Channel,
+) -> None:
+    stub = ImageServiceStub(channel)
+    request = image.StreamImageRequest(model="pictures", prompt="x", guidance=4)
+    error = await error_of(stub.StreamImage(request))
+    assert isinstance(error, UnsupportedParameter)
+    assert error.metadata == {"field": "guidance"}
+    request = image.StreamImageRequest(model="pictures", prompt="x", width=65, steps=99)
+    error = await error_of(stub.StreamImage(request))
+    assert isinstance(error, InvalidRequest)
+    assert [violation.field for violation in error.violations] == ["width", "steps"]
+
+
 async def test_what_is_no_message_is_invalid(channel: grpc.aio.Channel) -> None:
     method: Any = channel.unary_unary("/headrace.v1.TokenizeService/Tokenize")
     assert isinstance(await error_of(method(b"\xff\xff\xff")), InvalidRequest)
@@ -250,8 +260,11 @@ async def test_what_is_no_message_is_invalid(channel: grpc.aio.Channel) -> None:
 
 
 async def test_a_damaged_model_is_told_with_its_file(channel: grpc.aio.Channel) -> None:
-    for method in ("complete", "tokenize", "load"):
-        error = await error_of(call(channel, method, "words"))
+    for method, name in (
+        *((method, "words") for method in ("complete", "tokenize", "load")),
+        ("draw", "pictures"),
+    ):
+        error = await error_of(call(channel, method, name))
         assert isinstance(error, ModelCorrupt), method
         assert error.metadata["file"] == "model.safetensors"
 
@@ -315,10 +328,15 @@ async def test_the_scheduler_knows_long_prompts_by_their_beginnings(
 ) -> None:
     asked: list[Terms] = []
 
-    async def stream(relay: Relay, request: bytes, terms: Terms, write: Any) -> None:
+    async def stream(relay: Relay, kind: Any, request: bytes, terms: Terms, write: Any) -> None:
         asked.append(terms)
 
     monkeypatch.setattr(Relay, "stream", stream)
+    pictures = image.StreamImageRequest(model="pictures", prompt=LONG_PROMPT * "x")
+    async for _ in ImageServiceStub(channel).StreamImage(pictures):
+        pass
+    assert [terms.prompt_bytes for terms in asked] == [0]
+    asked.clear()
     stub = CompletionServiceStub(channel)
     short, long = (
         completion.StreamCompletionRequest(model="words", prompt=length * "x")

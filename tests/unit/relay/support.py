@@ -11,7 +11,7 @@ import pytest
 
 from headrace.errors import HeadraceError
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
-from headrace_server.relay import Relay, Terms
+from headrace_server.relay import CompletionRecord, Relay, Terms
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Limits
 from tests.unit.control.fakes import (
@@ -55,7 +55,7 @@ class Stage:
 
     async def stream(self, time_remaining: float | None = None) -> None:
         terms = Terms(self.model, time_remaining=time_remaining)
-        await self.relay.stream(REQUEST, terms, self.write)
+        await self.relay.stream(CompletionRecord, REQUEST, terms, self.write)
 
     async def fails(self, kind: type[HeadraceError], **more: Any) -> HeadraceError:
         with pytest.raises(kind) as caught:

@@ -10,7 +10,7 @@ import pytest
 
 from headrace.errors import RunnerCrashed
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
-from headrace_server.relay import Terms
+from headrace_server.relay import CompletionRecord, Terms
 from headrace_server.relay.record import MAX_DEATHS, MAX_KILLS
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.state import Limits
@@ -78,7 +78,7 @@ async def test_those_beside_a_request_that_kills_are_not_taken_for_it(stage: Sta
 
     async def stream(prompt: str) -> None:
         request = StreamCompletionRequest(model="fake", prompt=prompt, n=1)
-        await stage.relay.stream(request.SerializeToString(), terms, stage.write)
+        await stage.relay.stream(CompletionRecord, request.SerializeToString(), terms, stage.write)
 
     prompts = ["deadly", "a", "b", "c", "d"]
     deadly, *others = await asyncio.gather(*map(stream, prompts), return_exceptions=True)
@@ -123,7 +123,7 @@ async def test_those_beside_a_request_that_hangs_are_not_taken_for_it(stage: Sta
 
     async def stream(prompt: str) -> None:
         request = StreamCompletionRequest(model="fake", prompt=prompt, n=1)
-        await stage.relay.stream(request.SerializeToString(), terms, stage.write)
+        await stage.relay.stream(CompletionRecord, request.SerializeToString(), terms, stage.write)
 
     hanging, *others = await asyncio.gather(
         *map(stream, ["hang", "a", "b", "c"]), return_exceptions=True
@@ -161,7 +161,7 @@ async def test_a_suspect_s_client_that_does_not_read_holds_nobody_up(stage: Stag
                 blocked.set()
                 await read.wait()
 
-        await stage.relay.stream(REQUEST, Terms(FakeModel()), write)
+        await stage.relay.stream(CompletionRecord, REQUEST, Terms(FakeModel()), write)
 
     stage.set(script, hold=True, stall_timeout=0.1, heartbeat=0.01)
     streams = [asyncio.create_task(stream(number)) for number in range(2)]

@@ -172,6 +172,8 @@ HEADRACE_RESUMED: Final = "headrace.stream.resumed"
 """Moves to another runner."""
 HEADRACE_RESUMED_TOKENS: Final = "headrace.stream.resumed_tokens"
 """Output tokens that earlier runners have given."""
+HEADRACE_IMAGES_SENT: Final = "headrace.stream.images"
+"""Images that the client was sent whole."""
 HEADRACE_WEIGHTS: Final = "headrace.weights.type"
 HEADRACE_WEIGHTS_BYTES: Final = "headrace.weights.bytes"
 HEADRACE_PREFILL_TOKENS: Final = "headrace.prefill.tokens"
@@ -283,6 +285,7 @@ RESUMES: Final = CounterSpec(
 TOKENS: Final = CounterSpec(
     "headrace.tokens", "Tokens of prompts (input), and tokens sent to clients (output).", "{token}"
 )
+IMAGES: Final = CounterSpec("headrace.images", "Images sent whole to clients.", "{image}")
 CIRCUITS_OPEN: Final = LevelSpec(
     "headrace.circuits.open", "Models that are not loaded since they crashed too often.", "{model}"
 )

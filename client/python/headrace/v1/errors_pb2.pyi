@@ -84,12 +84,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     loaded. Metadata: `cause` (see RUNNER_CRASHED).
     """
     ERROR_REASON_RUNNER_CRASHED: _ErrorReason.ValueType  # 15
-    """UNAVAILABLE before the first token, ABORTED after it. Runners died under
-    the request and it could not be carried on: two in a row without a token
-    between them, or there was no other to be had. Metadata: `cause`
-    (OUT_OF_MEMORY, NATIVE_ABORT, SIGNAL, LOAD_FAILED, UNSUPPORTED_MODEL,
-    MODEL_CORRUPT, STALLED or EXITED), `tokens_sent` (after the first token:
-    output tokens the client had been sent).
+    """UNAVAILABLE before the first token or piece of a file, ABORTED after it.
+    Runners died under the request and it could not be carried on: two in a row
+    without a token or a step between them, or there was no other to be had, or
+    the other drew something else. Metadata: `cause` (OUT_OF_MEMORY,
+    NATIVE_ABORT, SIGNAL, LOAD_FAILED, UNSUPPORTED_MODEL, MODEL_CORRUPT,
+    STALLED or EXITED), `tokens_sent` (after the first token: output tokens the
+    client had been sent), `bytes_sent` (after the first piece of a file: bytes
+    of files the client had been sent).
     """
     ERROR_REASON_CIRCUIT_OPEN: _ErrorReason.ValueType  # 16
     """UNAVAILABLE, RetryInfo. The model's runners crashed too often; none is
@@ -195,12 +197,14 @@ ERROR_REASON_LOAD_FAILED: ErrorReason.ValueType  # 14
 loaded. Metadata: `cause` (see RUNNER_CRASHED).
 """
 ERROR_REASON_RUNNER_CRASHED: ErrorReason.ValueType  # 15
-"""UNAVAILABLE before the first token, ABORTED after it. Runners died under
-the request and it could not be carried on: two in a row without a token
-between them, or there was no other to be had. Metadata: `cause`
-(OUT_OF_MEMORY, NATIVE_ABORT, SIGNAL, LOAD_FAILED, UNSUPPORTED_MODEL,
-MODEL_CORRUPT, STALLED or EXITED), `tokens_sent` (after the first token:
-output tokens the client had been sent).
+"""UNAVAILABLE before the first token or piece of a file, ABORTED after it.
+Runners died under the request and it could not be carried on: two in a row
+without a token or a step between them, or there was no other to be had, or
+the other drew something else. Metadata: `cause` (OUT_OF_MEMORY,
+NATIVE_ABORT, SIGNAL, LOAD_FAILED, UNSUPPORTED_MODEL, MODEL_CORRUPT,
+STALLED or EXITED), `tokens_sent` (after the first token: output tokens the
+client had been sent), `bytes_sent` (after the first piece of a file: bytes
+of files the client had been sent).
 """
 ERROR_REASON_CIRCUIT_OPEN: ErrorReason.ValueType  # 16
 """UNAVAILABLE, RetryInfo. The model's runners crashed too often; none is

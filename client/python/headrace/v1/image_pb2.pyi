@@ -444,7 +444,12 @@ Global___ImageStarted: _TypeAlias = ImageStarted  # noqa: Y015
 
 @_typing.final
 class ImageProgress(_message.Message):
-    """ImageProgress says how the work goes. Only what is known is set."""
+    """ImageProgress says how the work goes. Only what is known is set.
+
+    The phases from ENCODING on and their steps never go back for an image. After
+    a move to another runner QUEUED and LOADING may come again, and then the
+    furthest that was told, until the new runner is beyond it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -507,7 +512,9 @@ Global___ImageProgress: _TypeAlias = ImageProgress  # noqa: Y015
 
 @_typing.final
 class ImagePreview(_message.Message):
-    """ImagePreview is an image of the unfinished work."""
+    """ImagePreview is an image of the unfinished work. Each is sent once, also where
+    the work moved to another runner.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -551,7 +558,9 @@ class ImageChunk(_message.Message):
     index: _builtins.int
     """Which image, from 0."""
     offset: _builtins.int
-    """Where the piece begins in the file, in bytes. Pieces come in order."""
+    """Where the piece begins in the file, in bytes. The pieces of an image come
+    in order, without a gap.
+    """
     data: _builtins.bytes
     """The piece. At most 64 KiB."""
     def __init__(

@@ -56,6 +56,11 @@ class ImageServiceServicer:
         then `progress`, `preview` and `chunk`; then exactly one `completed` as
         its last message. A stream that ends without `completed` ends with a
         status other than OK that says why, and never as success without an image.
+
+        A stream outlives its runner: another draws again from the same seed, and
+        goes on behind the last byte that was sent. Images that were sent whole are
+        not drawn again. Should the bytes differ, the stream ends with
+        RUNNER_CRASHED: no file is made of two.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

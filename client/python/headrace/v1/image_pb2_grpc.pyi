@@ -43,6 +43,11 @@ class ImageServiceStub:
     then `progress`, `preview` and `chunk`; then exactly one `completed` as
     its last message. A stream that ends without `completed` ends with a
     status other than OK that says why, and never as success without an image.
+
+    A stream outlives its runner: another draws again from the same seed, and
+    goes on behind the last byte that was sent. Images that were sent whole are
+    not drawn again. Should the bytes differ, the stream ends with
+    RUNNER_CRASHED: no file is made of two.
     """
 
 @_typing.type_check_only
@@ -60,6 +65,11 @@ class ImageServiceAsyncStub(ImageServiceStub):
     then `progress`, `preview` and `chunk`; then exactly one `completed` as
     its last message. A stream that ends without `completed` ends with a
     status other than OK that says why, and never as success without an image.
+
+    A stream outlives its runner: another draws again from the same seed, and
+    goes on behind the last byte that was sent. Images that were sent whole are
+    not drawn again. Should the bytes differ, the stream ends with
+    RUNNER_CRASHED: no file is made of two.
     """
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +90,11 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         then `progress`, `preview` and `chunk`; then exactly one `completed` as
         its last message. A stream that ends without `completed` ends with a
         status other than OK that says why, and never as success without an image.
+
+        A stream outlives its runner: another draws again from the same seed, and
+        goes on behind the last byte that was sent. Images that were sent whole are
+        not drawn again. Should the bytes differ, the stream ends with
+        RUNNER_CRASHED: no file is made of two.
         """
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
