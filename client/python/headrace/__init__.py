@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headrace._aio_streams import AsyncCompletionStream as AsyncCompletionStream
+    from headrace._aio_streams import AsyncImageStream as AsyncImageStream
     from headrace._aio_streams import AsyncModelWatch as AsyncModelWatch
     from headrace._aio_streams import AsyncTransferStream as AsyncTransferStream
     from headrace._streams import CompletionStream as CompletionStream
+    from headrace._streams import ImageStream as ImageStream
     from headrace._streams import ModelWatch as ModelWatch
     from headrace._streams import TransferStream as TransferStream
     from headrace.aio import AsyncClient as AsyncClient
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from headrace.types import Completion as Completion
     from headrace.types import Delta as Delta
     from headrace.types import FinishReason as FinishReason
+    from headrace.types import ImageResult as ImageResult
     from headrace.types import Message as Message
     from headrace.types import Model as Model
     from headrace.types import Progress as Progress
@@ -37,10 +40,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "AsyncClient": "headrace.aio",
     "AsyncCompletionStream": "headrace._aio_streams",
+    "AsyncImageStream": "headrace._aio_streams",
     "AsyncModelWatch": "headrace._aio_streams",
     "AsyncTransferStream": "headrace._aio_streams",
     "Client": "headrace.client",
     "CompletionStream": "headrace._streams",
+    "ImageStream": "headrace._streams",
     "ModelWatch": "headrace._streams",
     "TransferStream": "headrace._streams",
     "HeadraceError": "headrace.errors",
@@ -48,6 +53,7 @@ _HOMES = {
     "Completion": "headrace.types",
     "Delta": "headrace.types",
     "FinishReason": "headrace.types",
+    "ImageResult": "headrace.types",
     "Message": "headrace.types",
     "Model": "headrace.types",
     "Progress": "headrace.types",

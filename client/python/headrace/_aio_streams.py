@@ -117,6 +117,10 @@ class AsyncCompletionStream(AsyncStream[types.CompletionEvent, types.Completion]
                 yield event.text
 
 
+class AsyncImageStream(AsyncStream[types.ImageEvent, types.Images]):
+    """Images as they are drawn."""
+
+
 class AsyncTransferStream(AsyncStream[types.TransferProgress, types.Model]):
     """A pull or an import as it goes on."""
 

@@ -15,9 +15,11 @@ from google.protobuf.message import Message as ProtoMessage
 
 from headrace import _convert, types
 from headrace._folds import CompletionFold, Fold, TransferFold, WatchFold
+from headrace._image_fold import ImageFold
+from headrace._image_requests import image
 from headrace._requests import chat, completion, fill_input, put, put_all, put_duration
-from headrace.types import ChatMessage, CompletionOptions
-from headrace.v1 import completion_pb2, model_pb2, tokenize_pb2
+from headrace.types import ChatMessage, CompletionOptions, ImageOptions
+from headrace.v1 import completion_pb2, image_pb2, model_pb2, tokenize_pb2
 
 MessageT = TypeVar("MessageT", bound=ProtoMessage)
 EventT = TypeVar("EventT")
@@ -46,6 +48,7 @@ class Streaming(Generic[MessageT, EventT, ResultT]):
 
 _Response = completion_pb2.StreamCompletionResponse
 CompletionCall = Streaming[_Response, types.CompletionEvent, types.Completion]
+ImageCall = Streaming[image_pb2.StreamImageResponse, types.ImageEvent, types.Images]
 WatchCall = Streaming[model_pb2.WatchModelsResponse, types.ModelsEvent, NoReturn]
 
 
@@ -61,6 +64,15 @@ def stream_completion(
         completion(model, prompt, messages, token_ids, options),
         _Response,
         CompletionFold(),
+    )
+
+
+def stream_image(prompt: str, model: str, options: ImageOptions) -> ImageCall:
+    return Streaming(
+        "/headrace.v1.ImageService/StreamImage",
+        image(prompt, model, options),
+        image_pb2.StreamImageResponse,
+        ImageFold(),
     )
 
 

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 from google.protobuf.duration_pb2 import Duration
 
 from headrace import types
-from headrace.v1 import common_pb2, completion_pb2, model_pb2, runner_pb2, tokenize_pb2
+from headrace.v1 import (
+    common_pb2,
+    completion_pb2,
+    image_pb2,
+    model_pb2,
+    runner_pb2,
+    tokenize_pb2,
+)
 
 _E = TypeVar("_E", bound=StrEnum)
 
@@ -80,6 +87,47 @@ def model(message: model_pb2.Model) -> types.Model:
         created_at=message.created_at.ToDatetime(tzinfo=UTC),
         memory_estimate_bytes=message.memory_estimate_bytes,
         runners=tuple(runner(status) for status in message.runners),
+        image=_traits(message.image) if message.HasField("image") else None,
+    )
+
+
+def image_event(message: image_pb2.StreamImageResponse) -> types.ImageEvent | None:
+    """One event of a stream of images; None for a kind that this version does not know."""
+    match message.WhichOneof("event"):
+        case "progress":
+            return _image_progress(message.progress)
+        case "chunk":
+            chunk = message.chunk
+            return types.ImageChunk(index=chunk.index, offset=chunk.offset, data=chunk.data)
+        case "preview":
+            preview = message.preview
+            return types.ImagePreview(
+                index=preview.index,
+                step=preview.step,
+                media_type=preview.media_type,
+                data=preview.data,
+            )
+        case "started":
+            return _image_started(message.started)
+        case "completed":
+            completed = message.completed
+            return types.ImageCompleted(
+                timings=_timings(completed.timings), resumed=completed.resumed
+            )
+        case None:
+            return None
+
+
+def image_result(message: image_pb2.ImageResult, data: bytes) -> types.ImageResult:
+    """One file, of its description and its bytes."""
+    return types.ImageResult(
+        index=message.index,
+        seed=message.seed,
+        width=message.width,
+        height=message.height,
+        media_type=message.media_type,
+        sha256=message.sha256,
+        data=data,
     )
 
 
@@ -188,6 +236,49 @@ def _progress(message: completion_pb2.CompletionProgress) -> types.Progress:
     )
 
 
+def _image_started(message: image_pb2.ImageStarted) -> types.ImageStarted:
+    return types.ImageStarted(
+        id=message.id,
+        model=message.model,
+        digest=message.digest,
+        runner=message.runner,
+        seed=message.seed,
+        width=message.width,
+        height=message.height,
+        steps=message.steps,
+    )
+
+
+def _image_progress(message: image_pb2.ImageProgress) -> types.ImageProgress:
+    known = {field.name: value for field, value in message.ListFields()}
+    return types.ImageProgress(
+        phase=_enum(types.ImagePhase, image_pb2.ImagePhase.Name, message.phase, "IMAGE_PHASE_"),
+        index=message.index,
+        step=known.get("step"),
+        total=known.get("total"),
+        queue_position=known.get("queue_position"),
+        load_fraction=known.get("load_fraction"),
+        remaining=_seconds(message.remaining) if "remaining" in known else None,
+    )
+
+
+def _traits(message: model_pb2.ImageTraits) -> types.ImageTraits:
+    return types.ImageTraits(
+        width=message.width,
+        height=message.height,
+        size_step=message.size_step,
+        min_size=message.min_size,
+        max_size=message.max_size,
+        steps=message.steps,
+        max_steps=message.max_steps,
+        guidance=message.guidance if message.HasField("guidance") else None,
+        negative_prompt=message.negative_prompt,
+        max_input_images=message.max_input_images,
+        strength=message.strength if message.HasField("strength") else None,
+        max_batch=message.max_batch,
+    )
+
+
 def _delta(message: completion_pb2.CompletionDelta) -> types.Delta:
     return types.Delta(
         text=message.text,
@@ -211,7 +302,7 @@ def _completed(message: completion_pb2.CompletionCompleted) -> types.Completed:
     # The SDK asks for one choice; without any the default message reads as UNKNOWN.
     choice = message.choices[0] if message.choices else completion_pb2.ChoiceResult()
     matched = choice.WhichOneof("matched")
-    usage, timings = message.usage, message.timings
+    usage = message.usage
     return types.Completed(
         finish_reason=_enum(
             types.FinishReason,
@@ -225,14 +316,18 @@ def _completed(message: completion_pb2.CompletionCompleted) -> types.Completed:
             cached_tokens=usage.cached_tokens,
             output_tokens=usage.output_tokens,
         ),
-        timings=types.Timings(
-            queue=_seconds(timings.queue),
-            load=_seconds(timings.load),
-            prefill=_seconds(timings.prefill),
-            decode=_seconds(timings.decode),
-            total=_seconds(timings.total),
-        ),
+        timings=_timings(message.timings),
         resumed=message.resumed,
+    )
+
+
+def _timings(message: common_pb2.Timings) -> types.Timings:
+    return types.Timings(
+        queue=_seconds(message.queue),
+        load=_seconds(message.load),
+        prefill=_seconds(message.prefill),
+        decode=_seconds(message.decode),
+        total=_seconds(message.total),
     )
 
 

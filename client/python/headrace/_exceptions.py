@@ -30,6 +30,7 @@ them on the wire.
     ├── Cancelled                 CANCELLED
     ├── DeadlineExceeded          DEADLINE_EXCEEDED
     ├── Unavailable               UNAVAILABLE: the transport failed
+    ├── DataLoss                  DATA_LOSS: what arrived has not the checksum that it should have
     └── RpcFailed                 any other
 """
 
@@ -352,6 +353,12 @@ class Unavailable(HeadraceError):
     """The server cannot be reached, or the connection broke."""
 
     code = StatusCode.UNAVAILABLE
+
+
+class DataLoss(HeadraceError):
+    """What arrived is not what was sent: its checksum is another."""
+
+    code = StatusCode.DATA_LOSS
 
 
 class RpcFailed(HeadraceError):

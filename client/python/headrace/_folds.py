@@ -51,7 +51,7 @@ class CompletionFold:
     def add(self, message: completion_pb2.StreamCompletionResponse) -> types.CompletionEvent | None:
         """Takes the next message; gives its event."""
         if self._completed:
-            raise _broken("the stream went on after it had been completed")
+            raise broken("the stream went on after it had been completed")
         event = _convert.completion_event(message)
         match event:
             case types.Delta():
@@ -61,7 +61,7 @@ class CompletionFold:
                 self._deltas.append(event)
             case types.Started():
                 if self._started:
-                    raise _broken("the stream started twice")
+                    raise broken("the stream started twice")
                 self._started = event
             case types.Completed():
                 self._require_started()
@@ -71,7 +71,7 @@ class CompletionFold:
     def result(self, trace_id: str) -> types.Completion:
         """The whole completion."""
         if not self._completed:
-            raise _incomplete()
+            raise incomplete()
         deltas = self._deltas
         return types.Completion(
             text="".join(delta.text for delta in deltas),
@@ -86,7 +86,7 @@ class CompletionFold:
 
     def _require_started(self) -> types.Started:
         if self._started is None:
-            raise _broken("the stream sent output before it had started")
+            raise broken("the stream sent output before it had started")
         return self._started
 
 
@@ -101,7 +101,7 @@ class TransferFold:
     ) -> types.TransferProgress | None:
         """Takes the next message; gives its progress, and nothing for the last."""
         if self._model:
-            raise _broken("the stream went on after it had been completed")
+            raise broken("the stream went on after it had been completed")
         match message.WhichOneof("event"):
             case "progress":
                 return _convert.transfer_progress(message.progress)
@@ -112,7 +112,7 @@ class TransferFold:
     def result(self, trace_id: str) -> types.Model:
         """The model that is now in the store."""
         if not self._model:
-            raise _incomplete()
+            raise incomplete()
         return self._model
 
 
@@ -144,14 +144,16 @@ class WatchFold:
 
     def result(self, trace_id: str) -> NoReturn:
         """A watch has no end of its own."""
-        raise _incomplete()
+        raise incomplete()
 
 
-def _incomplete() -> RpcFailed:
-    return _broken("the stream ended without being completed: what came of it is not whole")
+def incomplete() -> RpcFailed:
+    """The error of a stream that lacks its end."""
+    return broken("the stream ended without being completed: what came of it is not whole")
 
 
-def _broken(message: str) -> RpcFailed:
+def broken(message: str) -> RpcFailed:
+    """The error of a stream that breaks its contract."""
     error = RpcFailed(message)
     error.code = StatusCode.INTERNAL
     return error

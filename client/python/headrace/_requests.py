@@ -23,6 +23,7 @@ from headrace.v1 import completion_pb2
 
 _KINDS = {
     FieldDescriptor.TYPE_STRING: "text",
+    FieldDescriptor.TYPE_BYTES: "bytes",
     FieldDescriptor.TYPE_BOOL: "true or false",
     FieldDescriptor.TYPE_FLOAT: "a number",
     FieldDescriptor.TYPE_INT32: "a whole number from -2^31 to 2^31 - 1",

@@ -95,6 +95,10 @@ class CompletionStream(Stream[types.CompletionEvent, types.Completion]):
                 yield event.text
 
 
+class ImageStream(Stream[types.ImageEvent, types.Images]):
+    """Images as they are drawn."""
+
+
 class TransferStream(Stream[types.TransferProgress, types.Model]):
     """A pull or an import as it goes on."""
 

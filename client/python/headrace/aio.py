@@ -16,6 +16,7 @@ from google.protobuf.message import Message as ProtoMessage
 from headrace import _calls, types
 from headrace._aio_streams import (
     AsyncCompletionStream,
+    AsyncImageStream,
     AsyncModelWatch,
     AsyncStream,
     AsyncTransferStream,
@@ -25,7 +26,7 @@ from headrace._target import resolve_target
 from headrace._trace import TraceSlot, aio_trace_ids, failure
 from headrace.rpc.options import channel_options
 from headrace.telemetry.rpc import aio_client_interceptors
-from headrace.types import ChatMessage, CompletionOptions
+from headrace.types import ChatMessage, CompletionOptions, ImageOptions
 
 _MessageT = TypeVar("_MessageT", bound=ProtoMessage)
 _ResultT = TypeVar("_ResultT")
@@ -104,6 +105,30 @@ class AsyncClient:
         call = _calls.stream_completion(model, prompt, messages, token_ids, options)
         async with self._stream(AsyncCompletionStream, call, timeout) as stream:
             return await stream.collect()
+
+    def stream_image(
+        self,
+        prompt: str,
+        *,
+        model: str,
+        timeout: float | None = None,
+        **options: Unpack[ImageOptions],
+    ) -> AsyncImageStream:
+        """Draws images, and tells how it goes; the stream's result is the files."""
+        return self._stream(AsyncImageStream, _calls.stream_image(prompt, model, options), timeout)
+
+    async def image(
+        self,
+        prompt: str,
+        *,
+        model: str,
+        timeout: float | None = None,
+        **options: Unpack[ImageOptions],
+    ) -> tuple[types.ImageResult, ...]:
+        """Draws images and gives their files, by index. Takes what `stream_image` takes."""
+        call = _calls.stream_image(prompt, model, options)
+        async with self._stream(AsyncImageStream, call, timeout) as stream:
+            return (await stream.collect()).images
 
     async def tokenize(
         self,

@@ -13,12 +13,12 @@ from google.protobuf.message import Message as ProtoMessage
 
 from headrace import _calls, types
 from headrace._requests import deadline
-from headrace._streams import CompletionStream, ModelWatch, Stream, TransferStream
+from headrace._streams import CompletionStream, ImageStream, ModelWatch, Stream, TransferStream
 from headrace._target import resolve_target
 from headrace._trace import SyncTraceIds, TraceSlot, failure
 from headrace.rpc.options import channel_options
 from headrace.telemetry.rpc import SyncClientInterceptor
-from headrace.types import ChatMessage, CompletionOptions
+from headrace.types import ChatMessage, CompletionOptions, ImageOptions
 
 _MessageT = TypeVar("_MessageT", bound=ProtoMessage)
 _ResultT = TypeVar("_ResultT")
@@ -114,6 +114,41 @@ class Client:
         call = _calls.stream_completion(model, prompt, messages, token_ids, options)
         with self._stream(CompletionStream, call, timeout) as stream:
             return stream.collect()
+
+    def stream_image(
+        self,
+        prompt: str,
+        *,
+        model: str,
+        timeout: float | None = None,
+        **options: Unpack[ImageOptions],
+    ) -> ImageStream:
+        """Draws images, and tells how it goes; the stream's result is the files.
+
+        Args:
+            prompt: what to draw.
+            model: name of the model, such as "emoji:64".
+            timeout: seconds that the whole stream may take; `math.inf` for no limit.
+            options: see `ImageOptions`.
+        """
+        return self._stream(ImageStream, _calls.stream_image(prompt, model, options), timeout)
+
+    def image(
+        self,
+        prompt: str,
+        *,
+        model: str,
+        timeout: float | None = None,
+        **options: Unpack[ImageOptions],
+    ) -> tuple[types.ImageResult, ...]:
+        """Draws images and gives their files, by index. Takes what `stream_image` takes.
+
+        Raises:
+            DataLoss: a file has not the checksum that the server names.
+        """
+        call = _calls.stream_image(prompt, model, options)
+        with self._stream(ImageStream, call, timeout) as stream:
+            return stream.collect().images
 
     def tokenize(
         self,

