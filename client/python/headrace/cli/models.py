@@ -12,7 +12,7 @@ from headrace.cli.output import echo_fields, echo_json, echo_table, json_option,
 from headrace.cli.progress import follow
 
 if TYPE_CHECKING:
-    from headrace.types import Model
+    from headrace.types import ImageTraits, Model
 
 
 @click.command("list")
@@ -56,8 +56,7 @@ def show_command(model: str, as_json: bool) -> None:
             ("architecture", found.architecture),
             ("weights", _count(found.parameters)),
             ("quantized", found.quantization or "no"),
-            ("context", f"{found.context_length} tokens" if found.context_length else "unknown"),
-            ("chat template", "yes" if found.chat_template else "no"),
+            *(_of_text(found) if found.image is None else _of_images(found.image)),
             ("size", size(found.size_bytes)),
             ("memory", f"{size(found.memory_estimate_bytes)} when loaded"),
             ("format", found.format),
@@ -129,6 +128,30 @@ def _echo_arrival(model: Model, as_json: bool) -> None:
         echo_json(model)
     else:
         click.echo(f"{model.name} is in the store, {size(model.size_bytes)}")
+
+
+def _of_text(model: Model) -> tuple[tuple[str, str], ...]:
+    return (
+        ("context", f"{model.context_length} tokens" if model.context_length else "unknown"),
+        ("chat template", "yes" if model.chat_template else "no"),
+    )
+
+
+def _of_images(traits: ImageTraits) -> tuple[tuple[str, str], ...]:
+    sides = f"sides of {traits.min_size} to {traits.max_size} in steps of {traits.size_step}"
+    if traits.min_size == traits.max_size:
+        sides = "no other size"
+    inputs = f"up to {traits.max_input_images}" if traits.max_input_images else "none"
+    if traits.strength is not None:
+        inputs += f", strength {traits.strength:g} unless told"
+    return (
+        ("draws", f"{traits.width}×{traits.height} pixels unless told; {sides}"),
+        ("steps", f"{traits.steps} unless told, up to {traits.max_steps}"),
+        ("guidance", "none" if traits.guidance is None else f"{traits.guidance:g} unless told"),
+        ("negative prompt", "yes" if traits.negative_prompt else "no"),
+        ("input images", inputs),
+        ("together", f"up to {traits.max_batch} images of one size"),
+    )
 
 
 def _count(parameters: int) -> str:
