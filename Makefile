@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT := What is the capital of France? Explain briefly.
+PICTURE := a red rose
 COLLECTOR := v$(shell sed -n 's/^  version: //p' deploy/otel/builder.yaml)
 QUICK := not slow and not toolchain
 
@@ -16,8 +17,9 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
 		awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-run: $(VENV)/.all ## ask a small model a question, from nothing
+run: $(VENV)/.all ## ask a small model a question and have another draw, from nothing
 	@$(BIN)/headrace run smollm2:135m "$(PROMPT)" --temperature 0 --max-tokens 48
+	@$(BIN)/headrace image "$(PICTURE)"
 
 test: $(VENV)/.dev ## the tests, real processes and a real model included
 	$(BIN)/pytest -m "$(QUICK)"

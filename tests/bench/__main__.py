@@ -19,6 +19,7 @@ from tests.bench import (
     fairness,
     footprint,
     hop,
+    images,
     llama,
     prefix,
     report,
@@ -44,6 +45,7 @@ what to measure:
   fairness  inter-token time of running streams while a long prompt arrives
   soak      memory of a runner over many requests, a third of them cancelled
   hop       what the controller adds to a runner that computes nothing
+  images    images a second beside the pipeline's own loop, and the first preview
   startup   starts of `headrace serve` and `headrace run`, and a runner's return after SIGKILL
   import    import of the SDK, memory of an idle controller
   telemetry tokens a second without telemetry, with the local store, and exported over OTLP
@@ -134,6 +136,10 @@ async def _structured(setting: Setting, arguments: argparse.Namespace) -> Outcom
     return structured.outcome(await structured.measure(setting, rounds, tokens, _note))
 
 
+async def _images(setting: Setting, arguments: argparse.Namespace) -> Outcome:
+    return images.outcome(await images.measure(setting, arguments.rounds, _note))
+
+
 async def _startup(setting: Setting, arguments: argparse.Namespace) -> Outcome:
     found = await startup.measure(setting, arguments.times)
     rows = [(name, report.cell(one, 2)) for name, one in found.items()]
@@ -156,6 +162,7 @@ _COMMANDS: dict[str, Callable[[Setting, argparse.Namespace], Awaitable[Outcome]]
     "fairness": _fairness,
     "soak": _soak,
     "hop": _hop,
+    "images": _images,
     "startup": _startup,
     "import": _import,
     "telemetry": _telemetry,
@@ -182,7 +189,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--rounds",
         type=_positive,
         metavar="N",
-        help="rounds of speed, prefix, telemetry and structured (default: 3)",
+        help="rounds of speed, prefix, images, telemetry and structured (default: 3)",
     )
     add("--tokens", type=_positive, metavar="N", help="output tokens a stream (default: 64)")
     add("--streams", type=_counts, metavar="N,N", help="streams at once (default: 1,8,16,32)")

@@ -1,0 +1,66 @@
+"""The pipeline's own loop: what a machine draws without a server. A child of the bench, run by its
+path.
+
+Reads from stdin, line by line, `{"prompts": [text], "seed": number}`; draws all of them, as many at
+once as the model does, and nothing else; answers with one line of JSON: the seconds that it took.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+
+from headrace_runner.models.pipeline import Drawing, ImageFamily, ImagePipeline, Phase, Pixels
+
+
+class Unwatched:
+    """Nobody looks."""
+
+    def phase(self, phase: Phase, total: int) -> None:
+        pass
+
+    def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
+        pass
+
+
+def load(directory: Path) -> ImagePipeline:
+    """The model, as a runner would load it: here alone the bench knows how."""
+    families = import_module("headrace_runner.models.families")
+    family = cast("ImageFamily", families.find(directory))
+    return family.load(directory, "float32", lambda _: None)
+
+
+def main() -> None:
+    """Answers until stdin ends."""
+    pipeline = load(Path(sys.argv[1]))
+    traits = pipeline.traits
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        begin = time.perf_counter()
+        drawings = [
+            Drawing(
+                prompt=prompt,
+                seed=request["seed"] + number,
+                width=traits.width,
+                height=traits.height,
+                steps=traits.steps,
+                guidance=traits.guidance,
+            )
+            for number, prompt in enumerate(request["prompts"])
+        ]
+        for at in range(0, len(drawings), traits.max_batch):
+            pipeline.draw(drawings[at : at + traits.max_batch], Unwatched())
+        print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
+    mx.clear_streams()
+
+
+if __name__ == "__main__":
+    main()
