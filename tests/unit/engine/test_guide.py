@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from headrace.errors import InvalidRequest
-from headrace_runner.engine.engine import Engine
+from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.guide import Guidance, Stretch
 from headrace_runner.engine.text.request import Finish, Finished, GenerationRequest
 from headrace_runner.engine.text.sampling import SamplingParams
@@ -46,7 +46,7 @@ def grammars(tokenizer: Tokenizer) -> Grammars:
 
 
 @pytest.fixture(params=["on a CPU", "a step ahead"])
-async def engine(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> AsyncIterator[Engine]:
+async def engine(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> AsyncIterator[TextEngine]:
     load = loader() if request.param == "on a CPU" else a_step_ahead(loader())
     async with running(tokenizer, load, max_rows=8) as engine:
         yield engine
@@ -63,7 +63,7 @@ def guided(guidance: Guidance | None, **fields: Any) -> GenerationRequest:
     return replace(made, ignore_eos=False)
 
 
-async def answer(engine: Engine, wanted: GenerationRequest, choice: int = 0) -> list[int]:
+async def answer(engine: TextEngine, wanted: GenerationRequest, choice: int = 0) -> list[int]:
     return tokens_of(await read(engine.submit(wanted)), choice)
 
 
@@ -71,7 +71,7 @@ def text_of(tokens: list[int]) -> str:
     return bytes(token for token in tokens if token != EOS).decode()
 
 
-async def test_every_answer_is_one_of_the_schema(engine: Engine, schema: Guidance) -> None:
+async def test_every_answer_is_one_of_the_schema(engine: TextEngine, schema: Guidance) -> None:
     seeds = [guided(schema, sampling=replace(HOT, seed=seed)) for seed in range(8)]
     for tokens in await asyncio.gather(*(answer(engine, wanted) for wanted in seeds)):
         found = json.loads(text_of(tokens))
@@ -83,7 +83,7 @@ async def test_every_answer_is_one_of_the_schema(engine: Engine, schema: Guidanc
 
 
 async def test_b5_a_guided_row_draws_alone_what_it_draws_among_others(
-    engine: Engine, schema: Guidance
+    engine: TextEngine, schema: Guidance
 ) -> None:
     """And those that are free draw what they draw without it."""
     free = [request(max_tokens=30, sampling=replace(HOT, seed=seed)) for seed in (1, 2)]
@@ -94,7 +94,7 @@ async def test_b5_a_guided_row_draws_alone_what_it_draws_among_others(
     assert len(alone[2]) == len(alone[3]) == 30
 
 
-async def test_choices_are_guided_each_by_itself(engine: Engine, schema: Guidance) -> None:
+async def test_choices_are_guided_each_by_itself(engine: TextEngine, schema: Guidance) -> None:
     events = await read(engine.submit(guided(schema, choices=3)))
     texts = {text_of(tokens_of(events, choice)) for choice in range(3)}
     assert len(texts) == 3
@@ -103,7 +103,7 @@ async def test_choices_are_guided_each_by_itself(engine: Engine, schema: Guidanc
 
 @pytest.mark.parametrize("sent", [1, 9, 20])
 async def test_a_resumed_row_goes_on_within_its_grammar(
-    engine: Engine, schema: Guidance, sent: int
+    engine: TextEngine, schema: Guidance, sent: int
 ) -> None:
     whole = await answer(engine, guided(schema))
     rest = await answer(engine, guided(schema, resume=(tuple(whole[:sent]),)))
@@ -111,7 +111,7 @@ async def test_a_resumed_row_goes_on_within_its_grammar(
 
 
 async def test_b6_a_grammar_that_fails_ends_its_row_and_no_other(
-    engine: Engine, schema: Guidance
+    engine: TextEngine, schema: Guidance
 ) -> None:
     others = [guided(schema), request(max_tokens=40, sampling=HOT)]
     undisturbed = [await answer(engine, each) for each in others]
@@ -124,7 +124,7 @@ async def test_b6_a_grammar_that_fails_ends_its_row_and_no_other(
 
 
 async def test_what_is_likeliest_among_all_counts_for_nothing(
-    engine: Engine, tokenizer: Tokenizer, grammars: Grammars
+    engine: TextEngine, tokenizer: Tokenizer, grammars: Grammars
 ) -> None:
     guidance = Guidance(tokenizer, grammars.compile("regex", "[ab]{12}"))
     forced = replace(GREEDY, logit_bias=((ord("z"), 100.0), (ord("a"), 50.0)))
@@ -147,7 +147,7 @@ async def test_what_is_likeliest_among_all_counts_for_nothing(
     ids=str,
 )
 async def test_with_every_way_of_drawing(
-    engine: Engine, tokenizer: Tokenizer, grammars: Grammars, options: dict[str, Any]
+    engine: TextEngine, tokenizer: Tokenizer, grammars: Grammars, options: dict[str, Any]
 ) -> None:
     guidance = Guidance(tokenizer, grammars.compile("regex", "[a-c]{5}(de|fg)+"))
     tokens = await answer(engine, guided(guidance, max_tokens=40, sampling=replace(HOT, **options)))
@@ -213,7 +213,7 @@ def test_a_budget_closes_the_reasoning(
 
 
 async def test_reasoning_ends_in_time_and_the_answer_follows(
-    engine: Engine, tokenizer: Tokenizer, grammars: Grammars
+    engine: TextEngine, tokenizer: Tokenizer, grammars: Grammars
 ) -> None:
     grammar = grammars.compile("choices", ["yes", "no"])
     guidance = Guidance(
@@ -271,7 +271,7 @@ def test_a_call_that_has_to_come(forced: Guidance, so_far: str, allowed: set[int
 
 
 async def test_calls_are_made_with_arguments_of_their_schema(
-    engine: Engine, forced: Guidance
+    engine: TextEngine, forced: Guidance
 ) -> None:
     once = ((EOS, 100.0),)  # The end as soon as it may come: after one call.
     seeds = [replace(HOT, seed=seed, logit_bias=once) for seed in range(6)]
