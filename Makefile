@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 PROMPT := What is the capital of France? Explain briefly.
 PICTURE := a red rose
 COLLECTOR := v$(shell sed -n 's/^  version: //p' deploy/otel/builder.yaml)
+COMMA := ,
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow lint format types imports proto proto-check chaos bench bench-peers \
-	collector install clean distclean
+	collector install install-image clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -65,6 +66,8 @@ collector: .cache/otelcol/build/otelcol ## build an OpenTelemetry Collector to t
 
 install: $(VENV)/.dev ## all that development needs, into .venv
 
+install-image: $(VENV)/.image ## what models for images need, into .venv
+
 clean: ## remove what was built, and the caches
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find client server runner scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -80,10 +83,21 @@ define install
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
 endef
 
+# On Linux mflux asks for a build of MLX of its own; what it needs of the rest, the extra names.
+define install_mflux
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps mflux
+endef
+
 $(VENV)/.all: pyproject.toml constraints.txt
 	$(call install,all)
 	@touch $@
 
+$(VENV)/.image: pyproject.toml constraints.txt
+	$(call install,all$(COMMA)image)
+	$(install_mflux)
+	@touch $(VENV)/.all $@
+
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,dev)
-	@touch $(VENV)/.all $@
+	$(install_mflux)
+	@touch $(VENV)/.all $(VENV)/.image $@
