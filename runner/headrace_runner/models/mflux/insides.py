@@ -24,7 +24,7 @@ from headrace.errors import UnsupportedModel
 _log = logging.getLogger(__name__)
 
 VERSION = "0.24.0"
-INSTALL = "pip install 'headrace[image]'; on Linux without a GPU see docs/image-models.md"
+INSTALL = "pip install 'headrace[image]', and on Linux pip install --no-deps mflux==" + VERSION
 
 Shapes = dict[str, tuple[int, ...]]
 """Of a component's arrays, by name."""
@@ -35,10 +35,11 @@ def resolve(name: str) -> Any:
 
     Raises UnsupportedModel where mflux, or what it needs, is not installed.
     """
-    return _imported(f"mflux.models.{name}")
+    return imported(f"mflux.models.{name}")
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
+    """What "module:attribute" names, or the module. Raises UnsupportedModel, as `resolve` does."""
     module, _, attribute = name.partition(":")
     try:
         _prepare()
@@ -210,4 +211,4 @@ def decoded(model: Any, latents: str, now: mx.array, width: int, height: int) ->
         vae, "latent_channels", 32
     )
     image = vae.decode_packed_latents(unpacked) if packed else vae.decode(unpacked)
-    return _imported("mflux.utils.image_util:ImageUtil").to_pil(image)
+    return imported("mflux.utils.image_util:ImageUtil").to_pil(image)

@@ -63,7 +63,7 @@ def knows(directory: Path) -> bool:
         return (
             "mflux" in read_json(directory, DESCRIPTION)
             or (directory / _SAVED).is_file()
-            or read_json(directory, _DIFFUSERS).get("_class_name") in _CANDIDATES
+            or read_json(directory, _DIFFUSERS).get("_class_name") in tuple(_CANDIDATES)
         )
     except ModelCorrupt:
         return False
@@ -134,7 +134,8 @@ def _fits(base: str, directory: Path) -> bool:
     match base.split("-"):
         case ["flux2", "klein", *rest]:
             distilled = read_json(directory, _DIFFUSERS).get("is_distilled") is True
-            size = _KLEIN_BLOCKS.get(transformer.get("num_layers", 0))
+            blocks = transformer.get("num_layers")
+            size = _KLEIN_BLOCKS.get(blocks) if isinstance(blocks, int) else None
             return rest[-1] == size and distilled == ("base" not in rest)
         case ["schnell"]:
             return transformer.get("guidance_embeds") is False
