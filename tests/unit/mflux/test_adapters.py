@@ -31,12 +31,6 @@ def test_on_and_off_again(z_image: MfluxPipeline, plain: Pixels) -> None:
     assert same(draw(z_image, steps=1), plain)
 
 
-def test_flux2(flux2: MfluxPipeline) -> None:
-    plain = draw(flux2, steps=1)
-    assert not same(draw(flux2, steps=1, loras=(("style", 1.0),)), plain)
-    assert same(draw(flux2, steps=1), plain)
-
-
 @pytest.mark.parametrize("name", ["nope", "../loras/style", "style.safetensors", ""])
 def test_a_name_that_is_not_there(z_image: MfluxPipeline, plain: Pixels, name: str) -> None:
     with pytest.raises(UnsupportedParameter, match="it has: other, style") as caught:

@@ -21,7 +21,7 @@ def cat(z_image: MfluxPipeline) -> Pixels:
 def test_an_image_and_how_it_goes(z_image: MfluxPipeline, cat: Pixels) -> None:
     watcher = Watcher(previews=True)
     pixels = draw(z_image, watcher)
-    assert pixels.shape == (64, 64, 3)
+    assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
     assert pixels.std() > 10
     assert watcher.events == [(Phase.ENCODING, 1), (Phase.DENOISING, 2), 1, 2, (Phase.DECODING, 1)]
@@ -34,8 +34,8 @@ def test_an_image_and_how_it_goes(z_image: MfluxPipeline, cat: Pixels) -> None:
 def test_the_seed_makes_the_image_and_nothing_before_it_does(
     z_image: MfluxPipeline, z_image_dir: Path, cat: Pixels
 ) -> None:
-    other = draw(z_image, seed=2**63 - 1, prompt="a dog", width=80, steps=1)
-    assert other.shape == (64, 80, 3)
+    other = draw(z_image, seed=2**63 - 1, prompt="a dog", width=48, steps=1)
+    assert other.shape == (32, 48, 3)
     assert not same(draw(z_image, seed=8), cat)
     assert not same(draw(z_image, prompt="a dog"), cat)
     assert same(draw(z_image), cat)
@@ -54,16 +54,6 @@ def test_ended_anywhere_it_draws_the_next(
     with pytest.raises(Ended):
         draw(z_image, watcher)
     assert watcher.events[-1] == event
-    assert same(draw(z_image), cat)
-
-
-def test_a_preview_that_fails_ends_the_drawing(z_image: MfluxPipeline, cat: Pixels) -> None:
-    class Broken(Watcher):
-        def step(self, done: int, preview: object) -> None:
-            raise Ended
-
-    with pytest.raises(Ended):
-        draw(z_image, Broken())
     assert same(draw(z_image), cat)
 
 
@@ -95,27 +85,31 @@ def test_the_input_image_counts_and_so_does_what_shines_through_it(
     assert not same(seen, cat)
     clear = photo(channels=4)
     clear[..., 3] = 0
-    white = np.full((64, 64, 3), 255, np.uint8)
+    white = np.full((32, 32, 3), 255, np.uint8)
     through = draw(z_image, input_images=(clear,), strength=0.5)
     assert same(through, draw(z_image, input_images=(white,), strength=0.5))
 
 
-def test_flux2_draws_over_an_image(flux2: MfluxPipeline) -> None:
-    alone = draw(flux2)
+def test_flux2(flux2: MfluxPipeline) -> None:
+    alone = draw(flux2, steps=1)
     watcher = Watcher(previews=True)
     over = draw(flux2, watcher, input_images=(photo(),), strength=0.5)
     assert watcher.events[1:3] == [(Phase.DENOISING, 1), 1]
     assert same(watcher.previews[0], over)
+    style = draw(flux2, steps=1, loras=(("style", 1.0),))
     assert not same(over, alone)
+    assert not same(style, alone)
+    assert same(draw(flux2, steps=1), alone)
 
 
+@pytest.mark.slow
 def test_flux2_looks_at_several_images(needs_mflux: None, tmp_path: Path) -> None:
     pipeline = load(build_flux2(tmp_path, references=True))
     assert pipeline.traits.max_input_images == 4
     assert pipeline.traits.strength is None
     none = draw(pipeline, steps=1)
     one = draw(pipeline, steps=1, input_images=(photo(),))
-    both = draw(pipeline, steps=1, input_images=(photo(), photo(80, 64)))
+    both = draw(pipeline, steps=1, input_images=(photo(), photo(48, 32)))
     assert not same(none, one)
     assert not same(one, both)
 

@@ -129,7 +129,7 @@ def test_facts(tmp_path: Path) -> None:
 
 def test_facts_of_packed_weights(tmp_path: Path) -> None:
     write(tmp_path, "headrace.json", {"mflux": {"base": "flux2-klein-4b"}})
-    packed = {
+    packed: dict[str, np.ndarray[Any, Any]] = {
         "q.weight": np.zeros((64, 8), np.uint32),
         "q.scales": np.zeros((64, 1), np.float16),
         "q.biases": np.zeros((64, 1), np.float16),

@@ -53,7 +53,7 @@ def test_stored_weights_stay_as_they_are(z_image_dir: Path) -> None:
     assert draw(pipeline, steps=1).std() > 10
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_quantised(needs_mflux: None, tmp_path: Path, bits: int) -> None:
     build_z_image(tmp_path, bits=bits, lora=True)
     facts = MfluxFamily().facts(tmp_path)
@@ -196,4 +196,4 @@ def test_after_a_failed_load_the_next_is_whole(copy: Path, z_image_dir: Path) ->
     described(copy, shapes={"transformer": {"no_such": 1}})
     with pytest.raises(ModelCorrupt):
         load(copy)
-    assert draw(load(z_image_dir), steps=1).shape == (64, 64, 3)
+    assert draw(load(z_image_dir), steps=1).shape == (32, 32, 3)

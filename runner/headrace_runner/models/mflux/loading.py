@@ -111,7 +111,9 @@ def _check(saved: bool, component: str, made: insides.Shapes, stored: insides.Sh
 def _file_in(message: str, directory: Path) -> str:
     """The path in `directory` that mflux's message names, or what it comes from most likely."""
     named = re.search(re.escape(str(directory)) + r"/([\w./-]+)", message)
-    return named.group(1).rstrip("./") if named else DESCRIPTION
+    if named:
+        return named.group(1).rstrip("./")
+    return "tokenizer" if "tokenizer" in message else DESCRIPTION
 
 
 def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:
