@@ -12,7 +12,10 @@ from typing import cast
 
 from headrace_runner.models.pipeline import ImageFamily
 
-FAMILIES: tuple[str, ...] = ()
+FAMILIES: tuple[str, ...] = (
+    "headrace_runner.models.emoji.family:FAMILY",
+    "headrace_runner.models.mflux.family:FAMILY",
+)
 """Each a module, a colon, and the name in it of the ImageFamily."""
 
 

@@ -12,7 +12,7 @@ from headrace_runner.models.mflux import layout, memory
 from headrace_runner.models.mflux.catalogue import BASES
 from headrace_runner.models.mflux.loading import load
 from headrace_runner.models.mflux.pipeline import MfluxPipeline
-from headrace_runner.models.pipeline import Dtype, ImageTraits
+from headrace_runner.models.pipeline import Dtype, ImageFamily, ImageTraits
 from headrace_runner.models.safetensors import StoredTensor
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -61,6 +61,9 @@ class MfluxFamily:
         """See `ImageFamily.load`."""
         found = layout.describe(directory)
         return MfluxPipeline(found, load(found, dtype, on_progress))
+
+
+FAMILY: ImageFamily = MfluxFamily()
 
 
 def _parameters(tensors: Mapping[str, StoredTensor], bits: int | None) -> int:
