@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from headrace_runner.models.mflux.family import MfluxFamily
+from headrace_runner.models.mflux.family import FAMILY
 from headrace_runner.models.mflux.pipeline import MfluxPipeline
+from headrace_runner.models.pipeline import Dtype
 from tests.mflux_models import build_flux2, build_z_image
 
 
-def load(directory: Path, dtype: str = "float32") -> MfluxPipeline:
+def load(directory: Path, dtype: Dtype = "float32") -> MfluxPipeline:
     """The pipeline of the model in `directory`."""
-    assert dtype in ("float32", "stored")
-    return MfluxFamily().load(
-        directory, "float32" if dtype == "float32" else "stored", lambda _: None
-    )
+    pipeline = FAMILY.load(directory, dtype, lambda _: None)
+    assert isinstance(pipeline, MfluxPipeline)
+    return pipeline
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,15 @@ def test_it_grows_with_the_image_and_not_with_their_number(z_image_dir: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "stored"])
-@pytest.mark.parametrize(("width", "height"), [(64, 320), (256, 256), (320, 128)])
-@pytest.mark.parametrize("build", [build_z_image, build_flux2])
+@pytest.mark.parametrize(
+    ("build", "width", "height", "dtype"),
+    [
+        (build_z_image, 64, 320, "float32"),
+        (build_z_image, 256, 256, "stored"),
+        (build_flux2, 320, 128, "float32"),
+        (build_flux2, 256, 256, "stored"),
+    ],
+)
 def test_larger_images(
     needs_mflux: None, tmp_path: Path, build: Any, width: int, height: int, dtype: Dtype
 ) -> None:

@@ -10,9 +10,7 @@ from typing import Any
 from headrace_runner.models.files import read_text
 from headrace_runner.models.mflux import layout, memory
 from headrace_runner.models.mflux.catalogue import BASES
-from headrace_runner.models.mflux.loading import load
-from headrace_runner.models.mflux.pipeline import MfluxPipeline
-from headrace_runner.models.pipeline import Dtype, ImageFamily, ImageTraits
+from headrace_runner.models.pipeline import Dtype, ImageFamily, ImagePipeline, ImageTraits
 from headrace_runner.models.safetensors import StoredTensor
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -57,8 +55,12 @@ class MfluxFamily:
 
     def load(
         self, directory: Path, dtype: Dtype, on_progress: Callable[[float], None]
-    ) -> MfluxPipeline:
+    ) -> ImagePipeline:
         """See `ImageFamily.load`."""
+        # Here, so that who asks for something else does not wait for it.
+        from headrace_runner.models.mflux.loading import load
+        from headrace_runner.models.mflux.pipeline import MfluxPipeline
+
         found = layout.describe(directory)
         return MfluxPipeline(found, load(found, dtype, on_progress))
 
