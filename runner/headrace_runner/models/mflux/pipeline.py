@@ -59,7 +59,9 @@ class MfluxPipeline:
         (drawing,) = drawings
         self._check(drawing)
         model = self._model if drawing.input_images else self._from_text
-        loop = _Loop(watch, self._preview)
+        # What some models keep of their prompts, without a bound.
+        prompts: dict[Any, Any] = getattr(model, "prompt_cache", {})
+        loop = _Loop(watch, self._preview, prompts)
         with insides.computing(self._loaded.computes), insides.quiet():
             self._adapters.put_on(drawing.loras)
             watch.phase(Phase.ENCODING, 1)
@@ -68,8 +70,8 @@ class MfluxPipeline:
                 drawn = model.generate_image(**self._arguments(drawing))
             finally:
                 loop.unregister(model.callbacks)
-                # It has no bound of its own, and nobody may ask for the same again.
-                getattr(model, "prompt_cache", {}).clear()
+                prompts.clear()
+                mx.clear_cache()  # The next image may have another size, and other buffers.
         return [_pixels(drawn.image)]
 
     def _check(self, drawing: Drawing) -> None:
@@ -100,7 +102,7 @@ class MfluxPipeline:
         if images and self._traits.strength is None:
             arguments["image_paths"] = images
         elif images:
-            # It takes an image where it asks for a path. Kept by nothing is the image alone.
+            # mflux takes an image where it asks for a path.
             strength = self._traits.strength if drawing.strength is None else drawing.strength
             if strength:
                 arguments |= {"image_path": images[0], "image_strength": strength}
@@ -117,9 +119,12 @@ class MfluxPipeline:
 class _Loop:
     """mflux's callbacks around its loop, for one drawing."""
 
-    def __init__(self, watch: Watch, decode: Callable[[mx.array, Any], Pixels]) -> None:
+    def __init__(
+        self, watch: Watch, decode: Callable[[mx.array, Any], Pixels], prompts: dict[Any, Any]
+    ) -> None:
         self._watch = watch
         self._decode = decode
+        self._prompts = prompts
         self._done = 0
 
     def register(self, callbacks: Any) -> None:
@@ -130,7 +135,8 @@ class _Loop:
             kind.remove(self)
 
     def call_before_loop(self, latents: mx.array, config: Any, **_: Any) -> None:
-        mx.eval(latents)  # The input image is encoded, too.
+        # What has been encoded is computed now, and not within the first step.
+        mx.eval(latents, insides.arrays(list(self._prompts.values())))
         # With an input image the loop begins late.
         steps = config.num_inference_steps - config.init_time_step
         self._watch.phase(Phase.DENOISING, steps)
