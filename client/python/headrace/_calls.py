@@ -68,11 +68,12 @@ def stream_completion(
 
 
 def stream_image(prompt: str, model: str, options: ImageOptions) -> ImageCall:
+    request = image(prompt, model, options)
     return Streaming(
         "/headrace.v1.ImageService/StreamImage",
-        image(prompt, model, options),
+        request,
         image_pb2.StreamImageResponse,
-        ImageFold(),
+        ImageFold(request.count if request.HasField("count") else 1),
     )
 
 

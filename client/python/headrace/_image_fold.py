@@ -14,7 +14,9 @@ from headrace.v1 import image_pb2
 class ImageFold:
     """Folds a stream of images."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        """`count`: images that were asked for."""
+        self._count = count
         self._begin = time.perf_counter()
         self._first_preview: float | None = None
         self._started: types.ImageStarted | None = None
@@ -49,8 +51,10 @@ class ImageFold:
             case types.ImageCompleted():
                 self._require_started()
                 self._images = tuple(map(self._checked, message.completed.images))
-                if not self._images:
-                    raise broken("the stream was completed without an image")
+                indices = [image.index for image in self._images]
+                if indices != [*range(self._count)] or self._files:
+                    what = f"just the {self._count} asked for"
+                    raise broken(f"the stream was completed without {what}")
                 self._completed = event
         return event
 

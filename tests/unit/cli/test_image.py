@@ -95,6 +95,7 @@ def test_every_option_reaches_the_request(fake: Fake, headrace: Run) -> None:
     expected.loras.add(name="ink", scale=0.5)
     expected.loras.add(name="ns:oil", scale=1)
     assert fake.requests == [expected]
+    fake.images = say.DRAWN
     assert headrace("image", "a rose", "--size", "64")[0] == 0
     assert (fake.requests[-1].width, fake.requests[-1].height) == (64, 64)
 

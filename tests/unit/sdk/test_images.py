@@ -58,7 +58,7 @@ async def test_both_clients_give_the_files(fake: Fake, tmp_path: Path) -> None:
         images = client.image("two roses", model="m", count=2)
     async with AsyncClient(fake.target) as client:
         assert await client.image("two roses", model="m", count=2) == images
-        async with client.stream_image("two roses", model="m") as stream:
+        async with client.stream_image("two roses", model="m", count=2) as stream:
             assert [type(event).__name__ async for event in stream][-1] == "ImageCompleted"
     assert [(image.index, image.seed, image.data) for image in images] == [
         (0, 7, say.ROSE),
@@ -73,13 +73,21 @@ def damaged(script: list[Any]) -> list[Any]:
     return script
 
 
+def untold(script: list[Any]) -> list[Any]:
+    """Without a word on the last image at the end."""
+    del script[-1].completed.images[-1]
+    return script
+
+
 @pytest.mark.parametrize(
     ("script", "kind", "said"),
     [
         (damaged(say.image_files(say.ROSE)), DataLoss, "image 0 was damaged"),
         (say.image_files(say.ROSE)[:1], RpcFailed, "without being completed"),
         (say.image_files(say.ROSE)[1:], RpcFailed, "left out a part of image 0"),
-        (say.image_files(), RpcFailed, "without an image"),
+        (say.image_files(), RpcFailed, "without just the 1 asked for"),
+        (say.image_files(say.ROSE, say.ROSE), RpcFailed, "without just the 1 asked for"),
+        (untold(say.image_files(say.ROSE, say.ROSE)), RpcFailed, "without just the 1 asked for"),
         ([say.image_started()], RpcFailed, "started twice"),
         ([*say.image_files(say.ROSE), say.image_progress("decoding")], RpcFailed, "went on after"),
         ([RunnerCrashed(cause="SIGNAL", bytes_sent=64)], RunnerCrashed, "died"),
