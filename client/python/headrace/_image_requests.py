@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from headrace._requests import invalid, put, put_duration
+from headrace.rpc.options import MAX_MESSAGE_BYTES
 from headrace.types import ImageOptions, InputImage
 from headrace.v1 import image_pb2
 
 MAX_INPUT_BYTES = 16 << 20
-"""Of one input image: a larger file is not even read."""
+"""Of one input image: of a larger file no more is read."""
+_REST_BYTES = 1 << 20
+"""Of a request, kept free for all but its input images."""
 
 _OPTIONS = ImageOptions.__annotations__.keys()
 _SCALARS = (
@@ -37,6 +40,10 @@ def image(prompt: str, model: str, options: ImageOptions) -> image_pb2.StreamIma
     for index, given in enumerate(_inputs(options.get("input_images"))):
         data = _data(given, f"input_images[{index}]")
         put(request.input_images.add(), "data", data, path=f"input_images[{index}].data")
+        # gRPC itself refuses what is larger, and names neither field nor remedy.
+        if request.ByteSize() > MAX_MESSAGE_BYTES - _REST_BYTES:
+            most = MAX_MESSAGE_BYTES >> 20
+            raise invalid("input_images", f"have more than the {most} MiB of a request together")
     _loras(request, options.get("loras"))
     _format(request, "format", options.get("format"), "format")
     every = options.get("preview_every")
@@ -64,13 +71,14 @@ def _data(given: InputImage, field: str) -> bytes:
         raise invalid(field, f"must be a path or bytes, not {type(given).__name__}")
     path = Path(given)
     try:
-        size = path.stat().st_size
-        if size > MAX_INPUT_BYTES:
-            raise invalid(field, f"{path} has {size} bytes, and an input image at most 16 MiB")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_INPUT_BYTES + 1)  # A pipe or a device has no size to look at.
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         raise invalid(field, f"{path} cannot be read: {what}") from None
+    if len(data) > MAX_INPUT_BYTES:
+        raise invalid(field, f"{path} is larger than the 16 MiB of an input image")
+    return data
 
 
 def _loras(

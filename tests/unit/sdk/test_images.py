@@ -187,12 +187,21 @@ def test_what_cannot_be_sent_names_its_field(
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_what_is_too_large_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     with path.open("wb") as file:
         file.truncate((16 << 20) + 1)
-    with pytest.raises(InvalidRequest, match="at most 16 MiB"):
-        build(input_images=[path])
+    for endless in (path, "/dev/zero"):
+        with pytest.raises(InvalidRequest, match="larger than the 16 MiB"):
+            build(input_images=[endless])
+
+
+def test_input_images_that_no_request_can_hold_are_not_sent() -> None:
+    image = bytes(15 << 20)
+    assert len(build(input_images=[image, image]).input_images) == 2
+    with pytest.raises(InvalidRequest, match="more than the 32 MiB") as caught:
+        build(input_images=[image, image, bytes(2 << 20)])
+    assert [violation.field for violation in caught.value.violations] == ["input_images"]
 
 
 def test_an_unknown_option_is_a_mistake_of_the_program() -> None:
