@@ -227,8 +227,8 @@ class StreamImageRequest(_message.Message):
     """
     seed: _builtins.int
     """Fixes the noise: the same request with the same seed on the same model
-    gives the same image. Image i of several uses seed + i. 0 to 2^63 - 1.
-    Absent: one is chosen, and `started` reports it.
+    gives the same image. Image i of several uses seed + i, behind the largest
+    0 again. 0 to 2^63 - 1. Absent: one is chosen, and `started` reports it.
     """
     count: _builtins.int
     """How many images. 1 to 16. Absent: 1."""
@@ -249,7 +249,9 @@ class StreamImageRequest(_message.Message):
     """
     @_builtins.property
     def input_images(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputImage]:
-        """Images to start from, for models that take them. Up to 8."""
+        """Images to start from, for models that take them. Up to 8, and all together
+        less than the 32 MiB that a server receives.
+        """
 
     @_builtins.property
     def loras(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoraOptions]:
