@@ -40,6 +40,7 @@ _BY_CODE: Mapping[grpc.StatusCode, type[HeadraceError]] = MappingProxyType(
         grpc.StatusCode.INVALID_ARGUMENT: exceptions.InvalidRequest,
         grpc.StatusCode.DEADLINE_EXCEEDED: exceptions.DeadlineExceeded,
         grpc.StatusCode.UNAVAILABLE: exceptions.Unavailable,
+        grpc.StatusCode.DATA_LOSS: exceptions.DataLoss,
         grpc.StatusCode.UNIMPLEMENTED: exceptions.NotImplementedYet,
         grpc.StatusCode.UNAUTHENTICATED: exceptions.Unauthenticated,
         grpc.StatusCode.PERMISSION_DENIED: exceptions.PermissionDenied,

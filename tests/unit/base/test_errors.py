@@ -181,6 +181,7 @@ def test_a_channel_repeats_nothing_that_does_not_say_when() -> None:
         (StatusCode.UNIMPLEMENTED, errors.NotImplementedYet),
         (StatusCode.INTERNAL, errors.InternalError),
         (StatusCode.INVALID_ARGUMENT, errors.InvalidRequest),
+        (StatusCode.DATA_LOSS, errors.DataLoss),
         (StatusCode.RESOURCE_EXHAUSTED, errors.RpcFailed),
     ],
 )
