@@ -288,12 +288,15 @@ class CircuitOpen(HeadraceError):
 
 
 class SourceUnavailable(HeadraceError):
-    """A model's source could not be reached or read."""
+    """A model's source could not be reached or read.
+
+    `retry_after`: None where waiting does not help.
+    """
 
     code = StatusCode.UNAVAILABLE
     reason = "SOURCE_UNAVAILABLE"
 
-    def __init__(self, message: str, *, source: str, retry_after: float = 5.0) -> None:
+    def __init__(self, message: str, *, source: str, retry_after: float | None = 5.0) -> None:
         super().__init__(message, metadata={"source": source}, retry_after=retry_after)
 
 

@@ -26,6 +26,7 @@ def directory_of(entry: BundledEntry) -> Path:
             f"{entry.name} comes with the runner, which is not installed here: "
             "pip install 'headrace[runner]'",
             source=entry.source,
+            retry_after=None,
         )
     directory = Path(next(iter(places)), "models", entry.family, "weights")
     if not directory.is_dir() or not any(directory.iterdir()):
@@ -33,6 +34,7 @@ def directory_of(entry: BundledEntry) -> Path:
             f"{entry.name} comes with the runner, and this installation lacks its weights: "
             "install headrace again",
             source=entry.source,
+            retry_after=None,
         )
     return directory
 

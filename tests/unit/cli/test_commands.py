@@ -17,6 +17,7 @@ from headrace.errors import (
     ModelNotFound,
     QueueFull,
     RunnerCrashed,
+    SourceUnavailable,
     Unavailable,
 )
 from headrace.v1 import completion_pb2, model_pb2
@@ -147,6 +148,16 @@ def test_a_model_that_nobody_has(fake: Fake, headrace: Run) -> None:
     assert "did you mean 'smollm2:135m'" in err
     assert "`headrace list`" in err
     assert "  trace " in err
+
+
+def test_a_source_that_waiting_brings_no_nearer(fake: Fake, headrace: Run) -> None:
+    for retry_after in (5.0, None):
+        gone = SourceUnavailable("it is gone", source="bundled:emoji", retry_after=retry_after)
+        fake.transfer = [gone]
+        code, _, err = headrace("pull", "emoji")
+        assert code == 4
+        assert "error: it is gone\n" in err
+        assert ("pip's index" in err) is ("in 5 s" in err) is (retry_after is not None)
 
 
 @pytest.mark.parametrize(

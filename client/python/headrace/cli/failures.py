@@ -55,6 +55,8 @@ def report(error: HeadraceError) -> None:
     else:
         click.echo(error.message, err=True)
     remedy = _REMEDIES.get(error.reason)
+    if error.reason == "SOURCE_UNAVAILABLE" and error.retry_after is None:
+        remedy = None  # It is not the network: the message says what it is.
     if remedy and remedy not in error.message:
         click.echo(f"  {remedy}", err=True)
     if error.retry_after:

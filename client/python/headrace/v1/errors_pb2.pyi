@@ -116,8 +116,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     its requests. Metadata: `model`.
     """
     ERROR_REASON_SOURCE_UNAVAILABLE: _ErrorReason.ValueType  # 22
-    """UNAVAILABLE, RetryInfo. A model's source could not be reached or read.
-    Metadata: `source`.
+    """UNAVAILABLE. A model's source could not be reached or read. RetryInfo where
+    it may be later. Metadata: `source`.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -229,7 +229,7 @@ ERROR_REASON_MODEL_IN_USE: ErrorReason.ValueType  # 21
 its requests. Metadata: `model`.
 """
 ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 22
-"""UNAVAILABLE, RetryInfo. A model's source could not be reached or read.
-Metadata: `source`.
+"""UNAVAILABLE. A model's source could not be reached or read. RetryInfo where
+it may be later. Metadata: `source`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
