@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import socket
 import subprocess
 import sys
 from base64 import b64encode
@@ -23,7 +24,7 @@ from headrace.cli.app import run
 from headrace.cli.image import parse_loras
 from headrace.cli.outputs import Outputs, slug
 from headrace.cli.picture import CannotShow, show
-from headrace.cli.terminal import Way
+from headrace.cli.terminal import Way, answer_of
 from headrace.errors import ModelNotFound, UnsupportedParameter
 from headrace.v1 import common_pb2, image_pb2, model_pb2
 from tests.unit.sdk import fake as say
@@ -347,6 +348,21 @@ def test_a_terminal_is_asked_what_it_can(
     asked = "\x1b_Gi=31," in text
     assert asked is ("TMUX" not in more), "tmux would take the question for a title"
     assert "\x1b[?62" not in text.replace(answer.decode(), "", 1), "an answer is not shown"
+
+
+def test_a_terminal_is_asked_once_for_all_pictures(fake: Fake) -> None:
+    fake.images = [say.image_started(), *say.image_files(say.ROSE, say.ROSE)]
+    text = on_terminal(b"\x1b[?62;4c", ["image", "a rose", "--count", "2"], PLAIN)
+    assert text.count("\x1b[c") == 1
+    assert text.count("\x1bP0;1;0q") == 2
+
+
+def test_a_terminal_that_is_gone_is_not_waited_for() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"typed ahead")
+        theirs.shutdown(socket.SHUT_WR)
+        assert answer_of(ours.fileno(), b"?", 60.0) == b"typed ahead"
 
 
 def test_previews_are_shown_above_the_bar(fake: Fake) -> None:

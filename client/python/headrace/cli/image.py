@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from headrace.cli.output import echo_json, json_option
 from headrace.cli.outputs import Outputs, format_of
 from headrace.cli.progress import follow
 from headrace.cli.stdin import read_stdin
-from headrace.cli.terminal import Way
+from headrace.cli.terminal import Way, find_way
 
 if TYPE_CHECKING:
     from headrace.client import Client
@@ -113,7 +114,7 @@ def image_command(prompt: tuple[str, ...], as_json: bool, **options: Any) -> Non
         if as_json:
             echo_json(summary(whole, paths))
             return
-        way = None if options["show"] == "auto" else Way(options["show"])
+        way = _way(options["show"])
         for one, path in zip(whole.images, paths, strict=True):
             _show(one, way)
             click.echo(path)
@@ -201,9 +202,16 @@ def _draw(client: Client, prompt: str, model: str, request: dict[str, Any]) -> I
         return stream.collect()
 
 
-def _show(one: ImageResult, way: Way | None) -> None:
-    """On a terminal; a reason not to goes to standard error."""
+def _way(named: str) -> Way:
+    """How to show all pictures: a terminal is asked once."""
     if not sys.stdout.isatty():
+        return Way.NONE
+    return find_way(os.environ) if named == "auto" else Way(named)
+
+
+def _show(one: ImageResult, way: Way) -> None:
+    """On a terminal; a reason not to goes to standard error."""
+    if way is Way.NONE:
         return
     from headrace.cli.picture import CannotShow, show
     from headrace.cli.screen import console

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from headrace.cli import graphics
 from headrace.cli.graphics import Paletted, Raster
 from headrace.cli.screen import draws_unicode
-from headrace.cli.terminal import USUAL_CELL, Way, cell_size, find_way
+from headrace.cli.terminal import USUAL_CELL, Way, cell_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,14 +24,11 @@ class CannotShow(Exception):
     """This terminal, or this installation, cannot show the picture; the message says why."""
 
 
-def show(file: bytes, media_type: str, console: Console, way: Way | None = None) -> None:
+def show(file: bytes, media_type: str, console: Console, way: Way) -> None:
     """Draws on a terminal; nothing with `Way.NONE`.
-
-    `way`: None to find it out.
 
     Raises CannotShow.
     """
-    way = find_way(os.environ) if way is None else way
     if way is Way.NONE:
         return
     console.file.write(_drawn(file, media_type, console, way))

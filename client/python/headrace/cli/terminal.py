@@ -93,7 +93,7 @@ def ask(query: bytes, patience: float = ANSWER_SECONDS) -> bytes:
         quiet[3] &= ~(termios.ICANON | termios.ECHO)
         termios.tcsetattr(terminal, termios.TCSANOW, quiet)
         try:
-            return _answer(terminal, query, patience)
+            return answer_of(terminal, query, patience)
         finally:
             termios.tcsetattr(terminal, termios.TCSANOW, before)
     except (OSError, termios.error):
@@ -102,15 +102,17 @@ def ask(query: bytes, patience: float = ANSWER_SECONDS) -> bytes:
         os.close(terminal)
 
 
-def _answer(terminal: int, query: bytes, patience: float) -> bytes:
+def answer_of(terminal: int, query: bytes, patience: float) -> bytes:
+    """The same, of a terminal by its descriptor, once it neither waits for lines nor echoes."""
     os.write(terminal, query)
     until = time.monotonic() + patience
     answer = b""
-    while not _ATTRIBUTES.search(answer):
-        readable, _, _ = select.select([terminal], [], [], max(0.0, until - time.monotonic()))
-        if not readable:
+    while not _ATTRIBUTES.search(answer) and (left := until - time.monotonic()) > 0:
+        readable, _, _ = select.select([terminal], [], [], left)
+        piece = os.read(terminal, 4096) if readable else b""
+        if not piece:  # It says no more in time, or has gone.
             break
-        answer += os.read(terminal, 4096)
+        answer += piece
     return answer
 
 
