@@ -136,6 +136,7 @@ def test_the_picture_itself_is_standard_output(fake: Fake, tmp_path: Path) -> No
         (("x", "-o", "a.gif"), ".gif is none of"),
         (("x", "-o", "a.png", "--format", "webp"), "does not go with"),
         (("x", "-o", "no/a.png"), "there is no directory no"),
+        (("x", "-o", "no/"), "there is no directory no"),
         (("x", "-o", "-", "--json"), "cannot both be standard output"),
         (("x", "-o", "-", "--count", "2"), "takes one picture"),
         (("x", "--size", "big"), "no size such as"),
@@ -151,6 +152,16 @@ def test_wrong_usage_is_told_before_anything_is_drawn(
     assert (code, out) == (2, "")
     assert said in err
     assert fake.requests == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_place_that_takes_no_file_is_told_before_anything_is_drawn(
+    fake: Fake, headrace: Run
+) -> None:
+    Path().chmod(0o500)
+    code, _, err = headrace("image", "a rose")
+    assert (code, fake.requests) == (2, [])
+    assert "nothing can be written into" in err
 
 
 def test_what_the_server_refuses_leaves_no_file(fake: Fake, headrace: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,12 +26,15 @@ class Outputs:
         Raises UsageError where nothing can be written: better before than after the drawing.
         """
         path = Path(output or ".").expanduser()
-        self._named = None if path.is_dir() else path
-        self._directory = path if self._named is None else path.parent
+        directory = path.is_dir() or (output or "").endswith(os.sep)
+        self._named = None if directory else path
+        self._directory = path if directory else path.parent
         self._stem = slug(prompt)
         self._pictures = pictures
         if not self._directory.is_dir():
             raise click.UsageError(f"there is no directory {self._directory}")
+        if not os.access(self._directory, os.W_OK):
+            raise click.UsageError(f"nothing can be written into {self._directory.absolute()}")
 
     def write(self, data: bytes, index: int, media_type: str) -> Path:
         """Writes one picture and gives its path.
