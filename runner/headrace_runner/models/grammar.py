@@ -150,18 +150,20 @@ class Grammars:
         )
 
     def _of_schema(self, text: str) -> LLMatcher:
-        try:
-            schema = read_schema(text)
-        except SchemaError as error:
-            raise GrammarError(str(error)) from None
-
         def problem(part: Schema) -> str:
             return self._problem(LLMatcher.grammar_from_json_schema(part, overrides=_JSON))
 
-        if found := problem(schema):
-            place = place_of_error(schema, problem)
-            raise GrammarError(f"at {place}: {found}" if place else found)
-        return self._matcher(LLMatcher.grammar_from_json_schema(bounded(schema), overrides=_JSON))
+        try:
+            schema = read_schema(text)
+            if found := problem(schema):
+                place = place_of_error(schema, problem)
+                raise GrammarError(f"at {place}: {found}" if place else found)
+            source = LLMatcher.grammar_from_json_schema(bounded(schema), overrides=_JSON)
+        except SchemaError as error:
+            raise GrammarError(str(error)) from None
+        except RecursionError:
+            raise GrammarError("is nested too deeply") from None
+        return self._matcher(source)
 
     def _problem(self, source: str) -> str:
         wrong, messages = LLMatcher.validate_grammar_with_warnings(source, self._vocabulary)

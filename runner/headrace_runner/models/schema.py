@@ -14,6 +14,8 @@ LONGEST_STRING = 16_384
 
 _MOST_PLACES = 256
 """Places of a schema that are looked at, one by one, for what is wrong with it."""
+_MOST_CHARACTERS = 4 << 20
+"""Read in doing so: each look takes the whole schema. Some half a second's worth."""
 
 # Where schemas stand within a schema (JSON Schema 2020-12, sections 8 and 10).
 _NAMED = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
@@ -32,11 +34,16 @@ def read_schema(text: str) -> Schema:
     """The schema in `text`. Raises SchemaError for what is no JSON, or no schema."""
     try:
         schema = json.loads(text)
+        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise SchemaError(f"is no JSON: {error.msg} at {place}") from None
     except RecursionError:
         raise SchemaError("is nested too deeply") from None
+    except ValueError:  # Python takes more for JSON than there is.
+        raise SchemaError(
+            "is no JSON: it holds a number without end, or half of a surrogate pair"
+        ) from None
     if schema is True:
         return {}
     if not isinstance(schema, dict):
@@ -62,12 +69,14 @@ def bounded(schema: Schema) -> Schema:
 def place_of_error(schema: Schema, problem: Callable[[Schema], str]) -> str:
     """The innermost part of a schema that is wrong by itself, as a JSON pointer (RFC 6901).
 
-    `problem` says what is wrong with a schema; "" is nothing. Gives "" for the whole.
+    `problem` says what is wrong with a schema; "" is nothing. Gives "" for the whole, and the part
+    that was found so far where a schema is too large to go on.
     """
+    most = min(_MOST_PLACES, _MOST_CHARACTERS // len(json.dumps(schema)))
     root = moved(schema, "#/$defs/root")
     found = ""
     for count, (pointer, _) in enumerate(_parts("", schema)):
-        if count == _MOST_PLACES:
+        if count > most:  # The first one is the whole, which is not looked at.
             break
         # Outer parts come before inner ones, and within a part that is right nothing is wrong.
         if (
