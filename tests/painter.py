@@ -186,7 +186,9 @@ class PainterFamily:
     def traits(self, directory: Path) -> ImageTraits:
         return ImageTraits(**read_json(directory, "config.json")["traits"])
 
-    def working_bytes(self, directory: Path, width: int, height: int, count: int) -> int:
+    def working_bytes(
+        self, directory: Path, width: int, height: int, count: int, input_images: int = 0
+    ) -> int:
         return BYTES_PER_PIXEL * width * height * count
 
     def load(self, directory: Path, dtype: Dtype, on_progress: Callable[[float], None]) -> Painter:

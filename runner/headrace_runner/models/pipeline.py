@@ -129,8 +129,11 @@ class ImageFamily(Protocol):
 
     def traits(self, directory: Path) -> ImageTraits: ...
 
-    def working_bytes(self, directory: Path, width: int, height: int, count: int) -> int:
-        """Memory beside the weights while `count` images of so many pixels are drawn together."""
+    def working_bytes(
+        self, directory: Path, width: int, height: int, count: int, input_images: int = 0
+    ) -> int:
+        """Memory beside the weights while `count` images of so many pixels are drawn together, each
+        from `input_images` of the same size."""
 
     def load(
         self, directory: Path, dtype: Dtype, on_progress: Callable[[float], None]

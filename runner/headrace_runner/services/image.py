@@ -24,7 +24,7 @@ from headrace.v1.image_pb2 import (
     StreamImageResponse,
 )
 from headrace.v1.image_pb2_grpc import ImageServiceServicer
-from headrace_runner.engine.image.memory import remedy, smaller
+from headrace_runner.engine.image.memory import needed, remedy, smaller
 from headrace_runner.engine.image.request import (
     Drawn,
     Finished,
@@ -164,14 +164,13 @@ class ImageServicer(ImageServiceServicer):
     def _check_memory(self, wanted: ImageRequest) -> None:
         """Raises ModelTooLarge for a size that there was never memory for."""
         runner, first = self._runner, wanted.drawings[0]
-        width, height = first.width, first.height
-        needs = runner.working(width, height, 1)
+        needs = needed(first, runner.working)
         has = max(runner.loaded.result().memory_available, runner.free())
         if needs > has:
-            size = smaller(width, height, runner.traits, runner.working, has)
+            size = smaller(first, runner.traits, runner.working, has)
             raise ModelTooLarge(
-                f"{width}x{height} needs {needs} bytes of memory and the model leaves {has}; "
-                + remedy(size),
+                f"{first.width}x{first.height} needs {needs} bytes of memory and the model leaves "
+                f"{has}; {remedy(size)}",
                 needs=needs,
                 has=has,
             )

@@ -5,43 +5,54 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import ModelCorrupt
-from headrace_runner.engine.image.memory import images_that_fit, remedy, smaller
+from headrace_runner.engine.image.memory import images_that_fit, needed, remedy, smaller
 from headrace_runner.engine.image.pace import Pace
 from headrace_runner.models import families
-from headrace_runner.models.pipeline import smallest_drawing
+from headrace_runner.models.pipeline import Drawing, smallest_drawing
 from tests.painter import TRAITS, save_painter
 from tests.unit.image.workers import drawing
 
 sides = st.integers(1, 16).map(lambda n: 16 * n)
 
 
-def working(width: int, height: int, count: int) -> int:
+def working(width: int, height: int, count: int, inputs: int) -> int:
     """Not in proportion to the pixels alone."""
-    return 1000 + count * (width * height * 3 + (width * height) ** 2 // 1000)
+    return 1000 + count * (1 + inputs) * (width * height * 3 + (width * height) ** 2 // 1000)
 
 
-@given(st.integers(0, 2_000_000), st.integers(1, 20))
-def test_as_many_fit_as_there_is_memory_for(free: int, most: int) -> None:
-    count = images_that_fit(drawing(), most, working, free)
-    assert count == sum(working(32, 32, n) <= free for n in range(1, most + 1))
+def sized(width: int, height: int, inputs: int) -> Drawing:
+    pixels = (np.zeros((height, width, 3), np.uint8),) * inputs
+    return replace(drawing(), width=width, height=height, input_images=pixels)
 
 
-@given(sides, sides, st.integers(0, 3_000_000))
+inputs = st.integers(0, 2)
+
+
+@given(st.integers(0, 2_000_000), st.integers(1, 20), inputs)
+def test_as_many_fit_as_there_is_memory_for(free: int, most: int, inputs: int) -> None:
+    wanted = sized(32, 32, inputs)
+    count = images_that_fit(wanted, most, working, free)
+    assert count == sum(working(32, 32, n, inputs) <= free for n in range(1, most + 1))
+    assert needed(wanted, working) == working(32, 32, 1, inputs)
+
+
+@given(sides, sides, st.integers(0, 3_000_000), inputs)
 def test_a_smaller_size_can_be_drawn_and_no_larger_one_of_its_shape(
-    width: int, height: int, free: int
+    width: int, height: int, free: int, inputs: int
 ) -> None:
-    found = smaller(width, height, TRAITS, working, free)
+    found = smaller(sized(width, height, inputs), TRAITS, working, free)
     candidates = [
         (max(16, side * width // longer // 16 * 16), max(16, side * height // longer // 16 * 16))
         for longer in [max(width, height)]
         for side in range(16, longer, 16)
     ]
-    fitting = [size for size in candidates if working(*size, 1) <= free]
+    fitting = [size for size in candidates if working(*size, 1, inputs) <= free]
     assert found == (max(fitting) if fitting else None)
 
 

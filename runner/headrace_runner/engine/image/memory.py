@@ -7,21 +7,28 @@ from collections.abc import Callable
 
 from headrace_runner.models.pipeline import Drawing, ImageTraits
 
-WorkingBytes = Callable[[int, int, int], int]
-"""Memory beside the weights while so many images of a width and height are drawn together."""
+WorkingBytes = Callable[[int, int, int, int], int]
+"""Memory beside the weights, by width, height, images that are drawn together, and input images of
+each."""
 
 
 def images_that_fit(drawing: Drawing, most: int, working: WorkingBytes, free: int) -> int:
     """How many drawings of this size, `most` at most, can be drawn together; 0: not even one."""
-    counts = range(1, most + 1)
-    return bisect_right(counts, free, key=lambda n: working(drawing.width, drawing.height, n))
+    size, inputs = (drawing.width, drawing.height), len(drawing.input_images)
+    return bisect_right(range(1, most + 1), free, key=lambda n: working(*size, n, inputs))
+
+
+def needed(drawing: Drawing, working: WorkingBytes) -> int:
+    """What a drawing takes by itself."""
+    return working(drawing.width, drawing.height, 1, len(drawing.input_images))
 
 
 def smaller(
-    width: int, height: int, traits: ImageTraits, working: WorkingBytes, free: int
+    drawing: Drawing, traits: ImageTraits, working: WorkingBytes, free: int
 ) -> tuple[int, int] | None:
     """The largest size of nearly the same shape that can be drawn; None where there is none."""
     step, least = traits.size_step, traits.min_size
+    width, height, inputs = drawing.width, drawing.height, len(drawing.input_images)
     longer = max(width, height)
 
     def scaled(side: int) -> tuple[int, int]:
@@ -30,7 +37,7 @@ def smaller(
         return wide, high
 
     sides = range(step, longer, step)
-    fits = bisect_right(sides, free, key=lambda side: working(*scaled(side), 1))
+    fits = bisect_right(sides, free, key=lambda side: working(*scaled(side), 1, inputs))
     return scaled(sides[fits - 1]) if fits else None
 
 

@@ -19,7 +19,13 @@ from headrace.errors import HeadraceError, InsufficientMemory, InternalError
 from headrace.telemetry import names
 from headrace_runner.engine.image.batch import Batch
 from headrace_runner.engine.image.line import Line, Piece
-from headrace_runner.engine.image.memory import WorkingBytes, images_that_fit, remedy, smaller
+from headrace_runner.engine.image.memory import (
+    WorkingBytes,
+    images_that_fit,
+    needed,
+    remedy,
+    smaller,
+)
 from headrace_runner.engine.image.pace import Pace
 from headrace_runner.engine.image.request import (
     Drawn,
@@ -298,7 +304,7 @@ class ImageWorker:
                 request.context.run(logger.warning, "out of memory: %s", error, extra=extra)
                 drawing = piece.drawing
                 # It was to fit, so the estimate is wrong: half of it is the best guess there is.
-                guess = self._limits.working(drawing.width, drawing.height, 1) // 2
+                guess = needed(drawing, self._limits.working) // 2
                 self._end(piece.uid, self._no_room(drawing, self._limits.free(), guess))
             else:
                 request.context.run(logger.error, "a request failed", exc_info=error, extra=extra)
@@ -307,11 +313,10 @@ class ImageWorker:
     def _no_room(self, drawing: Drawing, free: int, for_smaller: int) -> InsufficientMemory:
         """`for_smaller`: bytes within which another size is to be."""
         working, traits = self._limits.working, self._pipeline.traits
-        width, height = drawing.width, drawing.height
-        needs = working(width, height, 1)
-        size = smaller(width, height, traits, working, for_smaller)
+        needs = needed(drawing, working)
+        size = smaller(drawing, traits, working, for_smaller)
         return InsufficientMemory(
-            f"{width}x{height} needs {needs} bytes of memory and {free} are free; "
+            f"{drawing.width}x{drawing.height} needs {needs} bytes of memory and {free} are free; "
             f"try again later, or {remedy(size)}",
             needs=needs,
             free=free,

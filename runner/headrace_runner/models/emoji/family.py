@@ -68,7 +68,9 @@ class EmojiFamily:
         """See `ImageFamily.traits`. Raises as `facts` does."""
         return traits(read_config(directory))
 
-    def working_bytes(self, directory: Path, width: int, height: int, count: int) -> int:
+    def working_bytes(
+        self, directory: Path, width: int, height: int, count: int, input_images: int = 0
+    ) -> int:
         """See `ImageFamily.working_bytes`."""
         return WORKING_BYTES + count * BYTES_PER_IMAGE
 
