@@ -1,4 +1,4 @@
-"""Trains the network: `python -m training.emoji.train --data DIR --run DIR --minutes 65`.
+"""Trains the network: `python -m training.emoji.train --data DIR --run DIR --minutes 76`.
 
 Stops after so many minutes of training, over which the learning rate falls; started again with the
 same directory it goes on from the last checkpoint. Each process draws a share of the batch on one
@@ -199,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the emoji model.")
     parser.add_argument("--data", type=Path, required=True, help="directory of both npm packages")
     parser.add_argument("--run", type=Path, required=True, help="directory of checkpoint and log")
-    parser.add_argument("--minutes", type=float, default=65.0)
+    parser.add_argument("--minutes", type=float, default=76.0)
     parser.add_argument("--batch", type=int, default=24, help="of all processes together")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--checkpoint-minutes", type=float, default=3.0)
