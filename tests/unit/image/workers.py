@@ -25,12 +25,11 @@ class Desk:
         self.going = True
         self.between: Callable[[], None] = lambda: None
         """What comes about while the worker looks up."""
+
         def working(width: int, height: int, count: int, _: int) -> int:
             return BYTES_PER_PIXEL * width * height * count
 
         limits = Limits(max_batch, working, lambda: self.free)
-            max_batch, lambda w, h, n, _: BYTES_PER_PIXEL * w * h * n, lambda: self.free
-        )
         self.worker = ImageWorker(self.pipeline, limits, self._deliver, self._look_up, lambda: None)
         self.pipeline.batches.clear()
 
