@@ -71,6 +71,8 @@ def _body_of_calls(
             "the tool calls of this model are no JSON that could be held to a form; leave it out",
             field=field,
         )
+    if must_call and request.stop.ignore_eos:
+        _refuse("stop.ignore_eos", f"does not go with {field}: after a call comes the end")
     if must_call and request.WhichOneof("constraint") is not None:
         _refuse(field, f"does not go with {request.WhichOneof('constraint')}; give one of them")
     wanted = {

@@ -169,6 +169,14 @@ async def test_what_cannot_be_called_is_refused(
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
+async def test_a_call_that_has_to_come_needs_an_end(caller: Api) -> None:
+    request = asking(tool_choice=ToolChoice(mode=ToolChoice.MODE_REQUIRED))
+    request.stop.ignore_eos = True
+    with pytest.raises(InvalidRequest) as caught:
+        await caller.stream(request).rest()
+    assert [violation.field for violation in caught.value.violations] == ["stop.ignore_eos"]
+
+
 def test_the_example_of_the_docs_runs(
     caller_runner: Child, capsys: pytest.CaptureFixture[str]
 ) -> None:

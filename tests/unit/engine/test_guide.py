@@ -17,7 +17,7 @@ from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.guide import Guidance, Stretch
 from headrace_runner.engine.text.request import Finish, Finished, GenerationRequest
 from headrace_runner.engine.text.sampling import SamplingParams
-from headrace_runner.models.grammar import GrammarError, Grammars
+from headrace_runner.models.grammar import Grammar, GrammarError, Grammars
 from headrace_runner.models.tokenizer import Tokenizer
 from tests.unit.engine.engines import a_step_ahead, read, request, running, tokens_of
 from tests.unit.engine.tiny import EOS, GREEDY, VOCABULARY, loader
@@ -168,8 +168,9 @@ ANYTHING = set(range(VOCABULARY))
     ("so_far", "allowed"),
     [
         ("", {ord("y"), THINK, CALL}),
-        ("<", ANYTHING),
-        ("<y no", ANYTHING),
+        # No end before the answer, and no call that might be only spoken of.
+        ("<", ANYTHING - {EOS, CALL}),
+        ("<y no", ANYTHING - {EOS, CALL}),
         ("<hm>", {ord("y"), CALL}),
         ("<hm>y", {ord("e")}),
         ("ye", {ord("s")}),
@@ -190,7 +191,7 @@ def test_a_grammar_is_about_the_answer(
 def test_reasoning_that_the_prompt_has_opened(tokenizer: Tokenizer, grammars: Grammars) -> None:
     grammar = grammars.compile("choices", ["yes"])
     guidance = Guidance(tokenizer, grammar, reasoning=Stretch(None, b"</t>"), in_reasoning=True)
-    assert marked(guidance, "") == marked(guidance, "so </t") == ANYTHING
+    assert marked(guidance, "") == marked(guidance, "so </t") == ANYTHING - {EOS}
     assert marked(guidance, "so </t>") == {ord("y")}
 
 
@@ -210,6 +211,27 @@ def test_a_budget_closes_the_reasoning(
 ) -> None:
     guidance = Guidance(tokenizer, reasoning=Stretch(None, b"</t>"), in_reasoning=True, budget=4)
     assert marked(guidance, so_far) == allowed
+
+
+@pytest.mark.parametrize(
+    ("so_far", "allowed"),
+    [
+        ("<ab", {END_THINK}),
+        ("<ab>", ANYTHING),
+        # What is spent is spent, wherever it is tried again.
+        ("<ab>so<", {END_THINK}),
+        ("<ab>so<>", ANYTHING),
+        ("<a>so<b", {END_THINK}),
+        # A call ends the reasoning that it stands in.
+        ("<a{f(x, y)", ANYTHING),
+    ],
+)
+def test_a_budget_is_for_all_reasoning(
+    tokenizer: Tokenizer, so_far: str, allowed: set[int]
+) -> None:
+    assert (
+        marked(Guidance(tokenizer, reasoning=REASONING, calls=CALLS, budget=2), so_far) == allowed
+    )
 
 
 async def test_reasoning_ends_in_time_and_the_answer_follows(
@@ -301,3 +323,54 @@ def test_a_wrong_schema_is_said_with_its_tool(grammars: Grammars) -> None:
     wrong = {"properties": {"x": {"type": "nothing"}}}
     with pytest.raises(GrammarError, match="of bad: at /properties/x: Invalid type"):
         grammars.calls(TOOLS | {"bad": wrong})
+
+
+SAY = {
+    "type": "object",
+    "properties": {"it": {"type": "string", "maxLength": 40}},
+    "required": ["it"],
+    "additionalProperties": False,
+}
+
+
+def calls_of(tokenizer: Tokenizer, body: Grammar) -> Stretch:
+    return Stretch.between(tokenizer, "<", "</c>", body)
+
+
+def test_the_mark_of_the_end_is_no_part_of_an_argument(
+    tokenizer: Tokenizer, grammars: Grammars
+) -> None:
+    calls = calls_of(tokenizer, grammars.calls({"say": SAY}))
+    guidance = Guidance(tokenizer, calls=calls, must_call=True)
+    begun = '<\n{"name":"say","arguments":{"it":"a </c'
+    assert ord(">") not in marked(guidance, begun)
+    assert {ord("d"), ord('"')} <= marked(guidance, begun)
+    assert ord(">") in marked(guidance, begun + "d")
+    assert marked(guidance, begun + '"}}\n') == {ord("<")}
+
+
+def test_an_argument_that_has_to_hold_the_mark_is_an_error(
+    tokenizer: Tokenizer, grammars: Grammars
+) -> None:
+    schema = SAY | {"properties": {"it": {"const": "</c>"}}}
+    guidance = Guidance(tokenizer, calls=calls_of(tokenizer, grammars.calls({"say": schema})))
+    with pytest.raises(GrammarError, match="cannot stand within it"):
+        marked(guidance, '<\n{"name":"say","arguments":{"it":"</c')
+
+
+@pytest.mark.parametrize("before", ["", "Let me see.\n", "(hm", "(hm)\n\n"])
+def test_a_call_is_held_to_its_form_wherever_it_comes(
+    tokenizer: Tokenizer, grammars: Grammars, before: str
+) -> None:
+    calls = calls_of(tokenizer, grammars.calls(TOOLS))
+    guidance = Guidance(tokenizer, reasoning=Stretch(ord("("), b")"), calls=calls)
+    assert marked(guidance, before) == ANYTHING
+    assert marked(guidance, before + '<\n{"name":"') == {ord("a"), ord("n")}
+    assert marked(guidance, before + CALLED + "\n</c>") == ANYTHING
+
+
+def test_no_end_comes_before_a_call_that_has_to(tokenizer: Tokenizer, grammars: Grammars) -> None:
+    calls = calls_of(tokenizer, grammars.calls(TOOLS))
+    guidance = Guidance(tokenizer, reasoning=Stretch(ord("("), b")"), calls=calls, must_call=True)
+    assert marked(guidance, "(hm") == ANYTHING - {EOS}
+    assert marked(guidance, "(hm" + CALLED + "\n</c>") == {ord("<"), EOS}
