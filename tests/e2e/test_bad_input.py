@@ -141,12 +141,18 @@ CASES = [
         "resume_choices[0].index",
     ),
     Case("resumption by no token", ask(resume_token_ids=[49152]), "resume_token_ids[0]"),
+    Case("a schema that is none", ask(json_schema="{"), "json_schema"),
+    Case("a schema of no type", ask(json_schema='{"type": "objekt"}'), "json_schema"),
+    Case("half a regex", ask(regex="("), "regex"),
+    Case("a grammar without a start", ask(lark_grammar="word: /a/"), "lark_grammar"),
+    Case("no choices", ask(choices=completion.Choices()), "choices.values"),
+    Case(
+        "a form without an end",
+        ask(regex="a", stop=completion.StopOptions(ignore_eos=True)),
+        "stop.ignore_eos",
+    ),
     # B9: what the model or this runner cannot honour is never ignored.
     Case("an adapter", ask(adapter="mine"), "adapter", reason=UNSUPPORTED),
-    Case("a schema", ask(json_schema="{}"), "json_schema", reason=UNSUPPORTED),
-    Case("a regex", ask(regex="a+"), "regex", reason=UNSUPPORTED),
-    Case("a grammar", ask(lark_grammar='start: "a"'), "lark_grammar", reason=UNSUPPORTED),
-    Case("choices", ask(choices=completion.Choices(values=["a"])), "choices", reason=UNSUPPORTED),
     Case(
         "reasoning",
         ask(reasoning=completion.ReasoningOptions(enabled=True)),
