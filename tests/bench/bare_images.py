@@ -11,13 +11,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
 
-from headrace_runner.models.pipeline import Drawing, ImageFamily, ImagePipeline, Phase, Pixels
+from headrace_runner.models import families
+from headrace_runner.models.pipeline import Drawing, Phase, Pixels
 
 
 class Unwatched:
@@ -30,16 +29,13 @@ class Unwatched:
         pass
 
 
-def load(directory: Path) -> ImagePipeline:
-    """The model, as a runner would load it: here alone the bench knows how."""
-    families = import_module("headrace_runner.models.families")
-    family = cast("ImageFamily", families.find(directory))
-    return family.load(directory, "float32", lambda _: None)
-
-
 def main() -> None:
     """Answers until stdin ends."""
-    pipeline = load(Path(sys.argv[1]))
+    directory = Path(sys.argv[1])
+    family = families.find(directory)
+    if family is None:
+        sys.exit(f"{directory} is no image model")
+    pipeline = family.load(directory, "float32", lambda _: None)
     traits = pipeline.traits
     print("ready", flush=True)
     for line in sys.stdin:

@@ -64,7 +64,7 @@ async def measure(setting: Setting, rounds: int, note: Callable[[str], None]) ->
     found = Found([Figures(clients) for clients in CLIENTS])
     async with (
         running(bare, setting.tuned, b"ready") as loop,
-        controller(setting) as (_, address),
+        controller(setting, "--dtype", "float32") as (_, address),
         AsyncClient(address, timeout=_SECONDS) as client,
     ):
         await loop.ready()
