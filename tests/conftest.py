@@ -6,10 +6,15 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from headrace_server.store import Store
 
 MODEL = "smollm2:135m"
+
+# How long an example takes says more of a busy machine than of the code.
+settings.register_profile("headrace", deadline=None)
+settings.load_profile("headrace")
 
 # Who starts the tests in the background, or to outlive a terminal, has these ignored, and so would
 # all that the tests start.
