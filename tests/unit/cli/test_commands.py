@@ -185,6 +185,54 @@ def test_what_cannot_be_sent_is_wrong_usage(fake: Fake, headrace: Run) -> None:
     assert fake.requests == []
 
 
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        (("--json-schema", ' {"type": "null"}'), {"json_schema": ' {"type": "null"}'}),
+        (("--json-schema", "true"), {"json_schema": "true"}),
+        (("--json-schema", "true.json"), {"json_schema": "{}"}),
+        (("--regex", "a+"), {"regex": "a+"}),
+        (("--grammar", "g.lark"), {"lark_grammar": 'start: "a"'}),
+        (
+            ("--choice", "yes", "--choice", "no"),
+            {"choices": completion_pb2.Choices(values=["yes", "no"])},
+        ),
+    ],
+)
+def test_the_form_of_an_answer(
+    given: tuple[str, ...],
+    taken: dict[str, Any],
+    fake: Fake,
+    headrace: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("true.json").write_text("{}")
+    Path("g.lark").write_text('start: "a"')
+    assert headrace("run", "m", "hi", *given)[0] == 0
+    (request,) = fake.requests
+    ((field, value),) = taken.items()
+    assert request.WhichOneof("constraint") == field
+    assert getattr(request, field) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--json-schema", "none.json"), "none.json is neither a file nor a JSON object"),
+        (("--grammar", "none.lark"), "does not exist"),
+        (("--regex", "a", "--choice", "b"), "choices: does not go with regex"),
+    ],
+)
+def test_a_form_that_cannot_be_is_told_before_anything_is_asked(
+    given: tuple[str, ...], said: str, fake: Fake, headrace: Run
+) -> None:
+    code, _, err = headrace("run", "m", "hi", *given)
+    assert (code, fake.requests) == (2, [])
+    assert said in err
+
+
 def test_models(fake: Fake, headrace: Run) -> None:
     fake.models["m:1"] = say.model("m:1", runners=[say.runner()], license="Apache-2.0")
     code, out, _ = headrace("list")

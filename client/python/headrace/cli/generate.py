@@ -20,8 +20,8 @@ _CommandT = TypeVar("_CommandT", bound=Callable[..., Any])
 
 
 def _text(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """What begins like JSON is taken as it is; anything else names a file."""
-    if value is None or value.lstrip().startswith(("{", "true")):
+    """A JSON object, or true, is taken as it is; anything else names a file."""
+    if value is None or value.lstrip().startswith("{") or value.strip() == "true":
         return value
     path = Path(value)
     if not path.is_file():
