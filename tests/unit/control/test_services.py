@@ -233,10 +233,10 @@ async def test_a_broken_rule_names_the_field(
 async def test_an_option_of_a_later_version_is_refused_before_any_load(
     channel: grpc.aio.Channel,
 ) -> None:
-    request = completion.StreamCompletionRequest(model="words", prompt="x", regex="a+")
+    request = completion.StreamCompletionRequest(model="words", prompt="x", adapter="ink")
     error = await error_of(CompletionServiceStub(channel).StreamCompletion(request))
     assert isinstance(error, UnsupportedParameter)  # The load would fail with ModelCorrupt.
-    assert [violation.field for violation in error.violations] == ["regex"]
+    assert [violation.field for violation in error.violations] == ["adapter"]
 
 
 async def test_what_a_model_does_not_draw_is_refused_before_any_load(
