@@ -132,7 +132,7 @@ class RunnerContext(ABC, Generic[T, M]):
         if self.draining.is_set():
             raise Draining(retry_after=_DRAIN_RETRY)
         waiting = self.config.max_waiting
-        if len(self._calls) >= self.config.max_concurrency + waiting:
+        if len(self._calls) >= self.limits.max_concurrency + waiting:
             raise QueueFull(_QUEUE_RETRY, queue="runner", limit=waiting)
         task = asyncio.current_task()
         assert task is not None

@@ -34,7 +34,7 @@ def decode(data: bytes, width: int, height: int) -> Pixels:
 
     It is turned as its EXIF says, what is transparent is white, and it is scaled to cover the size
     and cut to it at its centre. Of an animation it is the first frame. Raises BadImage, for more
-    than `MAX_PIXELS` before anything is unpacked.
+    than `MAX_PIXELS` before anything is unpacked, and MemoryError.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -42,7 +42,7 @@ def decode(data: bytes, width: int, height: int) -> Pixels:
                 raise _too_large(f"has {image.width} x {image.height} pixels")
             image.load()
             whole = on_white(_eight_bits(ImageOps.exif_transpose(image)))
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large("has too many pixels") from error

@@ -38,6 +38,7 @@ from headrace_runner.engine.stream import Failed
 from headrace_runner.image_state import ImageRunner
 from headrace_runner.images import encode
 from headrace_runner.images.parameters import parameters
+from headrace_runner.models.pipeline import Phase
 from headrace_runner.services.calls import Call
 from headrace_runner.services.image_messages import (
     Completed,
@@ -52,7 +53,7 @@ from headrace_runner.services.image_messages import (
 )
 from headrace_runner.services.image_options import file_format, image_request, preview_format
 from headrace_runner.services.image_spans import ImageSpan
-from headrace_runner.services.workers import reading_images, writing_images
+from headrace_runner.services.workers import reading_images, sizing_images, writing_images
 
 Context: TypeAlias = "grpc.aio.ServicerContext[StreamImageRequest, StreamImageResponse]"
 
@@ -115,6 +116,7 @@ class ImageServicer(ImageServiceServicer):
                 case Progress() as last:
                     yield progress(last)
                 case _Begun(request):
+                    last = Progress(Phase.ENCODING)  # It waits no longer.
                     first = request.drawings[0]
                     yield StreamImageResponse(
                         started=ImageStarted(
@@ -147,11 +149,13 @@ class ImageServicer(ImageServiceServicer):
         """Has the images drawn; all that comes of it, errors included, goes into the outbox."""
         runner = self._runner
         try:
-            wanted = await reading_images(
-                image_request, request, request_id, runner.traits, runner.adapters
-            )
+            asked = request, request_id, runner.traits, runner.adapters
+            if request.input_images:
+                wanted = await reading_images(image_request, *asked)
+            else:  # Quick: it does not wait for those whose files are being read.
+                wanted = image_request(*asked)
             await asyncio.shield(runner.loaded)
-            await asyncio.to_thread(self._check_memory, wanted)
+            await sizing_images(self._check_memory, wanted)
             span.accepted(wanted)
             stream = runner.engine.submit(wanted)
             try:

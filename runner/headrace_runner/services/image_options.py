@@ -9,7 +9,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection
 
-from headrace.errors import FieldViolation, InvalidRequest, UnsupportedParameter
+from headrace.errors import (
+    FieldViolation,
+    InsufficientMemory,
+    InvalidRequest,
+    UnsupportedParameter,
+)
 from headrace.rpc.images import check_image_request
 from headrace.v1.image_pb2 import ImageFormat, StreamImageRequest
 from headrace_runner.engine.image.request import ImageRequest
@@ -31,8 +36,8 @@ def image_request(
     """What is to be drawn, all that was left open filled in.
 
     Raises UnsupportedParameter for what the model does not take, InvalidRequest for what it cannot
-    draw with and for input images that cannot be read. Ranges have been checked by the contract's
-    rules.
+    draw with and for input images that cannot be read, InsufficientMemory where there is none to
+    read them. Ranges have been checked by the contract's rules.
     """
     check_image_request(request, traits)
     loras = _loras(request, adapters)
@@ -100,3 +105,7 @@ def _input_image(data: bytes, width: int, height: int, index: int) -> Pixels:
     except BadImage as error:
         violation = FieldViolation(f"input_images[{index}].data", str(error))
         raise InvalidRequest(violations=[violation]) from error
+    except MemoryError as error:
+        raise InsufficientMemory(
+            f"there is no memory to read input_images[{index}]; try again later, or send it smaller"
+        ) from error

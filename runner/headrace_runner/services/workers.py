@@ -3,7 +3,8 @@
 Small requests share asyncio's own threads. Large ones go one at a time, on a thread of their own:
 tokenizing 16 MiB takes seconds and gigabytes, and several at once could take all the memory, or
 all the threads that small requests need. Image files are read one at a time for the same reason,
-and written one at a time since the cores are the engine's. Never used for MLX.
+and written one at a time since the cores are the engine's. What an image takes is looked up one at
+a time, so that requests stay in their order. Never used for MLX.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ LARGE_BYTES = 1024 * 1024
 
 _large = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-request")
 _reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image-reading")
+_sizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image-sizing")
 _writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image-writing")
 
 
@@ -39,6 +41,11 @@ async def in_worker(request: Message, work: Callable[P, R], *args: P.args, **kwa
 async def reading_images(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run `work`, which may read image files, as `in_worker` runs a large request's."""
     return await _run(_reading, work, *args, **kwargs)
+
+
+async def sizing_images(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run `work`, which looks up what images take, as `in_worker` runs a large request's."""
+    return await _run(_sizing, work, *args, **kwargs)
 
 
 async def writing_images(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

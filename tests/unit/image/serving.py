@@ -169,6 +169,8 @@ async def serving(
             asyncio.timeout(60),
             grpc.aio.insecure_channel(address, options=channel_options(address)) as channel,
         ):
+            # Calls that are made while it connects arrive in any order.
+            await channel.channel_ready()
             served = Served(made.runner, Api(channel))
             if load:
                 await served.load()

@@ -39,7 +39,8 @@ from headrace.v1.image_pb2 import (
 )
 from headrace.v1.tokenize_pb2 import TokenizeRequest
 from headrace.v1.tokenize_pb2_grpc import TokenizeServiceStub
-from headrace_runner.models.pipeline import Phase
+from headrace_runner.images.decode import decode
+from headrace_runner.models.pipeline import Phase, Pixels
 from headrace_runner.services import image as image_service
 from tests.painter import PLAIN, TRAITS, save_painter
 from tests.unit.image.serving import MODEL, Served, ask, serving
@@ -152,6 +153,37 @@ async def test_an_input_image_is_brought_to_size_and_kept_as_far_as_asked(served
     (image,) = batch[0].input_images
     assert image.shape == (32, 32, 3)
     assert image[0, 0].tolist() == [0, 0, 255]
+
+
+async def test_who_brings_no_image_does_not_wait_for_those_who_do(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def slowly(*given: Any) -> Pixels:
+        assert go_on.wait(20)
+        return decode(*given)
+
+    monkeypatch.setattr("headrace_runner.services.image_options.decode", slowly)
+    slow = asyncio.create_task(served.api.draw(ask(input_images=[picture()])))
+    while not served.runner._calls:  # noqa: ASYNC110 - nobody tells of it
+        await asyncio.sleep(0.005)
+    await served.api.draw(ask())
+    assert not slow.done()
+    go_on.set()
+    await slow
+
+
+async def test_no_memory_for_an_input_image_is_not_its_fault(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", short)
+    with pytest.raises(InsufficientMemory) as caught:
+        await served.api.draw(ask(input_images=[picture()]))
+    assert "input_images[0]" in caught.value.message
 
 
 async def test_all_that_is_asked_for_reaches_the_model(served: Served) -> None:
@@ -303,7 +335,10 @@ async def test_a_sign_of_life_comes_in_every_phase(
         beats = len(stream.answer.progress)
         for _ in range(3):
             await stream.until("progress")
-        assert len(stream.answer.progress) == beats + 3
+        # Who has begun is in no queue any more.
+        assert {p.phase for p in stream.answer.progress[beats:]} == {
+            ImagePhase.IMAGE_PHASE_ENCODING
+        }
         served.pipeline.go_on.set()
         await stream.rest()
 
@@ -398,6 +433,23 @@ async def test_no_more_wait_than_may(painter_dir: Path, tmp_path: Path) -> None:
         for stream in streams:
             await stream.rest()
         assert max(map(len, served.pipeline.batches)) == 1
+
+
+async def test_a_model_that_draws_one_at_a_time_has_no_more_in_line_for_that(
+    painter_dir: Path, tmp_path: Path
+) -> None:
+    save_painter(painter_dir, PLAIN)
+    async with serving(painter_dir, tmp_path / "f.sock", "--max-waiting", "1") as served:
+        served.pipeline.go_on.clear()
+        streams = [served.api.stream(ask()) for _ in range(2)]
+        await streams[0].until("started")
+        while served.runner.engine.active < 2:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.005)
+        with pytest.raises(QueueFull):
+            await served.api.draw(ask())
+        served.pipeline.go_on.set()
+        for stream in streams:
+            await stream.rest()
 
 
 async def test_who_does_not_read_holds_up_nobody_and_gets_all(
