@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace.errors import InsufficientMemory, InternalError, UnsupportedParameter
+from headrace.errors import (
+    InsufficientMemory,
+    InternalError,
+    ModelCorrupt,
+    UnsupportedParameter,
+)
 from headrace_runner.engine.image.request import (
     Drawn,
     Finished,
@@ -251,6 +256,33 @@ def test_a_fault_of_one_request_is_that_requests_alone(
     assert [len(batch) for batch in desk.pipeline.batches] == [4, 1, 1, 1]
     for event, seed in zip(desk.of(1, Drawn), (1, 2), strict=True):
         assert (event.pixels == alone(drawing("good", seed))).all()
+
+
+def test_a_size_of_which_nobody_can_tell_what_it_takes_is_that_requests_alone() -> None:
+    desk, told = Desk(), Desk().working
+
+    def working(width: int, height: int, images: int) -> int:
+        if width == 48:
+            raise ModelCorrupt(file="model.safetensors")
+        return told(width, height, images)
+
+    desk.working = working
+    desk.worker.take(1, request(2, width=48))
+    desk.worker.take(2, request())
+    desk.run()
+    assert isinstance(desk.of(1, Failed)[0].error, ModelCorrupt)
+    assert desk.of(2, Drawn)
+
+
+def test_an_error_that_waits_for_its_reader_holds_nothing_of_the_model() -> None:
+    desk = Desk()
+    error = UnsupportedParameter("unknown", field="loras[0].name")
+    error.__cause__ = error.__context__ = ZeroDivisionError()
+    fails_for(desk.pipeline, "bad", error)
+    desk.worker.take(1, request(prompt="bad"))
+    desk.run()
+    held: list[object] = [error.__traceback__, error.__cause__, error.__context__]
+    assert held == [None] * 3
 
 
 def test_an_image_that_is_drawn_anew_does_not_go_back_for_its_reader() -> None:

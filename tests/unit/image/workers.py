@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from headrace_runner.engine.image.memory import WorkingBytes
 from headrace_runner.engine.image.request import Event, Finished, ImageRequest
 from headrace_runner.engine.image.worker import ImageWorker, Limits
 from headrace_runner.engine.stream import Failed
@@ -25,13 +26,13 @@ class Desk:
         self.going = True
         self.between: Callable[[], None] = lambda: None
         """What comes about while the worker looks up."""
-
-        def working(width: int, height: int, count: int, _: int) -> int:
-            return BYTES_PER_PIXEL * width * height * count
-
-        limits = Limits(max_batch, working, lambda: self.free)
+        self.working: WorkingBytes = lambda w, h, n, _: BYTES_PER_PIXEL * w * h * n
+        limits = Limits(max_batch, self._working, lambda: self.free)
         self.worker = ImageWorker(self.pipeline, limits, self._deliver, self._look_up, lambda: None)
         self.pipeline.batches.clear()
+
+    def _working(self, width: int, height: int, images: int, inputs: int) -> int:
+        return self.working(width, height, images, inputs)
 
     def _deliver(self, batch: list[tuple[int, list[Event]]]) -> None:
         for uid, events in batch:

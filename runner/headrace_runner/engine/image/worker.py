@@ -170,7 +170,12 @@ class ImageWorker:
         while self._batch is None and (first := self._line.first) is not None:
             most = min(self._limits.max_batch, self._pipeline.traits.max_batch)
             free = self._limits.free()
-            if most := images_that_fit(first.drawing, most, self._limits.working, free):
+            try:
+                most = images_that_fit(first.drawing, most, self._limits.working, free)
+            except Exception as error:  # noqa: BLE001 - as in `step`
+                self._fail([first], error)
+                continue
+            if most:
                 self._batch = Batch(next(self._batches), self._line.take(most), self._pace)
                 self._tell_waiting()
             else:
@@ -299,7 +304,9 @@ class ImageWorker:
             request = self._tasks[piece.uid].request
             extra = {"request_id": request.id}
             if isinstance(error, HeadraceError):
-                self._end(piece.uid, error)
+                # Its traceback holds what was being computed, and may wait long for its reader.
+                error.__cause__ = error.__context__ = None
+                self._end(piece.uid, error.with_traceback(None))
             elif is_allocation_failure(error):
                 request.context.run(logger.warning, "out of memory: %s", error, extra=extra)
                 drawing = piece.drawing
