@@ -261,10 +261,10 @@ def test_a_fault_of_one_request_is_that_requests_alone(
 def test_a_size_of_which_nobody_can_tell_what_it_takes_is_that_requests_alone() -> None:
     desk, told = Desk(), Desk().working
 
-    def working(width: int, height: int, images: int) -> int:
+    def working(width: int, height: int, images: int, inputs: int) -> int:
         if width == 48:
             raise ModelCorrupt(file="model.safetensors")
-        return told(width, height, images)
+        return told(width, height, images, inputs)
 
     desk.working = working
     desk.worker.take(1, request(2, width=48))
