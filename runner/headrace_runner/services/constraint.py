@@ -45,7 +45,14 @@ def guidance_of(
                 field=str(request.WhichOneof("constraint") or "chat.tool_choice.mode"),
             )
     return Guidance(
-        tokenizer, grammar, reasoning, prompt.in_reasoning, budget, calls, must_call=must_call
+        tokenizer,
+        grammar,
+        reasoning,
+        prompt.in_reasoning,
+        budget,
+        calls,
+        must_call=must_call,
+        field=request.WhichOneof("constraint") or "chat.tools",
     )
 
 

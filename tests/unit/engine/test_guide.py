@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace.errors import InvalidRequest
+from headrace.errors import InternalError, InvalidRequest
 from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.guide import Guidance, Stretch
 from headrace_runner.engine.text.request import Finish, Finished, GenerationRequest
@@ -117,9 +117,24 @@ async def test_b6_a_grammar_that_fails_ends_its_row_and_no_other(
     undisturbed = [await answer(engine, each) for each in others]
     tasks = [asyncio.create_task(answer(engine, each)) for each in others]
     # What was sent before cannot have followed this grammar.
-    with pytest.raises(InvalidRequest, match="the constraint could not be followed"):
+    with pytest.raises(InvalidRequest, match="constraint: could not be followed"):
         await answer(engine, guided(schema, resume=(tuple(b"[1, 2"),)))
     assert [await task for task in tasks] == undisturbed
+    assert engine.active == 0
+
+
+async def test_b6_a_guide_with_a_bug_ends_its_row_and_no_other(
+    engine: TextEngine, schema: Guidance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = request(max_tokens=40, sampling=HOT)
+    undisturbed = await answer(engine, other)
+    broken = schema.begin()
+    monkeypatch.setattr(broken, "mark", lambda _: 1 / 0)
+    monkeypatch.setattr(Guidance, "begin", lambda *_: broken)
+    task = asyncio.create_task(answer(engine, other))
+    with pytest.raises(InternalError):
+        await answer(engine, guided(schema))
+    assert await task == undisturbed
     assert engine.active == 0
 
 

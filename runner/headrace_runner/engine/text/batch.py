@@ -16,7 +16,6 @@ import numpy as np
 
 from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.engine.text.drafts import Cost, Drafting, Lookup, Worth
-from headrace_runner.engine.text.guide import GrammarError
 from headrace_runner.engine.text.layout import Layout, as_tokens
 from headrace_runner.engine.text.logprobs import PendingLogprobs, logprobs
 from headrace_runner.engine.text.pace import Pace, shares
@@ -253,7 +252,8 @@ class TextBatch:
                 row.tokens.append(token)
                 row.in_flight = in_flight
                 if row.new.guide is not None:
-                    row.new.guide.take(token)
+                    with _faults_of(row):
+                        row.new.guide.take(token)
                 drawn.append(Drawn(uid, token, found.get(uid), row.fault))
         return drawn
 
@@ -351,10 +351,8 @@ class TextBatch:
         allowed = np.ones(logits.shape, np.bool_)
         for row, line in zip(rows, allowed, strict=True):
             if row.new.guide is not None and row.fault is None:
-                try:
+                with _faults_of(row):
                     row.new.guide.mark(line)
-                except GrammarError as error:
-                    row.fault = str(error)
         return mx.array(allowed)
 
     def _prefill(self, budget: int, *, decoding: bool) -> list[Prefilled]:
@@ -410,3 +408,12 @@ class TextBatch:
 
 def _count(chunks: _Chunks) -> int:
     return sum(len(tokens) for _, tokens in chunks)
+
+
+@contextmanager
+def _faults_of(row: Row) -> Iterator[None]:
+    """What goes wrong with a row's guide is that row's alone."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - told with the row's next token
+        row.fault = row.fault or error

@@ -81,6 +81,8 @@ class Guidance:
     """Tool calls, which may come in place of the answer."""
     must_call: bool = False
     """Whether they have to."""
+    field: str = "constraint"
+    """Of the request that asks for it, for errors."""
 
     def begin(self, tokens: Iterable[int] = ()) -> Guide:
         """For a choice that has drawn these tokens so far."""

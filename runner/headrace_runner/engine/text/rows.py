@@ -34,8 +34,8 @@ class Drawn:
     uid: int
     token: int
     logprobs: Logprobs | None
-    fault: str | None = None
-    """Why the token is none that the row's guide allows."""
+    fault: Exception | None = None
+    """Why the token need be none that the row's guide allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Row:
     """Whether a draw of its is under way."""
     drafting: Drafting | None = None
     """Once it has been alone."""
-    fault: str | None = None
+    fault: Exception | None = None
     """Why its guide can no longer tell what may come next."""
 
     def __post_init__(self) -> None:

@@ -14,12 +14,19 @@ from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
-from headrace.errors import HeadraceError, InsufficientMemory, InternalError, InvalidRequest
+from headrace.errors import (
+    FieldViolation,
+    HeadraceError,
+    InsufficientMemory,
+    InternalError,
+    InvalidRequest,
+)
 from headrace.telemetry import names
 from headrace_runner.engine.memory import give_back, is_allocation_failure
 from headrace_runner.engine.stream import Failed
 from headrace_runner.engine.tally import Tally
 from headrace_runner.engine.text.batch import TextBatch
+from headrace_runner.engine.text.guide import GrammarError
 from headrace_runner.engine.text.layouts import choose_layout
 from headrace_runner.engine.text.memory import Reservations, plan
 from headrace_runner.engine.text.output import Output
@@ -319,11 +326,19 @@ class TextWorker:
             self._faulted.add(uid)
             self._end(uid, InternalError(""))
 
-    def _break_off(self, task: _Task, fault: str) -> None:
-        """Ends a request whose grammar cannot be followed any further."""
-        if task.uid not in self._faulted:
-            self._faulted.add(task.uid)
-            self._end(task.uid, InvalidRequest(f"the constraint could not be followed: {fault}"))
+    def _break_off(self, task: _Task, fault: Exception) -> None:
+        """Ends a request whose guide can lead it no further."""
+        if task.uid in self._faulted:
+            return
+        if not isinstance(fault, GrammarError):
+            with self._alone(task.uid, task.request):
+                raise fault
+            return
+        guidance = task.request.guidance
+        assert guidance is not None
+        self._faulted.add(task.uid)
+        rule = f"could not be followed any further: {fault}"
+        self._end(task.uid, InvalidRequest(violations=[FieldViolation(guidance.field, rule)]))
 
     def _drop_faulted(self) -> None:
         faulted, self._faulted = self._faulted, set()
