@@ -320,22 +320,24 @@ class TextWorker:
         """Whatever goes wrong inside ends this request and no other."""
         try:
             yield
-        except Exception:  # noqa: BLE001 - logged in the request's own context
-            extra = {"request_id": request.id}
-            request.context.run(logger.exception, "a request failed", extra=extra)
-            self._faulted.add(uid)
-            self._end(uid, InternalError(""))
+        except Exception as error:  # noqa: BLE001 - logged in the request's own context
+            self._failed(uid, request, error)
+
+    def _failed(self, uid: int, request: GenerationRequest, error: Exception) -> None:
+        """Ends a request that met a bug of ours."""
+        extra = {"request_id": request.id}
+        request.context.run(logger.error, "a request failed", exc_info=error, extra=extra)
+        self._faulted.add(uid)
+        self._end(uid, InternalError(""))
 
     def _break_off(self, task: _Task, fault: Exception) -> None:
         """Ends a request whose guide can lead it no further."""
         if task.uid in self._faulted:
             return
-        if not isinstance(fault, GrammarError):
-            with self._alone(task.uid, task.request):
-                raise fault
-            return
         guidance = task.request.guidance
-        assert guidance is not None
+        if guidance is None or not isinstance(fault, GrammarError):
+            self._failed(task.uid, task.request, fault)
+            return
         self._faulted.add(task.uid)
         rule = f"could not be followed any further: {fault}"
         self._end(task.uid, InvalidRequest(violations=[FieldViolation(guidance.field, rule)]))
