@@ -14,7 +14,7 @@ from training.emoji.captions import read_emoji, vocabulary
 from training.emoji.network import Network, Shape
 from training.emoji.train import load_average
 
-STEPS, GUIDANCE = 20, 2.5
+STEPS, GUIDANCE = 20, 3.0
 """Of sampling, where nothing is said."""
 
 

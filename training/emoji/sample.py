@@ -23,7 +23,7 @@ SHEET = (
     "banana", "crown", "bicycle", "umbrella", "burger", "earth", "laptop", "octopus", "owl",
     "fire", "alarm clock", "cup of coffee", "castle", "turtle", "light bulb",
     "cool face with sunglasses", "key", "bus", "soccer ball", "crescent moon", "frog", "mushroom",
-    "scissors", "",
+    "scissors",
 )
 # fmt: on
 

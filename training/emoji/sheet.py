@@ -60,7 +60,7 @@ def main() -> None:
         for index, pixels in enumerate(pipeline.draw(drawings, _Quiet())):
             sheet.paste(Image.fromarray(pixels), (x + index * side, y))
         labels.text((x + 3, y + side), prompt, fill="black")
-    sheet.quantize(256, dither=Image.Dither.NONE).save(options.to, optimize=True)
+    sheet.quantize(192, dither=Image.Dither.NONE).save(options.to, optimize=True)
 
 
 if __name__ == "__main__":
