@@ -96,7 +96,7 @@ class Text(Module):
         x = mx.stack(vectors)[None]
         for layer in self.layers:
             x = layer(x)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return _now(self.norm(x))
 
 
 class _TextLayer(Module):
@@ -115,7 +115,7 @@ class _TextLayer(Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         q, k, v = mx.split(self.qkv(self.norm1(x)), 3, axis=-1)
-        x = x + self.out(_attend(q, k, v, self._heads))
+        x = _now(x + self.out(_attend(q, k, v, self._heads)))
         return x + self.down(_silu(self.up(self.norm2(x))))
 
 
@@ -136,7 +136,7 @@ class _Block(Module):
         h = self.conv1(_silu(self.norm1(x)))
         scale, shift = mx.split(self.film(embedding)[:, None, None], 2, axis=-1)
         h = self.conv2(_silu(self.norm2(h) * (1 + scale) + shift))
-        return h + (self.skip(x) if "skip" in self else x)  # type: ignore[no-any-return]
+        return _now(h + (self.skip(x) if "skip" in self else x))
 
 
 class _Attention(Module):
@@ -155,10 +155,10 @@ class _Attention(Module):
 
     def __call__(self, x: mx.array, text: mx.array) -> mx.array:
         q, k, v = mx.split(self.qkv(_places(self.norm1(x))), 3, axis=-1)
-        x = x + self.out1(_attend(q, k, v, self._heads)).reshape(x.shape)
+        x = _now(x + self.out1(_attend(q, k, v, self._heads)).reshape(x.shape))
         k, v = mx.split(self.kv(text), 2, axis=-1)
         q = self.q(_places(self.norm2(x)))
-        return x + self.out2(_attend(q, k, v, self._heads)).reshape(x.shape)
+        return _now(x + self.out2(_attend(q, k, v, self._heads)).reshape(x.shape))
 
 
 def _places(x: mx.array) -> mx.array:
@@ -172,7 +172,19 @@ def _attend(q: mx.array, k: mx.array, v: mx.array, heads: int) -> mx.array:
     return found.swapaxes(1, 2).reshape(found.shape[0], found.shape[2], -1)
 
 
+def _now(x: mx.array) -> mx.array:
+    """Evaluated where it stands.
+
+    What is computed later in one go may reuse the memory of what it is computed from, which depends
+    on how far MLX's own thread is; and with that the order of a sum, and so its last bit. The same
+    seed is to give the same bytes.
+    """
+    mx.eval(x)
+    return x
+
+
 def _silu(x: mx.array) -> mx.array:
+    _now(x)
     if x.dtype == mx.float32 and mx.default_device().type == mx.DeviceType.cpu:
         return vector_math.swiglu(x, mx.array(1.0))
     return silu(x)  # type: ignore[no-any-return]
