@@ -185,8 +185,10 @@ async def test_one_who_reads_slowly_gets_all_of_it(
 async def test_what_the_model_does_not_take_is_refused(client: AsyncClient) -> None:
     with pytest.raises(InvalidRequest, match="width"):
         await client.image(ROSE, model=PAINTER, width=80)
-    with pytest.raises(UnsupportedParameter, match="input_images"):
+    with pytest.raises(InvalidRequest, match=r"input_images\[0\].data"):
         await client.image(ROSE, model=PAINTER, input_images=[b"x"])
+    with pytest.raises(UnsupportedParameter, match=r"loras\[0\].name"):
+        await client.image(ROSE, model=PAINTER, loras=["oil"])
     with pytest.raises(UnsupportedCapability):
         await client.complete(PAINTER, "hello")
     with pytest.raises(UnsupportedCapability):
