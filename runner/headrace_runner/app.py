@@ -34,12 +34,12 @@ from headrace.telemetry import engine as engine_metrics
 from headrace.telemetry import names
 from headrace.telemetry.local import LocalSpanExporter
 from headrace.telemetry.setup import configure
-from headrace.v1 import embedding_pb2_grpc, runner_pb2_grpc
+from headrace.v1 import runner_pb2_grpc
 from headrace_runner.config import RunnerConfig
 from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.models import families
+from headrace_runner.models.encoders.layout import is_embedding
 from headrace_runner.served import Served
-from headrace_runner.services.not_yet import EmbeddingServicer
 from headrace_runner.services.runner import RunnerServicer
 from headrace_runner.starting import Start
 from headrace_runner.state import AnyRunner
@@ -48,6 +48,7 @@ from headrace_runner.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 _meter = metrics.get_meter("headrace.runner")
 
+Kind: TypeAlias = Literal["text", "image", "embedding"]
 Maker: TypeAlias = Callable[[RunnerConfig, host.Machine, ReportWriter, Start], Served]
 
 _SERVICE: Final = "headrace-runner"
@@ -128,11 +129,13 @@ async def _main(config: RunnerConfig, report: ReportWriter, start: Start) -> int
             os._exit(1)
 
 
-def kind_of(config: RunnerConfig) -> Literal["text", "image"]:
+def kind_of(config: RunnerConfig) -> Kind:
     """What the model is for, as told or by its directory. Raises ModelCorrupt for damaged files."""
     if config.kind != "auto":
         return config.kind
-    return "text" if families.find(config.model_dir) is None else "image"
+    if families.find(config.model_dir) is not None:
+        return "image"
+    return "embedding" if is_embedding(config.model_dir) else "text"
 
 
 def preload(config: RunnerConfig) -> None:
@@ -142,12 +145,16 @@ def preload(config: RunnerConfig) -> None:
         _maker(kind_of(config))
 
 
-def _maker(kind: Literal["text", "image"]) -> Maker:
-    # Here and not above: neither kind is to pay for the other's imports.
+def _maker(kind: Kind) -> Maker:
+    # Here and not above: no kind is to pay for another's imports.
     if kind == "image":
         from headrace_runner import image_app
 
         return image_app.prepare
+    if kind == "embedding":
+        from headrace_runner import embedding_app
+
+        return embedding_app.prepare
     from headrace_runner import text_app
 
     return text_app.prepare
@@ -175,7 +182,6 @@ def _add_services(server: grpc.aio.Server, served: Served, machine: host.Machine
     servicer = RunnerServicer(served.runner, machine)
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(servicer, server)
     engine_metrics.observe(_meter, servicer.describe)
-    embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingServicer(), server)
     services = (*served.services, "headrace.v1.RunnerService")
     reflection.enable_server_reflection(
         (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME), server

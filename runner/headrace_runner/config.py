@@ -25,7 +25,7 @@ class RunnerConfig:
     digest: str
     """The model's digest; empty when started by hand without one."""
     id: str
-    kind: Literal["auto", "text", "image"]
+    kind: Literal["auto", "text", "image", "embedding"]
     """What the model is for; "auto": what its directory says."""
     listen: str
     """"unix:/path" or "host:port"; port 0 takes a free one."""
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
     add("--id", default="runner", help="identity of the runner, reported to clients")
     add(
         "--kind",
-        choices=("auto", "text", "image"),
+        choices=("auto", "text", "image", "embedding"),
         default="auto",
         help="what the model is for; auto: what its directory says",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from functools import lru_cache, partial
 
 import grpc
@@ -12,19 +11,22 @@ from headrace.errors import UnsupportedModel
 from headrace.host.handover import ReportWriter
 from headrace.host.machine import Machine
 from headrace.telemetry import names
-from headrace.v1 import completion_pb2_grpc, image_pb2_grpc, tokenize_pb2_grpc
+from headrace.v1 import (
+    completion_pb2_grpc,
+    embedding_pb2_grpc,
+    image_pb2_grpc,
+    tokenize_pb2_grpc,
+)
 from headrace_runner.config import RunnerConfig
 from headrace_runner.engine.image.engine import ImageEngine
 from headrace_runner.engine.image.worker import Limits, LoadedPipeline
 from headrace_runner.image_state import ImageRunner
 from headrace_runner.models import families
 from headrace_runner.models.device import claim_memory, memory_available
-from headrace_runner.served import Served, weights_type
+from headrace_runner.served import Served, tell_without_effect, weights_type
 from headrace_runner.services.image import ImageServicer
-from headrace_runner.services.other_kind import NoCompletions, NoTokens
+from headrace_runner.services.other_kind import NoCompletions, NoEmbeddings, NoTokens
 from headrace_runner.starting import Start
-
-logger = logging.getLogger(__name__)
 
 _SIZES = 256
 """Sizes of which it is remembered what they take."""
@@ -42,7 +44,7 @@ def prepare(config: RunnerConfig, machine: Machine, report: ReportWriter, start:
     facts, traits = family.facts(directory), family.traits(directory)
     dtype = weights_type(config, machine, facts["parameters"], facts["tensor_bytes"])
     working = lru_cache(_SIZES)(partial(family.working_bytes, directory))
-    _tell_what_has_no_effect(config, start)
+    tell_without_effect(config, start, "images")
 
     def load_model() -> LoadedPipeline:
         with start.part(names.SPAN_LOAD_WEIGHTS) as span:
@@ -74,19 +76,7 @@ def prepare(config: RunnerConfig, machine: Machine, report: ReportWriter, start:
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(runner), server)
         completion_pb2_grpc.add_CompletionServiceServicer_to_server(NoCompletions(runner), server)
         tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(NoTokens(runner), server)
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(NoEmbeddings(runner), server)
 
     size = f"{traits.width}x{traits.height}"
     return Served(runner, ("headrace.v1.ImageService",), add_to, {"size": size})
-
-
-def _tell_what_has_no_effect(config: RunnerConfig, start: Start) -> None:
-    """A controller gives all its runners the same; who starts one by hand may have meant it."""
-    given = {
-        "--context": config.context is not None,
-        "--kv-cache": config.kv_cache is not None,
-        "--prefix-cache": config.prefix_cache is not None,
-        "--no-drafts": not config.drafts,
-    }
-    if named := [option for option, there in given.items() if there]:
-        with start.lines():
-            logger.warning("%s: for text alone, without effect on images", ", ".join(named))

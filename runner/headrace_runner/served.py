@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ import grpc
 from headrace.host.dtype import choose_dtype
 from headrace.host.machine import Machine
 from headrace_runner.config import RunnerConfig
+from headrace_runner.starting import Start
 from headrace_runner.state import AnyRunner
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +45,22 @@ def weights_type(
         machine.memory_available,
         "LD_PRELOAD" in os.environ,
     )
+
+
+def tell_without_effect(
+    config: RunnerConfig, start: Start, made: str, *, context: bool = False
+) -> None:
+    """Warns of options that only text has. `made`: what the model makes; `context`: whether it has
+    one as well.
+
+    A controller gives all its runners the same; who starts one by hand may have meant it.
+    """
+    given = {
+        "--context": config.context is not None and not context,
+        "--kv-cache": config.kv_cache is not None,
+        "--prefix-cache": config.prefix_cache is not None,
+        "--no-drafts": not config.drafts,
+    }
+    if named := [option for option, there in given.items() if there]:
+        with start.lines():
+            logger.warning("%s: for text alone, without effect on %s", ", ".join(named), made)

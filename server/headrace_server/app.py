@@ -17,7 +17,7 @@ from headrace.host import machine as host
 from headrace.rpc.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
 from headrace.rpc.service import server_interceptors
 from headrace.telemetry.setup import set_level
-from headrace.v1 import embedding_pb2_grpc, model_pb2_grpc
+from headrace.v1 import model_pb2_grpc
 from headrace_server import hosting
 from headrace_server.config import ServerConfig, changes, names_of, taken_over
 from headrace_server.events.recorder import Recorder
@@ -33,9 +33,9 @@ from headrace_server.scheduling.planner import Planner, policies
 from headrace_server.scheduling.shell import Scheduler
 from headrace_server.scheduling.state import Limits, Phase
 from headrace_server.services.completion import CompletionServicer
+from headrace_server.services.embedding import EmbeddingServicer
 from headrace_server.services.image import ImageServicer
 from headrace_server.services.model import ModelServicer
-from headrace_server.services.not_yet import EmbeddingServicer
 from headrace_server.services.tokenize import TokenizeServicer
 from headrace_server.services.watch import Watch, model_view
 from headrace_server.store import Store
@@ -49,9 +49,6 @@ SERVICES = (
     "headrace.v1.ImageService",
     "headrace.v1.EmbeddingService",
 )
-_NOT_YET = {"headrace.v1.EmbeddingService"}
-"""Services that refuse every call in this version."""
-
 _MEMORY_SHARE = 0.8
 """Of the memory that is available at the start, where the settings name no budget."""
 _MEMORY_FLOOR = 512 << 20
@@ -256,6 +253,7 @@ class App:
         CompletionServicer(planner, relay).add_to(server)
         TokenizeServicer(planner, relay).add_to(server)
         ImageServicer(planner, relay).add_to(server)
+        EmbeddingServicer(planner, relay).add_to(server)
         models = ModelServicer(
             self._store,
             planner,
@@ -265,12 +263,9 @@ class App:
             on_change=self._store_changed,
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
-        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(
-            EmbeddingServicer(planner), server
-        )
         self._health.add_to(server)
         for service in ("", *SERVICES):
-            self._health.set(service, NOT_SERVING if service in _NOT_YET else SERVING)
+            self._health.set(service, SERVING)
         if self._config.takeover:
             self._health.set(TAKEOVER, SERVING)
         reflection.enable_server_reflection(

@@ -87,7 +87,7 @@ def crashed(model: str, cause: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a stream's client was sent. None: there is no such thing in its kind of stream."""
+    """What a call's client was sent. None: there is no such thing in its kind of call."""
 
     first_token: float | None = None
     """Seconds from the request's arrival; None also if there was none."""
@@ -99,10 +99,10 @@ class Output:
     """Whole ones."""
 
 
-def streamed(
+def ended(
     model: str, attributes: Attributes, *, error: str, seconds: float, output: Output
 ) -> None:
-    """A stream has ended, as its client saw it: with queue, load and moves.
+    """A call has ended, as its client saw it: with queue, load and moves.
 
     `attributes` are those of its request. `error`: what ended it; empty if it was completed.
     """

@@ -162,7 +162,7 @@ def idle_share(streams: int, tokens: int, rounds: Sequence[Round]) -> float:
             tracer.start_span("name", attributes={names.GEN_AI_REQUEST_MODEL: MODEL}).end()
         propagation.headers()
         measures.granted(MODEL, 0.1, Context())
-        measures.streamed(
+        measures.ended(
             MODEL,
             {names.GEN_AI_REQUEST_MODEL: MODEL},
             error="",

@@ -17,9 +17,9 @@ from headrace import _convert, types
 from headrace._folds import CompletionFold, Fold, TransferFold, WatchFold
 from headrace._image_fold import ImageFold
 from headrace._image_requests import image
-from headrace._requests import chat, completion, fill_input, put, put_all, put_duration
-from headrace.types import ChatMessage, CompletionOptions, ImageOptions
-from headrace.v1 import completion_pb2, image_pb2, model_pb2, tokenize_pb2
+from headrace._requests import chat, completion, fill_input, invalid, put, put_all, put_duration
+from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
+from headrace.v1 import completion_pb2, embedding_pb2, image_pb2, model_pb2, tokenize_pb2
 
 MessageT = TypeVar("MessageT", bound=ProtoMessage)
 EventT = TypeVar("EventT")
@@ -74,6 +74,39 @@ def stream_image(prompt: str, model: str, options: ImageOptions) -> ImageCall:
         request,
         image_pb2.StreamImageResponse,
         ImageFold(request.count if request.HasField("count") else 1),
+    )
+
+
+def embed(
+    model: str,
+    inputs: Iterable[EmbeddingInput],
+    dimensions: int | None,
+    normalize: bool | None,
+    truncate: bool | None,
+    keep_alive: float | timedelta | None,
+) -> Unary[embedding_pb2.EmbedResponse, types.Embeddings]:
+    if isinstance(inputs, str | bytes) or not isinstance(inputs, Iterable):
+        raise invalid("inputs", "must be a sequence of texts: put a single one in a list")
+    request = embedding_pb2.EmbedRequest()
+    put(request, "model", model)
+    for index, given in enumerate(inputs):
+        path, target = f"inputs[{index}]", request.inputs.add()
+        if isinstance(given, str):
+            put(target, "text", given, path=f"{path}.text")
+        else:
+            # Also where there are none: it is tokens all the same.
+            target.token_ids.SetInParent()
+            put_all(target.token_ids, "ids", given, path=f"{path}.token_ids.ids")
+    put(request, "dimensions", dimensions)
+    put(request, "normalize", normalize)
+    put(request, "truncate", truncate)
+    if keep_alive is not None:
+        put_duration(request.keep_alive, keep_alive, path="keep_alive")
+    return Unary(
+        "/headrace.v1.EmbeddingService/Embed",
+        request,
+        embedding_pb2.EmbedResponse,
+        _convert.embeddings,
     )
 
 

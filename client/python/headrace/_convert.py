@@ -14,6 +14,7 @@ from headrace import types
 from headrace.v1 import (
     common_pb2,
     completion_pb2,
+    embedding_pb2,
     image_pb2,
     model_pb2,
     runner_pb2,
@@ -68,6 +69,19 @@ def token_count(message: tokenize_pb2.CountTokensResponse) -> types.TokenCount:
     )
 
 
+def embeddings(message: embedding_pb2.EmbedResponse) -> types.Embeddings:
+    """The vectors of texts."""
+    return types.Embeddings(
+        vectors=[list(embedding.values) for embedding in message.embeddings],
+        dimensions=message.dimensions,
+        normalized=message.normalized,
+        prompt_tokens=tuple(embedding.prompt_tokens for embedding in message.embeddings),
+        truncated=tuple(embedding.truncated for embedding in message.embeddings),
+        usage=_usage(message.usage),
+        digest=message.digest,
+    )
+
+
 def model(message: model_pb2.Model) -> types.Model:
     """One model of the store."""
     return types.Model(
@@ -88,6 +102,7 @@ def model(message: model_pb2.Model) -> types.Model:
         memory_estimate_bytes=message.memory_estimate_bytes,
         runners=tuple(runner(status) for status in message.runners),
         image=_traits(message.image) if message.HasField("image") else None,
+        embedding_dimensions=message.embedding_dimensions,
     )
 
 
@@ -302,7 +317,6 @@ def _completed(message: completion_pb2.CompletionCompleted) -> types.Completed:
     # The SDK asks for one choice; without any the default message reads as UNKNOWN.
     choice = message.choices[0] if message.choices else completion_pb2.ChoiceResult()
     matched = choice.WhichOneof("matched")
-    usage = message.usage
     return types.Completed(
         finish_reason=_enum(
             types.FinishReason,
@@ -311,13 +325,17 @@ def _completed(message: completion_pb2.CompletionCompleted) -> types.Completed:
             "FINISH_REASON_",
         ),
         matched=getattr(choice, matched) if matched else None,
-        usage=types.Usage(
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            output_tokens=usage.output_tokens,
-        ),
+        usage=_usage(message.usage),
         timings=_timings(message.timings),
         resumed=message.resumed,
+    )
+
+
+def _usage(message: common_pb2.Usage) -> types.Usage:
+    return types.Usage(
+        prompt_tokens=message.prompt_tokens,
+        cached_tokens=message.cached_tokens,
+        output_tokens=message.output_tokens,
     )
 
 

@@ -63,15 +63,19 @@ class InvalidRequest(HeadraceError):
 
 
 class ContextLengthExceeded(HeadraceError):
-    """The prompt has more tokens than the model's context."""
+    """The prompt, or an input, has more tokens than the model's context."""
 
     code = StatusCode.INVALID_ARGUMENT
     reason = "CONTEXT_LENGTH_EXCEEDED"
 
-    def __init__(self, *, limit: int, actual: int) -> None:
+    def __init__(self, *, limit: int, actual: int, field: str | None = None) -> None:
+        """`field`: an input that can be cut; None: the prompt, which cannot."""
+        has = f"{actual} tokens and the context holds {limit}"
+        cut = f"has {has}; shorten it, or have it cut with `truncate`"
         super().__init__(
-            f"the prompt has {actual} tokens and the context holds {limit}; shorten the prompt",
+            f"the prompt has {has}; shorten the prompt" if field is None else f"{field} {cut}",
             metadata={"limit": limit, "actual": actual},
+            violations=[] if field is None else [FieldViolation(field, cut)],
         )
 
 

@@ -26,7 +26,7 @@ from headrace._target import resolve_target
 from headrace._trace import TraceSlot, aio_trace_ids, failure
 from headrace.rpc.options import channel_options
 from headrace.telemetry.rpc import aio_client_interceptors
-from headrace.types import ChatMessage, CompletionOptions, ImageOptions
+from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
 
 _MessageT = TypeVar("_MessageT", bound=ProtoMessage)
 _ResultT = TypeVar("_ResultT")
@@ -129,6 +129,21 @@ class AsyncClient:
         call = _calls.stream_image(prompt, model, options)
         async with self._stream(AsyncImageStream, call, timeout) as stream:
             return (await stream.collect()).images
+
+    async def embed(
+        self,
+        model: str,
+        inputs: Iterable[EmbeddingInput],
+        *,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool | None = None,
+        keep_alive: float | timedelta | None = None,
+        timeout: float | None = None,
+    ) -> types.Embeddings:
+        """Gives a vector for each input."""
+        call = _calls.embed(model, inputs, dimensions, normalize, truncate, keep_alive)
+        return await self._unary(call, timeout)
 
     async def tokenize(
         self,

@@ -18,7 +18,7 @@ from headrace._target import resolve_target
 from headrace._trace import SyncTraceIds, TraceSlot, failure
 from headrace.rpc.options import channel_options
 from headrace.telemetry.rpc import SyncClientInterceptor
-from headrace.types import ChatMessage, CompletionOptions, ImageOptions
+from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
 
 _MessageT = TypeVar("_MessageT", bound=ProtoMessage)
 _ResultT = TypeVar("_ResultT")
@@ -149,6 +149,31 @@ class Client:
         call = _calls.stream_image(prompt, model, options)
         with self._stream(ImageStream, call, timeout) as stream:
             return stream.collect().images
+
+    def embed(
+        self,
+        model: str,
+        inputs: Iterable[EmbeddingInput],
+        *,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate: bool | None = None,
+        keep_alive: float | timedelta | None = None,
+        timeout: float | None = None,
+    ) -> types.Embeddings:
+        """Gives a vector for each input.
+
+        Args:
+            model: name of the model, such as "minilm:l6".
+            inputs: 1 to 2,048 texts; instead of a text also tokens, taken as they are.
+            dimensions: length of the vectors, for models that can shorten them.
+            normalize: whether they are scaled to length 1; None: they are.
+            truncate: whether an input over the context is cut instead of being an error.
+            keep_alive: how long the model stays loaded after this. See `load_model`.
+            timeout: seconds that the call may take.
+        """
+        call = _calls.embed(model, inputs, dimensions, normalize, truncate, keep_alive)
+        return self._unary(call, timeout)
 
     def tokenize(
         self,

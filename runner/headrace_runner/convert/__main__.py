@@ -51,10 +51,12 @@ def _convert(source: Path, output: Path) -> None:
 
     from headrace_runner.convert.check import check_model, inventory
     from headrace_runner.convert.directory import import_directory
+    from headrace_runner.convert.encoders import check_encoder, import_encoder
     from headrace_runner.convert.gguf import is_gguf
     from headrace_runner.convert.gguf_import import import_gguf
     from headrace_runner.convert.images import check_images, import_images
     from headrace_runner.models import families
+    from headrace_runner.models.encoders.layout import is_embedding
 
     mx.set_default_device(mx.cpu)  # Nothing here is worth a GPU, whose memory a runner may hold.
 
@@ -65,6 +67,9 @@ def _convert(source: Path, output: Path) -> None:
         if source.is_dir() and (family := families.find(source)) is not None:
             facts = import_images(source, output, family, report)
             check_images(output, family, facts)
+        elif source.is_dir() and is_embedding(source):
+            facts = import_encoder(source, output, report)
+            check_encoder(output, facts)
         elif source.is_dir():
             facts = import_directory(source, output, report)
             check_model(output, facts)

@@ -53,7 +53,7 @@ def import_directory(source: Path, output: Path, report: Report) -> dict[str, An
     _check_config(read_json(source, "config.json"))
     files = sorted({path for pattern in _FILES for path in source.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
-        raise _no_weights(source)
+        raise no_weights(source)
     read_tensors(source)
     meter = Meter(report, "store", sum(path.stat().st_size for path in files))
     for path in files:
@@ -75,7 +75,8 @@ def _check_config(config: dict[str, Any]) -> None:
         )
 
 
-def _no_weights(source: Path) -> UnsupportedModel | ModelCorrupt:
+def no_weights(source: Path) -> UnsupportedModel | ModelCorrupt:
+    """The error for a directory that has no safetensors file."""
     if any(path for pattern in _PICKLES for path in source.glob(pattern)):
         return UnsupportedModel(
             "the weights are pickles, which are never loaded; take the model's safetensors files"

@@ -8,8 +8,11 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 
 from headrace.errors import UnsupportedCapability
+from headrace.v1.common_pb2 import ModelKind
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
 from headrace.v1.completion_pb2_grpc import CompletionServiceServicer
+from headrace.v1.embedding_pb2 import EmbedRequest, EmbedResponse
+from headrace.v1.embedding_pb2_grpc import EmbeddingServiceServicer
 from headrace.v1.image_pb2 import StreamImageRequest, StreamImageResponse
 from headrace.v1.image_pb2_grpc import ImageServiceServicer
 from headrace.v1.tokenize_pb2 import (
@@ -28,16 +31,17 @@ from headrace_runner.state import AnyRunner
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-def _refuse(runner: AnyRunner, model: str, context: Context, made_for: str, asked: str) -> NoReturn:
+def _refuse(runner: AnyRunner, model: str, context: Context, asked: str) -> NoReturn:
     metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
     runner.check_target(model, metadata)
+    made_for = ModelKind.Name(runner.kind).removeprefix("MODEL_KIND_").lower()
     raise UnsupportedCapability(
         f"{model} is a model for {made_for}, not for {asked}", model=model, capability=asked
     )
 
 
 class NoImages(ImageServiceServicer):
-    """A model for text draws no images."""
+    """A model of another kind draws no images."""
 
     def __init__(self, runner: AnyRunner) -> None:
         self._runner = runner
@@ -46,12 +50,12 @@ class NoImages(ImageServiceServicer):
         self, request: StreamImageRequest, context: Context
     ) -> AsyncIterator[StreamImageResponse]:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "text", "image")
+        _refuse(self._runner, request.model, context, "image")
         yield  # type: ignore[unreachable]  # makes this the generator that the method has to be
 
 
 class NoCompletions(CompletionServiceServicer):
-    """A model for images writes no text."""
+    """A model of another kind writes no text."""
 
     def __init__(self, runner: AnyRunner) -> None:
         self._runner = runner
@@ -60,30 +64,41 @@ class NoCompletions(CompletionServiceServicer):
         self, request: StreamCompletionRequest, context: Context
     ) -> AsyncIterator[StreamCompletionResponse]:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "image", "text")
+        _refuse(self._runner, request.model, context, "text")
         yield  # type: ignore[unreachable]  # makes this the generator that the method has to be
 
 
 class NoTokens(TokenizeServiceServicer):
-    """A model for images has no tokens to show."""
+    """A model of another kind shows no tokens."""
 
     def __init__(self, runner: AnyRunner) -> None:
         self._runner = runner
 
     async def Tokenize(self, request: TokenizeRequest, context: Context) -> TokenizeResponse:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "image", "text")
+        _refuse(self._runner, request.model, context, "text")
 
     async def Detokenize(self, request: DetokenizeRequest, context: Context) -> DetokenizeResponse:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "image", "text")
+        _refuse(self._runner, request.model, context, "text")
 
     async def RenderChat(self, request: RenderChatRequest, context: Context) -> RenderChatResponse:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "image", "text")
+        _refuse(self._runner, request.model, context, "text")
 
     async def CountTokens(
         self, request: CountTokensRequest, context: Context
     ) -> CountTokensResponse:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "image", "text")
+        _refuse(self._runner, request.model, context, "text")
+
+
+class NoEmbeddings(EmbeddingServiceServicer):
+    """A model of another kind makes no vectors."""
+
+    def __init__(self, runner: AnyRunner) -> None:
+        self._runner = runner
+
+    async def Embed(self, request: EmbedRequest, context: Context) -> EmbedResponse:
+        """Refuses."""
+        _refuse(self._runner, request.model, context, "embedding")

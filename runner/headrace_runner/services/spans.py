@@ -13,10 +13,9 @@ from opentelemetry import metrics, trace
 from opentelemetry.util.types import AttributeValue
 
 from headrace.telemetry import names
-from headrace.telemetry.generation import request_attributes
+from headrace.telemetry.generation import Request, request_attributes
 from headrace.telemetry.outcome import kind_of, mark
 from headrace.v1.completion_pb2 import StreamCompletionRequest
-from headrace.v1.image_pb2 import StreamImageRequest
 from headrace_runner.config import RunnerConfig
 from headrace_runner.engine.text.request import Delta, Finished, GenerationRequest, Prefill
 
@@ -38,7 +37,7 @@ class RequestSpan:
 
     def __init__(
         self,
-        request: StreamCompletionRequest | StreamImageRequest,
+        request: Request,
         request_id: str,
         config: RunnerConfig,
         arrived: int,

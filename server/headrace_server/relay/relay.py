@@ -21,6 +21,7 @@ from headrace.errors import DeadlineExceeded, Draining, HeadraceError
 from headrace.telemetry.logs import bind
 from headrace.telemetry.outcome import kind_of
 from headrace_server import measures
+from headrace_server.measures import Output
 from headrace_server.relay.calls import Lost, answers, ask_once, note_wait
 from headrace_server.relay.probation import Late, Probation, Turn
 from headrace_server.relay.record import MAX_KILLS, DivergedError, End, Record, StreamRecord
@@ -47,6 +48,8 @@ is still alone when that is seen."""
 Write = Callable[[bytes], Awaitable[None]]
 Kind = Callable[[bytes, float], StreamRecord]
 """Makes the record of a stream, of its request and when that arrived."""
+ReadOutput = Callable[[bytes], Output]
+"""Reads off a response what is measured of it."""
 Use = Callable[[Ticket, dict[str, Any], Turn | None], Awaitable[None]]
 Tell = Callable[[Wait], Awaitable[None]]
 
@@ -66,7 +69,7 @@ class Terms:
     prompt_bytes: int = 0
     """About how long the prompt is; 0 for a call that computes none."""
     attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """What is told of the request in the metrics of its stream."""
+    """What is told of the request in its metrics."""
 
 
 @dataclass(frozen=True)
@@ -171,24 +174,14 @@ class Relay:
             raise
         finally:
             note_end(terms.wanted, record)
-            ended = {
-                "outcome": outcome,
-                **record.counts,
-                "resumed": record.moves,
-                "seconds": round(now() - record.arrived, 3),
-            }
-            logger.info("stream ended", extra=ended)
-            measures.streamed(
-                terms.wanted.name,
-                terms.attributes,
-                error="" if outcome == "completed" else outcome,
-                seconds=now() - record.arrived,
-                output=record.output(),
-            )
+            self._note_outcome("stream ended", terms, record, outcome, record.output())
 
-    async def unary(self, method: str, request: bytes, terms: Terms) -> bytes:
+    async def unary(
+        self, method: str, request: bytes, terms: Terms, output: ReadOutput | None = None
+    ) -> bytes:
         """Relay a unary call, `method` as in "/package.Service/Method"; gives the response.
 
+        `output` reads off a response what is measured of it; None: the call is not measured.
         Raises the typed error that the call is to end with.
         """
         response = b""
@@ -201,8 +194,41 @@ class Relay:
             response = await ask_once(method, ticket, request, options)
 
         record = Record(self._scheduler.now())
-        await self._within_time(_Call(method, terms, record, tell, use))
+        call = _Call(method, terms, record, tell, use)
+        if output is None:
+            await self._within_time(call)
+            return response
+        outcome, given = "completed", Output()
+        try:
+            await self._within_time(call)
+            given = output(response)
+        except BaseException as error:
+            outcome = kind_of(error)
+            raise
+        finally:
+            note_end(terms.wanted, record)
+            self._note_outcome("call ended", terms, record, outcome, given)
         return response
+
+    def _note_outcome(
+        self, line: str, terms: Terms, record: Record, outcome: str, output: Output
+    ) -> None:
+        """Log and measure how a call has ended, as its client saw it."""
+        seconds = self._scheduler.now() - record.arrived
+        ended = {
+            "outcome": outcome,
+            **record.counts,
+            "resumed": record.moves,
+            "seconds": round(seconds, 3),
+        }
+        logger.info(line, extra=ended)
+        measures.ended(
+            terms.wanted.name,
+            terms.attributes,
+            error="" if outcome == "completed" else outcome,
+            seconds=seconds,
+            output=output,
+        )
 
     async def _within_time(self, call: _Call) -> None:
         bind(model=call.terms.wanted.name)

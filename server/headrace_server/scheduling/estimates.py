@@ -1,8 +1,8 @@
 """How much memory a model will take: before it is loaded, and after. Pure arithmetic in bytes.
 
 A model takes its weights, what it works with, and a margin for activations and the process itself.
-A model for text works with the KV cache of the requests it serves; one for images with what its
-manifest says that it takes beside the weights to draw one of its own size.
+A model for text works with the KV cache of the requests it serves; another with what its manifest
+says that it takes beside the weights, to draw one image of its own size or to embed one batch.
 """
 
 from typing import Literal, Protocol
@@ -16,8 +16,8 @@ _MARGIN_SHARE = 0.1
 _MARGIN_BASE = 256 * MIB
 
 
-class Images(Protocol):
-    """Of a model for images."""
+class Working(Protocol):
+    """Of a model for images or embeddings."""
 
     @property
     def working_bytes(self) -> int: ...
@@ -39,7 +39,9 @@ class Shape(Protocol):
     @property
     def head_dim(self) -> int: ...
     @property
-    def image(self) -> Images | None: ...
+    def image(self) -> Working | None: ...
+    @property
+    def embedding(self) -> Working | None: ...
 
 
 Dtype = Literal["float32", "stored"]
@@ -59,8 +61,8 @@ def after_load(
     weights: int, shape: Shape, *, dtype: Dtype, concurrency: int, context: int | None
 ) -> int:
     """The same, with the bytes of the weights as the runner reports them."""
-    if shape.image is not None:
-        return weights + shape.image.working_bytes + margin(weights)
+    if (other := shape.image or shape.embedding) is not None:
+        return weights + other.working_bytes + margin(weights)
     return weights + kv_bytes(shape, dtype, concurrency, context) + margin(weights)
 
 

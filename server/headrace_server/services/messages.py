@@ -64,6 +64,7 @@ def model_message(model: Model, runners: Iterable[RunnerView], now: float) -> Mo
         memory_estimate_bytes=model.needs,
         runners=[runner_status(runner, now) for runner in runners],
         image=_traits(manifest.image),
+        embedding_dimensions=manifest.embedding.dimensions if manifest.embedding else 0,
     )
 
 

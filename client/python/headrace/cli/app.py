@@ -16,6 +16,7 @@ COMMANDS = {
     "run": ("run", "Answer a prompt, or chat."),
     "chat": ("run", "Chat with a model."),
     "image": ("image", "Draw a picture."),
+    "embed": ("embed", "Turn texts into vectors."),
     "tokenize": ("tokenize", "Show the tokens of a text."),
     "pull": ("models", "Fetch a model of the catalogue."),
     "import": ("models", "Bring in a GGUF file or an MLX or Hugging Face directory."),
@@ -68,7 +69,7 @@ Exit codes:
   3  not found       4  unavailable     130  interrupted""",
 )
 def cli() -> None:
-    """Run models for text and images with MLX, over gRPC."""
+    """Run models for text, images and embeddings with MLX, over gRPC."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -56,7 +56,7 @@ def show_command(model: str, as_json: bool) -> None:
             ("architecture", found.architecture),
             ("weights", _count(found.parameters)),
             ("quantized", found.quantization or "no"),
-            *(_of_text(found) if found.image is None else _of_images(found.image)),
+            *_of_kind(found),
             ("size", size(found.size_bytes)),
             ("memory", f"{size(found.memory_estimate_bytes)} when loaded"),
             ("format", found.format),
@@ -128,6 +128,17 @@ def _echo_arrival(model: Model, as_json: bool) -> None:
         echo_json(model)
     else:
         click.echo(f"{model.name} is in the store, {size(model.size_bytes)}")
+
+
+def _of_kind(model: Model) -> tuple[tuple[str, str], ...]:
+    if model.image is not None:
+        return _of_images(model.image)
+    if model.embedding_dimensions:
+        return (
+            ("context", f"{model.context_length} tokens"),
+            ("vectors", f"{model.embedding_dimensions} numbers unless told"),
+        )
+    return _of_text(model)
 
 
 def _of_text(model: Model) -> tuple[tuple[str, str], ...]:

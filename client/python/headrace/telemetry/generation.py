@@ -1,15 +1,18 @@
-"""What telemetry says of a request to generate."""
+"""What telemetry says of a request to generate, or to embed."""
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from headrace.telemetry import names
 from headrace.v1.completion_pb2 import StreamCompletionRequest
+from headrace.v1.embedding_pb2 import EmbedRequest
 from headrace.v1.image_pb2 import StreamImageRequest
 
+Request: TypeAlias = StreamCompletionRequest | StreamImageRequest | EmbedRequest
 
-def request_attributes(
-    request: StreamCompletionRequest | StreamImageRequest,
-) -> dict[str, str]:
+
+def request_attributes(request: Request) -> dict[str, str]:
     """Give the attributes by which requests are told apart in metrics: never a text of theirs."""
     return {
         names.GEN_AI_OPERATION_NAME: _operation(request),
@@ -18,7 +21,9 @@ def request_attributes(
     }
 
 
-def _operation(request: StreamCompletionRequest | StreamImageRequest) -> str:
+def _operation(request: Request) -> str:
+    if isinstance(request, EmbedRequest):
+        return names.OPERATION_EMBEDDINGS
     if isinstance(request, StreamImageRequest):
         return names.OPERATION_GENERATE_CONTENT
     chat = request.WhichOneof("input") == "chat"

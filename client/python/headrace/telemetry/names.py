@@ -100,6 +100,7 @@ GEN_AI_REQUEST_SEED: Final = "gen_ai.request.seed"
 GEN_AI_RESPONSE_ID: Final = "gen_ai.response.id"
 GEN_AI_RESPONSE_MODEL: Final = "gen_ai.response.model"
 GEN_AI_RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+GEN_AI_EMBEDDINGS_DIMENSION_COUNT: Final = "gen_ai.embeddings.dimension.count"
 GEN_AI_USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 GEN_AI_USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
@@ -107,6 +108,7 @@ GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tok
 OPERATION_CHAT: Final = "chat"
 OPERATION_TEXT_COMPLETION: Final = "text_completion"
 OPERATION_GENERATE_CONTENT: Final = "generate_content"
+OPERATION_EMBEDDINGS: Final = "embeddings"
 
 GEN_AI_REQUEST_DURATION: Final = HistogramSpec(
     "gen_ai.server.request.duration",
@@ -142,6 +144,7 @@ SPAN_IMAGE_ENCODING: Final = "headrace.image.encoding"
 SPAN_IMAGE_DENOISING: Final = "headrace.image.denoising"
 SPAN_IMAGE_DECODING: Final = "headrace.image.decoding"
 SPAN_IMAGE_WRITING: Final = "headrace.image.writing"
+SPAN_EMBEDDING: Final = "headrace.embedding"
 
 EVENT_FIRST_TOKEN: Final = "headrace.first_token"
 EVENT_RUNNER_DIED: Final = "headrace.runner.died"
@@ -191,6 +194,10 @@ HEADRACE_IMAGE_COUNT: Final = "headrace.image.count"
 HEADRACE_IMAGE_INPUTS: Final = "headrace.image.inputs"
 HEADRACE_IMAGE_TOGETHER: Final = "headrace.image.together"
 """Images that a phase worked on, those of other requests included."""
+
+HEADRACE_EMBEDDING_INPUTS: Final = "headrace.embedding.inputs"
+HEADRACE_EMBEDDING_BATCHES: Final = "headrace.embedding.batches"
+"""Batches that the inputs were computed in, those shared with other requests included."""
 
 HEADRACE_MODEL_NAME: Final = "headrace.model.name"
 HEADRACE_RUNNER_STATE: Final = "headrace.runner.state"

@@ -16,6 +16,7 @@ from headrace.types.completion import (
     TokenLogprob,
     Usage,
 )
+from headrace.types.embeddings import EmbeddingInput, Embeddings
 from headrace.types.images import (
     ImageChunk,
     ImageCompleted,
@@ -70,6 +71,8 @@ __all__ = [
     "CompletionOptions",
     "Delta",
     "Detokenized",
+    "EmbeddingInput",
+    "Embeddings",
     "FinishReason",
     "HasJsonSchema",
     "ImageChunk",

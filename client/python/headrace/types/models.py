@@ -190,6 +190,9 @@ class Model:
     image: ImageTraits | None = None
     """What it can be asked for. None: it draws no images."""
 
+    embedding_dimensions: int = 0
+    """Length of its vectors, where a request does not say. 0: it makes none."""
+
 
 class TransferPhase(StrEnum):
     """A part of bringing a model into the store."""

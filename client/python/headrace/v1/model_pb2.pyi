@@ -78,6 +78,7 @@ class Model(_message.Message):
     MEMORY_ESTIMATE_BYTES_FIELD_NUMBER: _builtins.int
     RUNNERS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    EMBEDDING_DIMENSIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name with the tag, such as "smollm2:135m"."""
     kind: _common_pb2.ModelKind.ValueType
@@ -111,6 +112,8 @@ class Model(_message.Message):
     """Bytes of memory that loading it would set aside here: weights as they
     would be loaded, KV cache and activations.
     """
+    embedding_dimensions: _builtins.int
+    """Length of its vectors, where a request does not say. 0: it makes none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it came into the store."""
@@ -143,10 +146,11 @@ class Model(_message.Message):
         memory_estimate_bytes: _builtins.int = ...,
         runners: _abc.Iterable[_common_pb2.RunnerStatus] | None = ...,
         image: Global___ImageTraits | None = ...,
+        embedding_dimensions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "context_length", b"context_length", "created_at", b"created_at", "digest", b"digest", "format", b"format", "image", b"image", "kind", b"kind", "license", b"license", "memory_estimate_bytes", b"memory_estimate_bytes", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "runners", b"runners", "size_bytes", b"size_bytes", "source", b"source", "tensor_bytes", b"tensor_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "context_length", b"context_length", "created_at", b"created_at", "digest", b"digest", "embedding_dimensions", b"embedding_dimensions", "format", b"format", "image", b"image", "kind", b"kind", "license", b"license", "memory_estimate_bytes", b"memory_estimate_bytes", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "runners", b"runners", "size_bytes", b"size_bytes", "source", b"source", "tensor_bytes", b"tensor_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
