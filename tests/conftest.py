@@ -1,4 +1,4 @@
-"""The model that tests run on: SmolLM2, pulled once into a store of the tests' own."""
+"""The models that tests run on, pulled once into stores of the tests' own."""
 
 import asyncio
 import os
@@ -11,6 +11,7 @@ from hypothesis import settings
 from headrace_server.store import Store
 
 MODEL = "smollm2:135m"
+MINILM = "minilm:l6"
 
 # How long an example takes says more of a busy machine than of the code.
 settings.register_profile("headrace", deadline=None)
@@ -29,10 +30,23 @@ for number, handler in (
 @pytest.fixture(scope="session")
 def model_home() -> Path:
     """A HEADRACE_HOME that has SmolLM2. Shared by all tests: read it, and write nowhere else."""
-    default = Path(__file__).parents[1] / ".cache" / "home"
-    home = Path(os.environ.get("HEADRACE_TEST_HOME") or default)
+    home = _test_home()
     asyncio.run(Store(home).pull(MODEL))
     return home
+
+
+@pytest.fixture(scope="session")
+def minilm_home() -> Path:
+    """A HEADRACE_HOME that has MiniLM and nothing else, beside that of SmolLM2, whose store tests
+    expect to have one model. Read it, and write nowhere else."""
+    home = _test_home().with_name("minilm")
+    asyncio.run(Store(home).pull(MINILM))
+    return home
+
+
+def _test_home() -> Path:
+    default = Path(__file__).parents[1] / ".cache" / "home"
+    return Path(os.environ.get("HEADRACE_TEST_HOME") or default)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from headrace.types import Completed as Completed
     from headrace.types import Completion as Completion
     from headrace.types import Delta as Delta
+    from headrace.types import Embeddings as Embeddings
     from headrace.types import FinishReason as FinishReason
     from headrace.types import ImageResult as ImageResult
     from headrace.types import Message as Message
@@ -52,6 +53,7 @@ _HOMES = {
     "Completed": "headrace.types",
     "Completion": "headrace.types",
     "Delta": "headrace.types",
+    "Embeddings": "headrace.types",
     "FinishReason": "headrace.types",
     "ImageResult": "headrace.types",
     "Message": "headrace.types",

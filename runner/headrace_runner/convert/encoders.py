@@ -63,8 +63,13 @@ def encoder_facts(directory: Path) -> dict[str, Any]:
     """What a manifest says of an embedding model. Raises as `import_encoder`."""
     traits = read_traits(directory)
     rows = max(1, BATCH_TOKENS // traits.context_length)
+    stored = read_tensors(directory)
+    # Of those that are loaded: heads for other tasks are not.
+    used = [stored[name] for name in stored_names(stored, traits.shape).values()]
     return read_facts(directory) | {
         "kind": "embedding",
+        "parameters": sum(tensor.elements for tensor in used),
+        "tensor_bytes": sum(tensor.nbytes for tensor in used),
         "context_length": traits.context_length,
         "kv_heads": 0,
         "head_dim": 0,

@@ -14,7 +14,7 @@ from headrace.errors import (
     HeadraceError,
     InvalidRequest,
     ModelMismatch,
-    NotImplementedYet,
+    UnsupportedCapability,
     UnsupportedParameter,
     from_rpc_error,
 )
@@ -312,10 +312,12 @@ async def test_other_services_check_their_rules_too(tiny: Api) -> None:
     assert [violation.field for violation in error.violations] == ["request_id"]
 
 
-async def test_what_is_not_served_yet_says_so(tiny: Api) -> None:
+async def test_a_model_for_text_makes_no_vectors(tiny: Api) -> None:
     stub: Any = EmbeddingServiceStub(tiny.channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Embed(
             EmbedRequest(model=MODEL, inputs=[EmbeddingInput(text="a")]), timeout=TIMEOUT
         )
-    assert isinstance(from_rpc_error(caught.value), NotImplementedYet)
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, UnsupportedCapability)
+    assert error.metadata == {"model": MODEL, "capability": "embedding"}

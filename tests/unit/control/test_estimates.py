@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+import pytest
+
 from headrace_server.scheduling import estimates
 from headrace_server.scheduling.estimates import MIB
 
 
 @dataclass(frozen=True)
-class Images:
+class Working:
     working_bytes: int = 300 * MIB
 
 
@@ -19,7 +21,8 @@ class Model:
     layers: int = 30
     kv_heads: int = 3
     head_dim: int = 64
-    image: Images | None = None
+    image: Working | None = None
+    embedding: Working | None = None
 
 
 def test_weights_as_they_will_be_in_memory() -> None:
@@ -52,16 +55,14 @@ def test_the_runner_s_report_replaces_the_weights_alone() -> None:
     assert more > before + model.tensor_bytes
 
 
-def test_a_model_for_images_has_no_kv_cache_and_takes_what_its_manifest_says() -> None:
-    drawing = Model(image=Images())
+@pytest.mark.parametrize("other", [Model(image=Working()), Model(embedding=Working())])
+def test_another_kind_has_no_kv_cache_and_takes_what_its_manifest_says(other: Model) -> None:
     cases: tuple[tuple[estimates.Dtype, int], ...] = (
         ("stored", 100 * MIB),
         ("float32", 540_000_000),
     )
     for dtype, weights in cases:
-        needs = estimates.before_load(drawing, dtype=dtype, concurrency=32, context=None)
+        needs = estimates.before_load(other, dtype=dtype, concurrency=32, context=None)
         assert needs == weights + 300 * MIB + estimates.margin(weights)
-    measured = estimates.after_load(
-        200 * MIB, drawing, dtype="stored", concurrency=32, context=None
-    )
+    measured = estimates.after_load(200 * MIB, other, dtype="stored", concurrency=32, context=None)
     assert measured == 500 * MIB + estimates.margin(200 * MIB)

@@ -22,6 +22,8 @@ from headrace.v1 import (
     common_pb2,
     completion_pb2,
     completion_pb2_grpc,
+    embedding_pb2,
+    embedding_pb2_grpc,
     image_pb2,
     image_pb2_grpc,
     model_pb2,
@@ -289,6 +291,27 @@ class Images(image_pb2_grpc.ImageServiceServicer):
         return self.fake.play(self.fake.images, request, context)
 
 
+class Embeddings(embedding_pb2_grpc.EmbeddingServiceServicer):
+    """Vectors of two numbers: each text's length, and 1."""
+
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+
+    def Embed(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        lengths = [len(given.text) or len(given.token_ids.ids) for given in request.inputs]
+        return embedding_pb2.EmbedResponse(
+            embeddings=[
+                embedding_pb2.Embedding(values=[n, 1], prompt_tokens=n, truncated=n > 9)
+                for n in lengths
+            ],
+            dimensions=2,
+            normalized=not request.HasField("normalize") or request.normalize,
+            usage=common_pb2.Usage(prompt_tokens=sum(lengths)),
+            digest="sha256:0",
+        )
+
+
 class Tokenizers(tokenize_pb2_grpc.TokenizeServiceServicer):
     """One token a byte."""
 
@@ -383,6 +406,7 @@ def serving(socket: Path) -> Iterator[Fake]:
         server = grpc.server(pool)
         completion_pb2_grpc.add_CompletionServiceServicer_to_server(Completions(fake), server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(Images(fake), server)
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(Embeddings(fake), server)
         tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(Tokenizers(fake), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(Models(fake), server)
         checks = health.HealthServicer()

