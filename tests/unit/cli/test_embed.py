@@ -11,6 +11,8 @@ import pytest
 
 from headrace.cli.app import run
 from headrace.cli.embed import cosine
+from headrace.errors import ModelNotFound
+from headrace.v1 import model_pb2
 from tests.unit.sdk import fake as say
 from tests.unit.sdk.fake import Fake, serving
 
@@ -85,6 +87,19 @@ def test_wrong_usage(
     assert code == 2
     assert says in err
     assert fake.requests == []
+
+
+def test_a_model_that_is_missing_is_pulled(fake: Fake, headrace: Run) -> None:
+    class Arrives(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            fake.failure = None
+            done = model_pb2.StreamPullModelResponse(completed=say.model("minilm:l6"))
+            return iter([done])
+
+    fake.failure = ModelNotFound("minilm:l6")
+    fake.transfer = Arrives()
+    code, out, _ = headrace("embed", "minilm", "abc")
+    assert (code, out) == (0, "[3.0, 1.0]\n")
 
 
 def test_show_says_how_long_vectors_are(fake: Fake, headrace: Run) -> None:

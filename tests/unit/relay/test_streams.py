@@ -12,6 +12,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from headrace.errors import Cancelled, ContextLengthExceeded, DeadlineExceeded, Draining, LoadFailed
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
+from headrace_server import measures
+from headrace_server.measures import Output
 from headrace_server.relay import Terms
 from tests.unit.control.fakes import Context, FakeModel, FakeRunner, completed, delta, started
 from tests.unit.relay.support import REQUEST, Stage, answer, endless
@@ -219,3 +221,33 @@ async def test_a_call_that_is_no_stream_is_no_evidence_that_a_model_gets_things_
     assert StreamCompletionResponse.FromString(response).HasField("completed")
     ((slot, life),) = stage.scheduler.runners()
     assert (slot.advanced, life.advanced) == (False, False)
+
+
+async def test_a_call_that_the_model_computes_is_evidence_and_is_measured(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def once(
+        runner: FakeRunner, request: StreamCompletionRequest, context: Context
+    ) -> AsyncIterator[StreamCompletionResponse]:
+        if request.prompt:
+            if runner.requests[1:]:
+                raise ContextLengthExceeded(limit=10, actual=11)
+            yield completed()
+
+    measured: list[tuple[str, Output]] = []
+    monkeypatch.setattr(
+        measures, "ended", lambda *_, error, output, **__: measured.append((error, output))
+    )
+    stage.set(once)
+    method = "/headrace.v1.CompletionService/StreamCompletion"
+
+    def read(data: bytes) -> Output:
+        usage = StreamCompletionResponse.FromString(data).completed.usage
+        return Output(prompt_tokens=usage.prompt_tokens)
+
+    response = await stage.relay.unary(method, REQUEST, Terms(FakeModel()), read)
+    ((slot, life),) = stage.scheduler.runners()
+    assert (slot.advanced, life.advanced) == (True, True)
+    with pytest.raises(ContextLengthExceeded):
+        await stage.relay.unary(method, REQUEST, Terms(FakeModel()), read)
+    assert measured == [("", read(response)), ("CONTEXT_LENGTH_EXCEEDED", Output())]

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from headrace.cli.connection import controller
 from headrace.cli.output import as_line, echo_json, echo_table, json_option
+from headrace.cli.progress import follow
 from headrace.cli.stdin import read_stdin
+
+if TYPE_CHECKING:
+    from headrace.client import Client
+    from headrace.types import Embeddings
 
 _MOST_COMPARED = 16
 """Texts in a table."""
@@ -40,7 +46,7 @@ def embed_command(
     """Embed each TEXT, or each line of standard input.
 
     Prints how near the texts are to each other, by the cosine of their vectors; of a single text
-    its vector.
+    its vector. A model that is missing is pulled.
     """
     given = texts or tuple(line for line in read_stdin().splitlines() if line.strip())
     if not given:
@@ -54,7 +60,8 @@ def embed_command(
         )
     with controller(private=True) as client:
         for some in _parts(given, len(given) if as_json else _TOGETHER):
-            answer = client.embed(
+            answer = _embed(
+                client,
                 model,
                 some,
                 dimensions=dimensions,
@@ -68,6 +75,17 @@ def embed_command(
             else:
                 for vector in answer.vectors:
                     click.echo(as_line(vector))
+
+
+def _embed(client: Client, model: str, texts: Sequence[str], **options: Any) -> Embeddings:
+    """A model that is missing is pulled first."""
+    from headrace.errors import ModelNotFound
+
+    try:
+        return client.embed(model, texts, **options)
+    except ModelNotFound:
+        follow(client.pull_model(model), model)
+    return client.embed(model, texts, **options)
 
 
 def _parts(texts: Sequence[str], most: int) -> Iterator[list[str]]:
