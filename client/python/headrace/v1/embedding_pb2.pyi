@@ -35,14 +35,17 @@ class EmbedRequest(_message.Message):
     model: _builtins.str
     """Name of the model. Required."""
     dimensions: _builtins.int
-    """Length of the vectors, for models that can shorten them. At least 1.
+    """Length of the vectors, for models that can shorten them; they are cut, and
+    scaled after that. At least 1.
     Absent: the model's own.
     """
     normalize: _builtins.bool
-    """Whether the vectors are scaled to length 1. Absent: true."""
+    """Whether the vectors are scaled to length 1. False: they stay as the model
+    pools them, even where it would scale them itself. Absent: true.
+    """
     truncate: _builtins.bool
     """Whether an input over the context is cut at its end instead of being an
-    error. Absent: false.
+    error. The special tokens around a text stay. Absent: false.
     """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbeddingInput]:
@@ -123,7 +126,7 @@ class Embedding(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the input."""
+    """Tokens of the input, the special tokens around it included."""
     truncated: _builtins.bool
     """Whether the input was cut."""
     @_builtins.property
