@@ -200,7 +200,7 @@ def test_a_template_that_runs_away_or_breaks_out_is_stopped(source: str) -> None
     with pytest.raises(UnsupportedCapability, match="cannot be used") as raised:
         _chat(source).render(CONVERSATIONS[0])
     assert raised.value.metadata["capability"] == "chat"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30  # Seconds, not for ever; a busy machine takes some.
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from headrace.client import Client
 
 _CONNECT_SECONDS = 2.0
+_END_SECONDS = 2.0
+"""For a controller of one's own that answers no more to be gone."""
 
 
 @contextmanager
@@ -64,7 +66,8 @@ def controller(*, private: bool, preload: str | None = None) -> Iterator[Client]
                 failed.add_note(own.log_tail())
             raise failed from None
         except HeadraceError as error:
-            if own and not own.alive:
+            lost = isinstance(error, Unavailable) and not error.reason
+            if own and own.has_ended(_END_SECONDS if lost else 0.0):
                 error.add_note("the private controller has ended; its last words:")
                 error.add_note(own.log_tail())
             raise

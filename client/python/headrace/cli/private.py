@@ -75,6 +75,15 @@ class PrivateController:
         """Whether its process runs."""
         return self._process.poll() is None
 
+    def has_ended(self, patience: float = 0.0) -> bool:
+        """Whether its process has ended, or does within `patience` seconds: its sockets are closed
+        a moment before."""
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def log_tail(self) -> str:
         """The last lines of its log."""
         # It writes through the same file description: reading must not move the offset.
