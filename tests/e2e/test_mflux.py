@@ -103,13 +103,14 @@ async def test_progress_counts_what_is_done(client: AsyncClient) -> None:
 async def test_c1_a_runner_killed_while_it_draws(
     start: StartController, painter_home: Path, client: AsyncClient
 ) -> None:
-    base = await draw(client, Z_IMAGE, steps=8)
+    base = await draw(client, Z_IMAGE, steps=16)
     controller = start("--preload", Z_IMAGE, home=painter_home)
+    runner = controller.runner()
     async with AsyncClient(controller.target, timeout=PATIENCE) as other:
-        wanted = OPTIONS | {"steps": 8}
+        wanted = OPTIONS | {"steps": 16}
         stream = other.stream_image("a rose", model=Z_IMAGE, **wanted)
         await _reach(stream, ImagePhase.DENOISING)
-        controller.runner().send_signal(signal.SIGKILL)
+        runner.send_signal(signal.SIGKILL)
         whole = await stream.collect()
     assert whole.images[0].data == base
     assert whole.completed.resumed == 1
