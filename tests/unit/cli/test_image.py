@@ -140,6 +140,7 @@ def test_the_picture_itself_is_standard_output(fake: Fake, tmp_path: Path) -> No
         (("x", "-o", "-", "--json"), "cannot both be standard output"),
         (("x", "-o", "-", "--count", "2"), "takes one picture"),
         (("x", "--size", "big"), "no size such as"),
+        (("x", "--size", "64x"), "no size such as"),
         (("x", "--count", "17"), "--count"),
         (("x", "--input", "none.png"), "does not exist"),
         (("x", "--preview"), "needs a terminal"),

@@ -80,7 +80,7 @@ class Drawing:
         if event.phase in ("queued", "loading"):
             return f"{words} for {self._model}" if words == "waiting" else f"{words} {self._model}"
         if words == "drawing" and self._count > 1:
-            return f"{words} {event.index + 1} of {self._count}"
+            return f"{words} {self._count} images"  # Perhaps all together: no one in particular.
         return words
 
     def _fraction(self, event: ImageProgress) -> float:

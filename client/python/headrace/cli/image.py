@@ -29,9 +29,9 @@ def parse_size(context: object, parameter: object, text: str | None) -> tuple[in
     """Width and height, such as "64x64", or "64" for a square."""
     if text is None:
         return None
-    width, _, height = text.lower().replace("×", "x").partition("x")
+    width, by, height = text.lower().replace("×", "x").partition("x")
     try:
-        return int(width), int(height or width)
+        return int(width), int(height if by else width)
     except ValueError:
         raise click.BadParameter(f"{text!r} is no size such as 512x768, or 512") from None
 
