@@ -219,7 +219,8 @@ async def _memory_when_idle(runner: RunnerServiceAsyncStub) -> Memory:
     call = runner.WatchRunner(WatchRunnerRequest(), timeout=_SECONDS)
     async for response in call:
         load, memory = response.runner.load, response.runner.memory
-        if load.running == load.waiting == 0:
+        # It has rested, too, and given back what it keeps for the next request.
+        if load.running == load.waiting == memory.cache_bytes == 0:
             call.cancel()
             return Memory(
                 resident=memory.resident_bytes,

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import mlx.core as mx
 
@@ -30,6 +30,9 @@ M = TypeVar("M")
 R = TypeVar("R")
 E = TypeVar("E")
 
+_REST_AFTER = 1.0
+"""Seconds without work after which memory is given back. Who asks again at once would pay for it:
+what is given back has to be fetched again, page by page."""
 _STOP_RETRY = 1.0
 """Seconds after which another runner may have taken this one's place."""
 
@@ -56,6 +59,9 @@ class _Stop:
     pass
 
 
+_Command: TypeAlias = _Submit[R] | _Remove | _Park | _Stop
+
+
 class Engine(ABC, Generic[M, R, E]):
     """Computes for many requests `R` at once, with a model `M`, and answers with events `E`.
 
@@ -67,7 +73,7 @@ class Engine(ABC, Generic[M, R, E]):
 
     def __init__(self, load: Callable[[], M]) -> None:
         self._load = load
-        self._inbox: queue.SimpleQueue[_Submit[R] | _Remove | _Park | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Command[R]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
         self._ready: Future[M] = Future()
         self._loop = asyncio.get_running_loop()
@@ -225,7 +231,7 @@ class Engine(ABC, Generic[M, R, E]):
         self._resting = not worker.busy
         while not self._told_to_stop:
             try:
-                command = self._inbox.get(block=self._resting)
+                command = self._await_command(worker) if self._resting else self._inbox.get_nowait()
             except queue.Empty:
                 return True
             self.last_step = time.monotonic() if self._resting else self.last_step
@@ -240,6 +246,14 @@ class Engine(ABC, Generic[M, R, E]):
                 case _Park(uid, parked):
                     worker.park(uid, parked=parked)
         return False
+
+    def _await_command(self, worker: Worker[R]) -> _Command[R]:
+        try:
+            return self._inbox.get(timeout=_REST_AFTER)
+        except queue.Empty:
+            worker.rest()
+            self.stats = worker.stats
+            return self._inbox.get()
 
     def _send(self, events: list[tuple[int, list[E]]]) -> None:
         self._post(self._deliver, events)

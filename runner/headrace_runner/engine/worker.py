@@ -67,3 +67,6 @@ class Worker(Protocol[R_contra]):
 
     def step(self) -> None:
         """Computes the next step of all who are admitted."""
+
+    def rest(self) -> None:
+        """Nothing has come for a while: memory that nothing uses is given back."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from headrace.errors import Draining, InternalError, ModelCorrupt, Unavailable
+from headrace_runner.engine import engine as engine_module
 from headrace_runner.engine.text import worker
 from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.output import Output
@@ -82,18 +83,32 @@ async def test_many_requests_take_turns_and_draw_what_they_draw_alone(
     assert engine.stalled_for() == 0
 
 
-async def test_what_was_freed_is_given_back_when_the_last_request_has_ended(
-    engine: TextEngine, monkeypatch: pytest.MonkeyPatch
+async def test_what_was_freed_is_given_back_once_nothing_has_come_for_a_while(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine_module, "_REST_AFTER", 0.5)
     idle: list[int] = []
-    monkeypatch.setattr(worker, "give_back", lambda: idle.append(engine.active))
-    first = engine.submit(request([1], ENDLESS))
-    await first_token(first)
-    await read(engine.submit(request([2])))
-    assert idle == [], "another is under way"
-    first.close()
-    await read(engine.submit(request([3])))
-    assert idle
+    rested = threading.Event()
+    async with running(tokenizer, loader()) as engine:
+
+        def give_back() -> None:
+            idle.append(engine.active)
+            rested.set()
+
+        monkeypatch.setattr(worker, "give_back", give_back)
+        assert await asyncio.to_thread(rested.wait, 30)
+        assert len(idle) == 1
+        rested.clear()
+        for _ in range(5):  # One after another: nobody waits for memory between them.
+            await read(engine.submit(request([1, 2])))
+        assert len(idle) == 1
+        first = engine.submit(request([1], ENDLESS))
+        await first_token(first)
+        await asyncio.to_thread(rested.wait, 0.8)
+        assert len(idle) == 1, "one is under way"
+        first.close()
+        assert await asyncio.to_thread(rested.wait, 30)
+        assert idle == [0, 0]
 
 
 async def test_no_more_rows_than_allowed(tokenizer: Tokenizer, watched: Watched) -> None:

@@ -137,8 +137,11 @@ class EmbeddingWorker:
             self._fail(batch, error)
         finally:
             self._batch = []
-        if not self._tasks:
-            give_back()
+        self._measure()
+
+    def rest(self) -> None:
+        """Gives back what is kept for reuse."""
+        give_back()
         self._measure()
 
     def _start(self, batch: Sequence[Row], now: int) -> None:

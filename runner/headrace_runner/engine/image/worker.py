@@ -200,8 +200,11 @@ class ImageWorker:
             self._fail(batch.pieces, error)
         finally:
             self._batch = None
-        if not self._tasks:
-            give_back()
+        self._measure()
+
+    def rest(self) -> None:
+        """Gives back what is kept for reuse."""
+        give_back()
         self._measure()
 
     def entered(self, batch: Batch, phase: Phase, total: int) -> None:

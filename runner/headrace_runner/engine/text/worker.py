@@ -159,8 +159,12 @@ class TextWorker:
         for task in tasks:
             self._reservations.free(task.uid)
         if not self._tasks:
-            give_back()
             self._measure()
+
+    def rest(self) -> None:
+        """Gives back what is kept for reuse."""
+        give_back()
+        self._measure()
 
     def park(self, uid: int, *, parked: bool) -> None:
         """Takes a request out of the batch for a while, or back in.
