@@ -19,11 +19,11 @@ import mlx.core as mx
 import numpy as np
 
 from headrace.errors import ModelCorrupt
+from headrace.types import ImageTraits
 from headrace_runner.models.files import read_json
 from headrace_runner.models.pipeline import (
     Drawing,
     Dtype,
-    ImageTraits,
     Phase,
     Pixels,
     Watch,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.types import ImageTraits
 from headrace.v1.common_pb2 import ModelKind
 from headrace.v1.runner_pb2 import RunnerLimits
 from headrace_runner.engine.image.engine import ImageEngine
 from headrace_runner.engine.image.memory import WorkingBytes
 from headrace_runner.engine.image.worker import LoadedPipeline
-from headrace_runner.models.pipeline import ImageTraits
 from headrace_runner.state import RunnerContext
 
 

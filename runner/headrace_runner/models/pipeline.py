@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.types import ImageTraits
+
 Pixels: TypeAlias = NDArray[np.uint8]
 """An image: [height, width, 3], RGB, or [height, width, 4] with straight alpha."""
 
@@ -29,33 +31,6 @@ class Phase(enum.Enum):
     ENCODING = "encoding"
     DENOISING = "denoising"
     DECODING = "decoding"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTraits:
-    """What a model takes, and what it does where nothing is said."""
-
-    width: int
-    """Pixels, where a request does not say."""
-    height: int
-    size_step: int
-    """Width and height are multiples of this."""
-    min_size: int
-    """Pixels, of either side."""
-    max_size: int
-    steps: int
-    """Denoising steps, where a request does not say."""
-    max_steps: int
-    guidance: float | None
-    """Where a request does not say; None for a model that takes none."""
-    negative_prompt: bool
-    max_input_images: int
-    """0 for text alone."""
-    strength: float | None
-    """Of an input image, where a request does not say: 1 keeps it whole. None for a model that
-    takes input images without a strength, or none at all."""
-    max_batch: int
-    """Images of one size and one number of steps that are drawn together."""
 
 
 @dataclass(frozen=True, slots=True)

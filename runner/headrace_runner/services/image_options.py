@@ -16,11 +16,12 @@ from headrace.errors import (
     UnsupportedParameter,
 )
 from headrace.rpc.images import check_image_request
+from headrace.types import ImageTraits
 from headrace.v1.image_pb2 import ImageFormat, StreamImageRequest
 from headrace_runner.engine.image.request import ImageRequest
 from headrace_runner.images.decode import BadImage, decode
 from headrace_runner.images.encode import Format
-from headrace_runner.models.pipeline import Drawing, ImageTraits, Pixels
+from headrace_runner.models.pipeline import Drawing, Pixels
 
 _FORMATS: dict[ImageFormat.ValueType, Format] = {
     ImageFormat.IMAGE_FORMAT_PNG: "png",

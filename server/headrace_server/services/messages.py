@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from headrace import types
 from headrace.v1.common_pb2 import ModelKind, RunnerState, RunnerStatus
 from headrace.v1.model_pb2 import ImageTraits, TransferPhase, TransferProgress
 from headrace.v1.model_pb2 import Model as ModelMessage
@@ -22,6 +24,8 @@ _KINDS = {
     "image": ModelKind.MODEL_KIND_IMAGE,
     "embedding": ModelKind.MODEL_KIND_EMBEDDING,
 }
+_IMAGE_TRAITS = fields(types.ImageTraits)
+"""Called as the message's fields are."""
 _STATES = {
     State.STARTING: RunnerState.RUNNER_STATE_STARTING,
     State.LOADING: RunnerState.RUNNER_STATE_LOADING,
@@ -71,20 +75,7 @@ def model_message(model: Model, runners: Iterable[RunnerView], now: float) -> Mo
 def _traits(image: ImageFacts | None) -> ImageTraits | None:
     if image is None:
         return None
-    return ImageTraits(
-        width=image.width,
-        height=image.height,
-        size_step=image.size_step,
-        min_size=image.min_size,
-        max_size=image.max_size,
-        steps=image.steps,
-        max_steps=image.max_steps,
-        guidance=image.guidance,
-        negative_prompt=image.negative_prompt,
-        max_input_images=image.max_input_images,
-        strength=image.strength,
-        max_batch=image.max_batch,
-    )
+    return ImageTraits(**{trait.name: getattr(image, trait.name) for trait in _IMAGE_TRAITS})
 
 
 def runner_status(runner: RunnerView, now: float) -> RunnerStatus:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.types import ImageTraits
+
 SCHEMA = 1
 
 
@@ -21,23 +23,10 @@ class ModelFile:
     sha256: str
 
 
-@dataclass(frozen=True)
-class ImageFacts:
-    """What a model for images takes, and what it does where nothing is said; pixels."""
+@dataclass(frozen=True, slots=True)
+class ImageFacts(ImageTraits):
+    """What is known of a model for images, beside what it takes."""
 
-    width: int
-    height: int
-    size_step: int
-    min_size: int
-    max_size: int
-    steps: int
-    max_steps: int
-    guidance: float | None
-    """None: it takes none. So with `strength`."""
-    negative_prompt: bool
-    max_input_images: int
-    strength: float | None
-    max_batch: int
     working_bytes: int
     """Memory beside the weights while it draws one image of its own size."""
 

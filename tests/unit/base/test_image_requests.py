@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from headrace.errors import InvalidRequest, UnsupportedParameter
 from headrace.rpc.images import check_image_request
+from headrace.types import ImageTraits
 from headrace.v1.image_pb2 import InputImage, StreamImageRequest
 
-
-@dataclass(frozen=True)
-class Traits:
-    size_step: int = 16
-    min_size: int = 64
-    max_size: int = 1024
-    max_steps: int = 50
-    guidance: float | None = 4.0
-    negative_prompt: bool = True
-    max_input_images: int = 1
-    strength: float | None = 0.5
-
-
-TEXT_ALONE = Traits(guidance=None, negative_prompt=False, max_input_images=0, strength=None)
+TRAITS = ImageTraits(
+    width=512,
+    height=512,
+    size_step=16,
+    min_size=64,
+    max_size=1024,
+    steps=20,
+    max_steps=50,
+    guidance=4.0,
+    negative_prompt=True,
+    max_input_images=1,
+    strength=0.5,
+    max_batch=1,
+)
+TEXT_ALONE = replace(
+    TRAITS, guidance=None, negative_prompt=False, max_input_images=0, strength=None
+)
 PHOTO = [InputImage(data=b"x")]
 
 
@@ -46,11 +50,11 @@ def request(**fields: Any) -> StreamImageRequest:
                 "height": 1024,
                 "steps": 50,
             },
-            Traits(),
+            TRAITS,
         ),
     ],
 )
-def test_what_a_model_takes_passes(fields: dict[str, Any], traits: Traits) -> None:
+def test_what_a_model_takes_passes(fields: dict[str, Any], traits: ImageTraits) -> None:
     check_image_request(request(**fields), traits)
 
 
@@ -60,11 +64,13 @@ def test_what_a_model_takes_passes(fields: dict[str, Any], traits: Traits) -> No
         ({"negative_prompt": ""}, TEXT_ALONE, "negative_prompt"),
         ({"guidance": 0}, TEXT_ALONE, "guidance"),
         ({"input_images": PHOTO}, TEXT_ALONE, "input_images"),
-        ({"strength": 0.5, "input_images": PHOTO}, Traits(strength=None), "strength"),
-        ({"strength": 0.5}, Traits(), "strength"),
+        ({"strength": 0.5, "input_images": PHOTO}, replace(TRAITS, strength=None), "strength"),
+        ({"strength": 0.5}, TRAITS, "strength"),
     ],
 )
-def test_what_it_takes_none_of_is_named(fields: dict[str, Any], traits: Traits, field: str) -> None:
+def test_what_it_takes_none_of_is_named(
+    fields: dict[str, Any], traits: ImageTraits, field: str
+) -> None:
     with pytest.raises(UnsupportedParameter) as caught:
         check_image_request(request(**fields), traits)
     assert caught.value.metadata == {"field": field}
@@ -84,11 +90,11 @@ def test_what_it_cannot_draw_with_is_told_with_a_remedy(
     fields: dict[str, Any], said: list[str]
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        check_image_request(request(**fields), Traits())
+        check_image_request(request(**fields), TRAITS)
     for text in said:
         assert text in caught.value.message
 
 
 def test_a_model_of_one_size_says_which() -> None:
     with pytest.raises(InvalidRequest, match="the model draws 64 pixels, not 128"):
-        check_image_request(request(height=128), Traits(min_size=64, max_size=64))
+        check_image_request(request(height=128), replace(TRAITS, min_size=64, max_size=64))

@@ -7,34 +7,13 @@ both refuse alike. Adapters and the bytes of input images are the runner's alone
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 from headrace.errors import FieldViolation, InvalidRequest, UnsupportedParameter
+from headrace.types import ImageTraits
 from headrace.v1.image_pb2 import StreamImageRequest
 
 
-class Traits(Protocol):
-    """What is read of a model. Sizes in pixels; None: it takes none."""
-
-    @property
-    def size_step(self) -> int: ...
-    @property
-    def min_size(self) -> int: ...
-    @property
-    def max_size(self) -> int: ...
-    @property
-    def max_steps(self) -> int: ...
-    @property
-    def guidance(self) -> float | None: ...
-    @property
-    def negative_prompt(self) -> bool: ...
-    @property
-    def max_input_images(self) -> int: ...
-    @property
-    def strength(self) -> float | None: ...
-
-
-def check_image_request(request: StreamImageRequest, traits: Traits) -> None:
+def check_image_request(request: StreamImageRequest, traits: ImageTraits) -> None:
     """Raises UnsupportedParameter for what the model takes none of, InvalidRequest for a size or
     number that it cannot draw with: nothing is ignored, and nothing rounded."""
     if request.HasField("negative_prompt") and not traits.negative_prompt:
@@ -53,7 +32,7 @@ def check_image_request(request: StreamImageRequest, traits: Traits) -> None:
         raise InvalidRequest(violations=violations)
 
 
-def _violations(request: StreamImageRequest, traits: Traits) -> Iterator[FieldViolation]:
+def _violations(request: StreamImageRequest, traits: ImageTraits) -> Iterator[FieldViolation]:
     for field in ("width", "height"):
         if request.HasField(field) and (what := _size_fault(getattr(request, field), traits)):
             yield FieldViolation(field, what)
@@ -64,7 +43,7 @@ def _violations(request: StreamImageRequest, traits: Traits) -> Iterator[FieldVi
         yield FieldViolation("input_images", what)
 
 
-def _size_fault(pixels: int, traits: Traits) -> str:
+def _size_fault(pixels: int, traits: ImageTraits) -> str:
     """What is wrong with a side, and the nearest that would do; empty if nothing is."""
     step, least, most = traits.size_step, traits.min_size, traits.max_size
     nearest = min(max(round(pixels / step) * step, least), most)

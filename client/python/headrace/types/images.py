@@ -292,7 +292,7 @@ class ImageTraits:
     """How many it takes. 0: it draws from text alone."""
 
     strength: float | None
-    """Of an input image, where a request does not say. None: it takes none."""
+    """Of an input image, where a request does not say: 1 keeps it whole. None: it takes none."""
 
     max_batch: int
     """Images of the same size and steps that it draws together."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 
-from headrace_runner.models.pipeline import Drawing, ImageTraits
+from headrace.types import ImageTraits
+from headrace_runner.models.pipeline import Drawing
 
 WorkingBytes = Callable[[int, int, int, int], int]
 """Memory beside the weights, by width, height, images that are drawn together, and input images of

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import ModelCorrupt
+from headrace.types import ImageTraits
 from headrace_runner.models.emoji.config import (
     CARD,
     CONFIG,
@@ -18,7 +19,7 @@ from headrace_runner.models.emoji.config import (
     read_config,
     read_words,
 )
-from headrace_runner.models.pipeline import Dtype, ImageFamily, ImagePipeline, ImageTraits
+from headrace_runner.models.pipeline import Dtype, ImageFamily, ImagePipeline
 from headrace_runner.models.safetensors import StoredTensor, read_header
 
 SHIPPED = Path(__file__).with_name("weights")

@@ -19,10 +19,17 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from headrace.errors import ModelCorrupt
+from headrace.types import ImageTraits
 from headrace_runner.models.emoji.config import CONFIG, WEIGHTS, Config
 from headrace_runner.models.emoji.network import Network
 from headrace_runner.models.emoji.words import Vocabulary, words
-from headrace_runner.models.pipeline import Drawing, Dtype, ImageTraits, Phase, Pixels, Watch
+from headrace_runner.models.pipeline import (
+    Drawing,
+    Dtype,
+    Phase,
+    Pixels,
+    Watch,
+)
 
 
 @dataclass(slots=True)

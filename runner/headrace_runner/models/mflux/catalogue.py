@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from headrace_runner.models.pipeline import ImageTraits
+from headrace.types import ImageTraits
 
 _STRENGTH = 0.4
 """mflux's own default."""

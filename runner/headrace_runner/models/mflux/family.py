@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from headrace.types import ImageTraits
 from headrace_runner.models.files import read_text
 from headrace_runner.models.mflux import layout, memory
 from headrace_runner.models.mflux.catalogue import BASES
-from headrace_runner.models.pipeline import Dtype, ImageFamily, ImagePipeline, ImageTraits
+from headrace_runner.models.pipeline import Dtype, ImageFamily, ImagePipeline
 from headrace_runner.models.safetensors import StoredTensor
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}

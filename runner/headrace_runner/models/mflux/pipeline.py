@@ -10,12 +10,18 @@ import numpy as np
 from PIL import Image
 
 from headrace.errors import UnsupportedParameter
+from headrace.types import ImageTraits
 from headrace_runner.models.mflux import insides
 from headrace_runner.models.mflux.adapters import Adapters
 from headrace_runner.models.mflux.catalogue import BASES
 from headrace_runner.models.mflux.layout import Layout
 from headrace_runner.models.mflux.loading import Loaded
-from headrace_runner.models.pipeline import Drawing, ImageTraits, Phase, Pixels, Watch
+from headrace_runner.models.pipeline import (
+    Drawing,
+    Phase,
+    Pixels,
+    Watch,
+)
 
 
 class MfluxPipeline:
