@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace_runner.models.files import read_json, read_text
-from headrace_runner.models.safetensors import StoredTensor, read_tensors
-
-_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+from headrace_runner.models.files import license_of, read_json, read_text
+from headrace_runner.models.safetensors import StoredTensor, main_type, parameters_in, read_tensors
 
 
 def read_facts(
@@ -31,7 +29,7 @@ def read_facts(
         "kind": "text",
         "format": "mlx",
         "architecture": config["model_type"],
-        "parameters": _parameters(tensors, config),
+        "parameters": parameters_in(tensors, lambda layer: _bits(config, layer)),
         "tensor_bytes": sum(tensor.nbytes for tensor in tensors.values()),
         "quantization": quantization or _quantization(tensors, config),
         "context_length": _integer(text, "max_position_embeddings"),
@@ -40,7 +38,7 @@ def read_facts(
         "kv_heads": _integer(text, "num_key_value_heads") or heads,
         "head_dim": _integer(text, "head_dim") or (hidden // heads if heads else 0),
         "chat_template": _chat_template(directory),
-        "license": license or _license(directory),
+        "license": license or license_of(directory),
     }
 
 
@@ -50,33 +48,19 @@ def _integer(config: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _parameters(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> int:
-    """Weights as the architecture counts them: a packed word holds 32 / bits of them."""
+def _bits(config: Mapping[str, Any], layer: str) -> int:
+    """Of the weights of a layer, which may have a setting of its own."""
     quantization = config.get("quantization") or {}
-    count = 0
-    for name, tensor in tensors.items():
-        stem, _, part = name.rpartition(".")
-        packed = f"{stem}.scales" in tensors
-        if packed and part in ("scales", "biases"):
-            continue
-        elements = tensor.elements
-        if packed and tensor.dtype == "U32":
-            own = quantization.get(stem)
-            bits = (own if isinstance(own, dict) else quantization).get("bits", 4)
-            elements = elements * 32 // bits
-        count += elements
-    return count
+    own = quantization.get(layer)
+    bits: int = (own if isinstance(own, dict) else quantization).get("bits", 4)
+    return bits
 
 
 def _quantization(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> str:
     quantization = config.get("quantization") or {}
     if "bits" in quantization:
         return f"{quantization['bits']}-bit g{quantization.get('group_size', 64)}"
-    sizes: dict[str, int] = {}
-    for tensor in tensors.values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
-    dtype = max(sizes, key=lambda name: sizes[name], default="")
-    return _DTYPES.get(dtype, dtype)
+    return main_type(tensors.values())
 
 
 def _chat_template(directory: Path) -> str | None:
@@ -91,17 +75,6 @@ def _chat_template(directory: Path) -> str | None:
         found = read_json(directory, "chat_template.json").get("chat_template")
         template = found if isinstance(found, str) else None
     return template
-
-
-def _license(directory: Path) -> str | None:
-    """The model card's "license:", in the block between the first two lines of three dashes."""
-    card = read_text(directory, "README.md") or ""
-    if card.startswith("---\n"):
-        for line in card.split("\n---", 1)[0].splitlines():
-            key, _, value = line.partition(":")
-            if key == "license" and value.strip():
-                return value.strip().strip("\"'")
-    return None
 
 
 def dumps(value: Mapping[str, Any]) -> str:

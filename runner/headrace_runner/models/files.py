@@ -35,3 +35,14 @@ def read_json(model_dir: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelCorrupt(file=name)
     return value
+
+
+def license_of(model_dir: Path) -> str | None:
+    """The model card's "license:", in the block between the first two lines of three dashes."""
+    card = read_text(model_dir, "README.md") or ""
+    if card.startswith("---\n"):
+        for line in card.split("\n---", 1)[0].splitlines():
+            key, _, value = line.partition(":")
+            if key == "license" and value.strip():
+                return value.strip().strip("\"'")
+    return None

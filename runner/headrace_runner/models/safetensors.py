@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from headrace.errors import ModelCorrupt
 
 INDEX = "model.safetensors.index.json"
+_TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -68,6 +69,31 @@ def read_tensors(directory: Path) -> dict[str, StoredTensor]:
             if name not in tensors:
                 raise damaged(index, f"it names the tensor {name!r}, which is in no file")
     return tensors
+
+
+def parameters_in(tensors: Mapping[str, StoredTensor], bits_of: Callable[[str], int]) -> int:
+    """Weights as the architecture counts them: a packed word holds 32 / bits of them.
+
+    `bits_of` says so of a packed layer, by its name.
+    """
+    count = 0
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".")
+        packed = f"{layer}.scales" in tensors
+        if packed and part in ("scales", "biases"):
+            continue
+        whole = packed and tensor.dtype == "U32"
+        count += tensor.elements * 32 // bits_of(layer) if whole else tensor.elements
+    return count
+
+
+def main_type(tensors: Iterable[StoredTensor]) -> str:
+    """The type of most of the bytes, by MLX's name, such as "float16"; "" for no tensors."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    dtype = max(sizes, key=lambda name: sizes[name], default="")
+    return _TYPES.get(dtype, dtype)
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:

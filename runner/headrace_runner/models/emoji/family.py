@@ -20,7 +20,7 @@ from headrace_runner.models.emoji.config import (
     read_words,
 )
 from headrace_runner.models.pipeline import Dtype, ImageFamily, ImagePipeline
-from headrace_runner.models.safetensors import StoredTensor, read_header
+from headrace_runner.models.safetensors import StoredTensor, main_type, read_header
 
 SHIPPED = Path(__file__).with_name("weights")
 """The directory of the model that comes with the runner."""
@@ -35,8 +35,6 @@ WORKING_BYTES = 28 << 20
 and keeps 17 MB of buffers to use again."""
 BYTES_PER_IMAGE = 256 << 10
 """An image, its noise and the vectors of its words."""
-
-_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
 class EmojiFamily:
@@ -61,7 +59,7 @@ class EmojiFamily:
             "architecture": MODEL_TYPE,
             "parameters": sum(tensor.elements for tensor in tensors.values()),
             "tensor_bytes": sum(tensor.nbytes for tensor in tensors.values()),
-            "quantization": _DTYPES.get(next(iter(tensors.values())).dtype, ""),
+            "quantization": main_type(tensors.values()),
             "license": config.license,
         }
 

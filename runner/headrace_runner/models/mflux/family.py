@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from headrace.types import ImageTraits
-from headrace_runner.models.files import read_text
+from headrace_runner.models.files import license_of
 from headrace_runner.models.mflux import layout, memory
 from headrace_runner.models.mflux.catalogue import BASES
 from headrace_runner.models.pipeline import Dtype, ImageFamily, ImagePipeline
-from headrace_runner.models.safetensors import StoredTensor
-
-_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+from headrace_runner.models.safetensors import main_type, parameters_in
 
 
 class MfluxFamily:
@@ -31,16 +28,19 @@ class MfluxFamily:
     def facts(self, directory: Path) -> dict[str, Any]:
         """See `ImageFamily.facts`."""
         found = layout.describe(directory)
-        stored = layout.tensors(directory)
         bits = layout.quantization(directory)
-        named = list(stored.values())
+        stored = {
+            f"{file}/{name}": tensor
+            for file, tensors in layout.tensors(directory).items()
+            for name, tensor in tensors.items()
+        }
         return {
             "format": "mflux",
             "architecture": BASES[found.base].architecture.name,
-            "parameters": sum(_parameters(tensors, bits) for tensors in named),
-            "tensor_bytes": sum(t.nbytes for tensors in named for t in tensors.values()),
-            "quantization": f"{bits}-bit g64" if bits else _widest_share(named),
-            "license": _license(directory),
+            "parameters": parameters_in(stored, lambda _: bits or 32),
+            "tensor_bytes": sum(tensor.nbytes for tensor in stored.values()),
+            "quantization": f"{bits}-bit g64" if bits else main_type(stored.values()),
+            "license": license_of(directory),
         }
 
     def traits(self, directory: Path) -> ImageTraits:
@@ -67,34 +67,3 @@ class MfluxFamily:
 
 
 FAMILY: ImageFamily = MfluxFamily()
-
-
-def _parameters(tensors: Mapping[str, StoredTensor], bits: int | None) -> int:
-    """Weights as the architecture counts them: a packed word holds 32 / bits of them."""
-    count = 0
-    for name, tensor in tensors.items():
-        stem, _, part = name.rpartition(".")
-        packed = f"{stem}.scales" in tensors
-        if packed and part in ("scales", "biases"):
-            continue
-        whole = packed and tensor.dtype == "U32" and bits
-        count += tensor.elements * 32 // bits if whole and bits else tensor.elements
-    return count
-
-
-def _widest_share(named: Sequence[Mapping[str, StoredTensor]]) -> str:
-    """The type of most of the bytes."""
-    sizes: dict[str, int] = {}
-    for tensors in named:
-        for tensor in tensors.values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
-    dtype = max(sizes, key=lambda name: sizes[name])
-    return _DTYPES.get(dtype, dtype)
-
-
-def _license(directory: Path) -> str | None:
-    """The model card's "license:", in the block between the first two lines of three dashes."""
-    card = read_text(directory, "README.md") or ""
-    block = card.split("\n---", 1)[0] if card.startswith("---\n") else ""
-    found = re.search(r"^license:[ \t]*(\S.*)$", block, re.MULTILINE)
-    return found.group(1).strip().strip("\"'") if found else None
