@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import mlx.core as mx
 
 from headrace.host import machine
@@ -10,6 +12,23 @@ from headrace.host import machine
 def on_cpu() -> bool:
     """Whether a CPU is device and host in one."""
     return mx.default_device().type == mx.DeviceType.cpu
+
+
+def read_weights(arrays: Collection[mx.array], on_progress: Callable[[float], None]) -> int:
+    """Reads arrays into memory, one by one; gives their bytes.
+
+    `on_progress` gets the fraction that is done, some fifty times, and may raise.
+    """
+    total = sum(array.nbytes for array in arrays) or 1
+    done = reported = 0
+    for array in arrays:
+        mx.eval(array)
+        done += array.nbytes
+        if done - reported >= total / 50 or done == total:
+            reported = done
+            on_progress(done / total)
+    mx.clear_cache()
+    return done
 
 
 def claim_memory() -> int:

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from headrace.errors import ModelCorrupt, UnsupportedModel
 from headrace_runner.models.architectures import first_line, model_class_exists
-from headrace_runner.models.device import claim_memory, on_cpu
+from headrace_runner.models.device import claim_memory, on_cpu, read_weights
 from headrace_runner.models.files import read_json
 from headrace_runner.models.insides import dequantized, load_lazily
 from headrace_runner.models.safetensors import read_tensors
@@ -91,14 +91,7 @@ def load(
 def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:
     """Reads the weights into memory, piece by piece; gives their bytes."""
     arrays: list[mx.array] = [leaf[1] for leaf in tree_flatten(model.parameters())]  # type: ignore[misc]
-    total = sum(array.nbytes for array in arrays) or 1
-    done = reported = 0
-    for array in arrays:
-        mx.eval(array)
-        done += array.nbytes
-        if done - reported >= total / 50 or done == total:
-            reported = done
-            on_progress(done / total)
+    done = read_weights(arrays, on_progress)
     # Attributes that begin with an underscore (YaRN's frequencies, say) are no parameters, but
     # the model computes with them too.
     for module in model.modules():

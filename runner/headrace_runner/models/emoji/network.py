@@ -20,6 +20,7 @@ from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.normalization import GroupNorm, LayerNorm
 
 from headrace_runner.models import vector_math
+from headrace_runner.models.device import on_cpu
 from headrace_runner.models.emoji.config import Shape
 from headrace_runner.models.emoji.words import Vocabulary
 
@@ -185,7 +186,7 @@ def _now(x: mx.array) -> mx.array:
 
 def _silu(x: mx.array) -> mx.array:
     _now(x)
-    if x.dtype == mx.float32 and mx.default_device().type == mx.DeviceType.cpu:
+    if x.dtype == mx.float32 and on_cpu():
         return vector_math.swiglu(x, mx.array(1.0))
     return silu(x)  # type: ignore[no-any-return]
 

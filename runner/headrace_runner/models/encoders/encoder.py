@@ -16,6 +16,7 @@ from mlx.nn.layers.activations import gelu, gelu_approx, relu
 from numpy.typing import NDArray
 
 from headrace.errors import ModelCorrupt
+from headrace_runner.models.device import read_weights
 from headrace_runner.models.encoders.architectures import Activation, Shape, stored_names
 from headrace_runner.models.encoders.layout import EncoderTraits, Pooling, read_traits
 from headrace_runner.models.safetensors import read_tensors
@@ -155,9 +156,6 @@ def _weights(
         stored |= read
     words = stored[names["embeddings.word_embeddings.weight"]]
     kind = mx.float32 if dtype == "float32" else words.dtype
-    weights: dict[str, mx.array] = {}
-    for done, (own, name) in enumerate(names.items(), start=1):
-        weights[own] = stored[name].astype(kind)
-        mx.eval(weights[own])
-        on_progress(done / len(names))
+    weights = {own: stored[name].astype(kind) for own, name in names.items()}
+    read_weights(weights.values(), on_progress)
     return weights

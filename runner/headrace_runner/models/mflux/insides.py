@@ -20,6 +20,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from headrace.errors import UnsupportedModel
+from headrace_runner.models.device import on_cpu
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def computing(dtype: mx.Dtype | None) -> Iterator[None]:
     """
     config = resolve("common.config.model_config:ModelConfig")
     own = config.precision
-    interprets = mx.default_device().type == mx.DeviceType.cpu
+    interprets = on_cpu()
     config.precision = dtype or own
     if interprets:
         mx.disable_compile()

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from headrace.errors import HeadraceError, ModelCorrupt, UnsupportedModel
 from headrace_runner.models.architectures import first_line
+from headrace_runner.models.device import on_cpu, read_weights
 from headrace_runner.models.insides import dequantized
 from headrace_runner.models.mflux import insides
 from headrace_runner.models.mflux.catalogue import BASES, Architecture, editing
@@ -51,7 +52,7 @@ def load(layout: Layout, dtype: Dtype, on_progress: Callable[[float], None]) -> 
             model.set_dtype(computes)
         if dtype == "float32":
             model = dequantized(model)
-        weights_bytes = _evaluate(model, on_progress)
+        weights_bytes = read_weights(insides.arrays(model.parameters()).values(), on_progress)
     return Loaded(model, architecture, computes, _weights(model, dtype), weights_bytes)
 
 
@@ -60,8 +61,7 @@ def computing_dtype(dtype: Dtype, quantised: bool) -> mx.Dtype | None:
 
     Quantised products on a CPU take four times as long with bfloat16 about them as with float32.
     """
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return mx.float32 if dtype == "float32" or (quantised and on_cpu) else None
+    return mx.float32 if dtype == "float32" or (quantised and on_cpu()) else None
 
 
 def _made(layout: Layout, architecture: Architecture) -> Any:
@@ -114,21 +114,6 @@ def _file_in(message: str, directory: Path) -> str:
     if named:
         return named.group(1).rstrip("./")
     return "tokenizer" if "tokenizer" in message else DESCRIPTION
-
-
-def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:
-    """Reads the weights into memory, array by array; gives their bytes."""
-    arrays = insides.arrays(model.parameters())
-    total = sum(array.nbytes for array in arrays.values()) or 1
-    done = reported = 0
-    for array in arrays.values():
-        mx.eval(array)
-        done += array.nbytes
-        if done - reported >= total / 50 or done == total:
-            reported = done
-            on_progress(done / total)
-    mx.clear_cache()
-    return done
 
 
 def _weights(model: Any, dtype: Dtype) -> str:
