@@ -5,18 +5,10 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-import grpc
-
 from headrace.errors import UnsupportedModel
 from headrace.host.handover import ReportWriter
 from headrace.host.machine import Machine
 from headrace.telemetry import names
-from headrace.v1 import (
-    completion_pb2_grpc,
-    embedding_pb2_grpc,
-    image_pb2_grpc,
-    tokenize_pb2_grpc,
-)
 from headrace_runner.config import RunnerConfig
 from headrace_runner.convert.encoders import encoder_facts
 from headrace_runner.embedding_state import EmbeddingRunner
@@ -30,7 +22,6 @@ from headrace_runner.models.encoders.layout import read_traits
 from headrace_runner.models.tokenizer import Tokenizer
 from headrace_runner.served import Served, tell_without_effect, weights_type
 from headrace_runner.services.embedding import EmbeddingServicer
-from headrace_runner.services.other_kind import NoCompletions, NoImages, NoTokens
 from headrace_runner.starting import Start
 
 
@@ -73,11 +64,7 @@ def prepare(config: RunnerConfig, machine: Machine, report: ReportWriter, start:
         context_length=longest,
     )
 
-    def add_to(server: grpc.aio.Server) -> None:
-        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(EmbeddingServicer(runner), server)
-        completion_pb2_grpc.add_CompletionServiceServicer_to_server(NoCompletions(runner), server)
-        tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(NoTokens(runner), server)
-        image_pb2_grpc.add_ImageServiceServicer_to_server(NoImages(runner), server)
-
-    told = {"context_length": longest, "dimensions": traits.dimensions}
-    return Served(runner, ("headrace.v1.EmbeddingService",), add_to, told)
+    servicers = {
+        "headrace.v1.EmbeddingService": EmbeddingServicer(runner),
+    }
+    return Served(runner, servicers, {"context_length": longest, "dimensions": traits.dimensions})

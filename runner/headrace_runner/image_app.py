@@ -5,18 +5,10 @@ from __future__ import annotations
 import asyncio
 from functools import lru_cache, partial
 
-import grpc
-
 from headrace.errors import UnsupportedModel
 from headrace.host.handover import ReportWriter
 from headrace.host.machine import Machine
 from headrace.telemetry import names
-from headrace.v1 import (
-    completion_pb2_grpc,
-    embedding_pb2_grpc,
-    image_pb2_grpc,
-    tokenize_pb2_grpc,
-)
 from headrace_runner.config import RunnerConfig
 from headrace_runner.engine.image.engine import ImageEngine
 from headrace_runner.engine.image.worker import Limits, LoadedPipeline
@@ -25,7 +17,6 @@ from headrace_runner.models import families
 from headrace_runner.models.device import claim_memory, memory_available
 from headrace_runner.served import Served, tell_without_effect, weights_type
 from headrace_runner.services.image import ImageServicer
-from headrace_runner.services.other_kind import NoCompletions, NoEmbeddings, NoTokens
 from headrace_runner.starting import Start
 
 _SIZES = 256
@@ -72,11 +63,7 @@ def prepare(config: RunnerConfig, machine: Machine, report: ReportWriter, start:
         free=memory_available,
     )
 
-    def add_to(server: grpc.aio.Server) -> None:
-        image_pb2_grpc.add_ImageServiceServicer_to_server(ImageServicer(runner), server)
-        completion_pb2_grpc.add_CompletionServiceServicer_to_server(NoCompletions(runner), server)
-        tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(NoTokens(runner), server)
-        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(NoEmbeddings(runner), server)
-
-    size = f"{traits.width}x{traits.height}"
-    return Served(runner, ("headrace.v1.ImageService",), add_to, {"size": size})
+    servicers = {
+        "headrace.v1.ImageService": ImageServicer(runner),
+    }
+    return Served(runner, servicers, {"size": f"{traits.width}x{traits.height}"})

@@ -6,17 +6,48 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import grpc
 
 from headrace.host.dtype import choose_dtype
 from headrace.host.machine import Machine
+from headrace.v1 import (
+    completion_pb2_grpc,
+    embedding_pb2_grpc,
+    image_pb2_grpc,
+    tokenize_pb2_grpc,
+)
 from headrace_runner.config import RunnerConfig
+from headrace_runner.services.other_kind import (
+    NoCompletions,
+    NoEmbeddings,
+    NoImages,
+    NoTokens,
+    Refusing,
+)
 from headrace_runner.starting import Start
 from headrace_runner.state import AnyRunner
 
 logger = logging.getLogger(__name__)
+
+
+_SERVICES: Mapping[str, tuple[Callable[[Any, grpc.aio.Server], None], type[Refusing]]] = {
+    "headrace.v1.CompletionService": (
+        completion_pb2_grpc.add_CompletionServiceServicer_to_server,
+        NoCompletions,
+    ),
+    "headrace.v1.TokenizeService": (
+        tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server,
+        NoTokens,
+    ),
+    "headrace.v1.ImageService": (image_pb2_grpc.add_ImageServiceServicer_to_server, NoImages),
+    "headrace.v1.EmbeddingService": (
+        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server,
+        NoEmbeddings,
+    ),
+}
+"""What models are for: each service, and what stands in for it where a model is not for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +55,20 @@ class Served:
     """A runner that is ready to load its model, and its services."""
 
     runner: AnyRunner
-    services: tuple[str, ...]
-    """Full names of those that the model is for; health and reflection list them."""
-    add_to: Callable[[grpc.aio.Server], None]
-    """Adds them to a server, and such as refuse what the model is not for."""
+    servicers: Mapping[str, object]
+    """What the model is for, by the services' full names."""
     facts: Mapping[str, object]
     """For the line that says that it serves."""
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Full names of those that the model is for; health and reflection list them."""
+        return tuple(self.servicers)
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Adds them to a server, and such as refuse what the model is not for."""
+        for name, (add, refusing) in _SERVICES.items():
+            add(self.servicers.get(name) or refusing(self.runner), server)
 
 
 def weights_type(

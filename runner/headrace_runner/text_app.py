@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import grpc
-
 from headrace.errors import ModelCorrupt
 from headrace.host.handover import ReportWriter
 from headrace.host.machine import Machine
 from headrace.telemetry import names
-from headrace.v1 import (
-    completion_pb2_grpc,
-    embedding_pb2_grpc,
-    image_pb2_grpc,
-    tokenize_pb2_grpc,
-)
 from headrace_runner.config import RunnerConfig
 from headrace_runner.convert.facts import read_facts
 from headrace_runner.engine.text.engine import TextEngine
@@ -27,7 +19,6 @@ from headrace_runner.models.markup import load_markup
 from headrace_runner.models.tokenizer import Tokenizer
 from headrace_runner.served import Served, weights_type
 from headrace_runner.services.completion import CompletionServicer
-from headrace_runner.services.other_kind import NoEmbeddings, NoImages
 from headrace_runner.services.tokenize import TokenizeServicer
 from headrace_runner.starting import Start
 from headrace_runner.text_state import TextRunner
@@ -73,17 +64,8 @@ def prepare(config: RunnerConfig, machine: Machine, report: ReportWriter, start:
         on_drain=report.draining,
     )
 
-    def add_to(server: grpc.aio.Server) -> None:
-        completion_pb2_grpc.add_CompletionServiceServicer_to_server(
-            CompletionServicer(runner), server
-        )
-        tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(TokenizeServicer(runner), server)
-        image_pb2_grpc.add_ImageServiceServicer_to_server(NoImages(runner), server)
-        embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(NoEmbeddings(runner), server)
-
-    return Served(
-        runner,
-        ("headrace.v1.CompletionService", "headrace.v1.TokenizeService"),
-        add_to,
-        {"context_length": runner.context_length},
-    )
+    servicers = {
+        "headrace.v1.CompletionService": CompletionServicer(runner),
+        "headrace.v1.TokenizeService": TokenizeServicer(runner),
+    }
+    return Served(runner, servicers, {"context_length": runner.context_length})

@@ -31,74 +31,68 @@ from headrace_runner.state import AnyRunner
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-def _refuse(runner: AnyRunner, model: str, context: Context, asked: str) -> NoReturn:
-    metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
-    runner.check_target(model, metadata)
-    made_for = ModelKind.Name(runner.kind).removeprefix("MODEL_KIND_").lower()
-    raise UnsupportedCapability(
-        f"{model} is a model for {made_for}, not for {asked}", model=model, capability=asked
-    )
-
-
-class NoImages(ImageServiceServicer):
-    """A model of another kind draws no images."""
+class Refusing:
+    """A service that a runner's model is not for."""
 
     def __init__(self, runner: AnyRunner) -> None:
         self._runner = runner
+
+    def _refuse(self, model: str, context: Context, asked: str) -> NoReturn:
+        metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+        self._runner.check_target(model, metadata)
+        made_for = ModelKind.Name(self._runner.kind).removeprefix("MODEL_KIND_").lower()
+        raise UnsupportedCapability(
+            f"{model} is a model for {made_for}, not for {asked}", model=model, capability=asked
+        )
+
+
+class NoImages(Refusing, ImageServiceServicer):
+    """A model of another kind draws no images."""
 
     async def StreamImage(
         self, request: StreamImageRequest, context: Context
     ) -> AsyncIterator[StreamImageResponse]:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "image")
+        self._refuse(request.model, context, "image")
         yield  # type: ignore[unreachable]  # makes this the generator that the method has to be
 
 
-class NoCompletions(CompletionServiceServicer):
+class NoCompletions(Refusing, CompletionServiceServicer):
     """A model of another kind writes no text."""
-
-    def __init__(self, runner: AnyRunner) -> None:
-        self._runner = runner
 
     async def StreamCompletion(
         self, request: StreamCompletionRequest, context: Context
     ) -> AsyncIterator[StreamCompletionResponse]:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "text")
+        self._refuse(request.model, context, "text")
         yield  # type: ignore[unreachable]  # makes this the generator that the method has to be
 
 
-class NoTokens(TokenizeServiceServicer):
+class NoTokens(Refusing, TokenizeServiceServicer):
     """A model of another kind shows no tokens."""
-
-    def __init__(self, runner: AnyRunner) -> None:
-        self._runner = runner
 
     async def Tokenize(self, request: TokenizeRequest, context: Context) -> TokenizeResponse:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "text")
+        self._refuse(request.model, context, "text")
 
     async def Detokenize(self, request: DetokenizeRequest, context: Context) -> DetokenizeResponse:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "text")
+        self._refuse(request.model, context, "text")
 
     async def RenderChat(self, request: RenderChatRequest, context: Context) -> RenderChatResponse:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "text")
+        self._refuse(request.model, context, "text")
 
     async def CountTokens(
         self, request: CountTokensRequest, context: Context
     ) -> CountTokensResponse:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "text")
+        self._refuse(request.model, context, "text")
 
 
-class NoEmbeddings(EmbeddingServiceServicer):
+class NoEmbeddings(Refusing, EmbeddingServiceServicer):
     """A model of another kind makes no vectors."""
-
-    def __init__(self, runner: AnyRunner) -> None:
-        self._runner = runner
 
     async def Embed(self, request: EmbedRequest, context: Context) -> EmbedResponse:
         """Refuses."""
-        _refuse(self._runner, request.model, context, "embedding")
+        self._refuse(request.model, context, "embedding")
