@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headrace.cli.app import COMMANDS, cli, run
+from headrace.cli.app import COMMANDS, cli
 from headrace.cli.output import duration, size
 from headrace.errors import (
     ContextLengthExceeded,
@@ -21,28 +20,9 @@ from headrace.errors import (
     Unavailable,
 )
 from headrace.v1 import completion_pb2, model_pb2
+from tests.unit.cli.running import Run
 from tests.unit.sdk import fake as say
-from tests.unit.sdk.fake import Fake, serving
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    with serving(tmp_path / "c.sock") as fake:
-        monkeypatch.setenv("HEADRACE_HOST", fake.target)
-        yield fake
-
-
-@pytest.fixture
-def headrace(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def call(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        code = run(arguments)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+from tests.unit.sdk.fake import Fake
 
 
 def test_run_streams_then_says_how_it_went(fake: Fake, headrace: Run) -> None:

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from headrace.cli.app import run
 from headrace.cli.embed import cosine
 from headrace.errors import ModelNotFound
 from headrace.v1 import model_pb2
+from tests.unit.cli.running import Run
 from tests.unit.sdk import fake as say
-from tests.unit.sdk.fake import Fake, serving
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    with serving(tmp_path / "c.sock") as fake:
-        monkeypatch.setenv("HEADRACE_HOST", fake.target)
-        yield fake
-
-
-@pytest.fixture
-def headrace(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def call(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        code = run(arguments)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+from tests.unit.sdk.fake import Fake
 
 
 def test_texts_are_compared(fake: Fake, headrace: Run) -> None:

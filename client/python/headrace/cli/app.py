@@ -88,7 +88,8 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        click.echo(f"error: {error.strerror or error}", err=True)
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"error: {place}{error.strerror or error}", err=True)
         # What could not be written must not be tried again at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1

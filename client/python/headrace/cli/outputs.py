@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final
 
 import click
@@ -33,8 +34,12 @@ class Outputs:
         self._pictures = pictures
         if not self._directory.is_dir():
             raise click.UsageError(f"there is no directory {self._directory}")
-        if not os.access(self._directory, os.W_OK):
-            raise click.UsageError(f"nothing can be written into {self._directory.absolute()}")
+        try:
+            # Tried: what permissions say is neither true of root nor of every file system.
+            TemporaryFile(dir=self._directory).close()
+        except OSError as error:
+            place, why = self._directory.absolute(), error.strerror
+            raise click.UsageError(f"nothing can be written into {place}: {why}") from None
 
     def write(self, data: bytes, index: int, media_type: str) -> Path:
         """Writes one picture and gives its path.
