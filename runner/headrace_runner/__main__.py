@@ -50,7 +50,7 @@ def _wait_for_orders() -> list[str]:
     # Imports alone: nothing of MLX is computed, and no thread started, before there is a model.
     # Most models are for text, whose imports are also the slow ones.
     import headrace_runner.app
-    import headrace_runner.text_app  # noqa: F401
+    import headrace_runner.text_app  # noqa: F401 (for later)
 
     limit_process()
     try:

@@ -5,12 +5,12 @@ import inspect
 import pytest
 
 from headrace_runner.models.mflux import insides
-from headrace_runner.models.mflux.catalogue import BASES, Architecture, Base, editing
+from headrace_runner.models.mflux.catalogue import BASES, Architecture, Base
 
 pytestmark = pytest.mark.usefixtures("needs_mflux")
 
 ARCHITECTURES = {base.architecture.model: base.architecture for base in BASES.values()}
-ARCHITECTURES["edit"] = editing(BASES["flux2-klein-4b"].architecture)
+ARCHITECTURES["edit"] = BASES["flux2-klein-4b"].architecture.seen(references=True)
 
 
 @pytest.mark.parametrize(

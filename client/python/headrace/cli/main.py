@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Runs the command line and exits with its code."""
     try:
-        import click  # noqa: F401
+        import click  # noqa: F401 (is it there?)
     except ModuleNotFoundError:
         sys.stderr.write("The command line is not installed: pip install 'headrace[cli]'\n")
         sys.exit(1)

@@ -9,7 +9,7 @@ nor are those that want their prompt as JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from headrace.types import ImageTraits
@@ -41,6 +41,19 @@ class Architecture:
     """Module that makes the components, where their shapes may be given."""
     shaped: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Their classes in that module, by component."""
+    editing: Architecture | None = None
+    """The class that takes the same weights and looks at reference images."""
+
+    def seen(self, references: bool) -> Architecture:
+        """The class to draw with: the one that looks at `references`, if it is to.
+
+        Raises LookupError where there is none that does.
+        """
+        if not references:
+            return self
+        if self.editing is None:
+            raise LookupError(self.name)
+        return self.editing
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +70,7 @@ class Base:
 
     def traits(self, references: bool = False) -> ImageTraits:
         """What the model takes, `references` instead of a strength where it is to."""
-        architecture = editing(self.architecture) if references else self.architecture
+        architecture = self.architecture.seen(references)
         return ImageTraits(
             width=1024,
             height=1024,
@@ -81,16 +94,6 @@ _FLUX1 = Architecture(
     adapters="flux.weights.flux_lora_mapping:FluxLoRAMapping",
     takes_strength=True,
 )
-_FLUX2 = Architecture(
-    "flux2-klein",
-    "flux2.variants.txt2img.flux2_klein:Flux2Klein",
-    "flux2.latent_creator.flux2_latent_creator:Flux2LatentCreator",
-    encoder="_encode_prompt_pair",
-    adapters="flux2.weights.flux2_lora_mapping:Flux2LoRAMapping",
-    takes_strength=True,
-    initializer="flux2.flux2_initializer",
-    shaped={"transformer": "Flux2Transformer", "text_encoder": "Qwen3TextEncoder"},
-)
 _FLUX2_EDIT = Architecture(
     "flux2-klein",
     "flux2.variants.edit.flux2_klein_edit:Flux2KleinEdit",
@@ -100,6 +103,13 @@ _FLUX2_EDIT = Architecture(
     references=_REFERENCES,
     initializer="flux2.flux2_initializer",
     shaped={"transformer": "Flux2Transformer", "text_encoder": "Qwen3TextEncoder"},
+)
+_FLUX2 = replace(
+    _FLUX2_EDIT,
+    model="flux2.variants.txt2img.flux2_klein:Flux2Klein",
+    takes_strength=True,
+    references=0,
+    editing=_FLUX2_EDIT,
 )
 _FLUX3 = Architecture(
     "flux3-klein",
@@ -183,11 +193,3 @@ BASES: Mapping[str, Base] = MappingProxyType(
     }
 )
 """By the names that mflux gives them, its keys of `AVAILABLE_MODELS`."""
-
-
-def editing(architecture: Architecture) -> Architecture:
-    """The class that takes the same weights and looks at reference images. Raises LookupError
-    where there is none."""
-    if architecture is not _FLUX2:
-        raise LookupError(architecture.name)
-    return _FLUX2_EDIT

@@ -93,7 +93,7 @@ def _described(directory: Path, said: object) -> Layout:
     if not isinstance(references, bool):
         raise _senseless("references is true or false")
     architecture = BASES[base].architecture
-    if references and not architecture.name.startswith("flux2-"):
+    if references and architecture.editing is None:
         raise UnsupportedModel(f"{base} cannot look at reference images", architecture=base)
     if not isinstance(shapes, dict) or not all(isinstance(s, dict) for s in shapes.values()):
         raise _senseless("shapes holds an object for each component")

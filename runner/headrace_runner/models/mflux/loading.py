@@ -16,7 +16,7 @@ from headrace_runner.models.architectures import first_line
 from headrace_runner.models.device import on_cpu, read_weights
 from headrace_runner.models.insides import dequantized
 from headrace_runner.models.mflux import insides
-from headrace_runner.models.mflux.catalogue import BASES, Architecture, editing
+from headrace_runner.models.mflux.catalogue import BASES, Architecture
 from headrace_runner.models.mflux.layout import (
     DESCRIPTION,
     Layout,
@@ -42,8 +42,7 @@ class Loaded:
 def load(layout: Layout, dtype: Dtype, on_progress: Callable[[float], None]) -> Loaded:
     """Loads the model, on the thread that is to draw with it. See `ImageFamily.load`."""
     tensors(layout.directory)
-    own = BASES[layout.base].architecture
-    architecture = editing(own) if layout.references else own
+    architecture = BASES[layout.base].architecture.seen(layout.references)
     computes = computing_dtype(dtype, quantization(layout.directory) is not None)
     with insides.computing(computes):
         model = _made(layout, architecture)
