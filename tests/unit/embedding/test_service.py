@@ -25,10 +25,6 @@ from headrace.errors import (
     UnsupportedParameter,
     from_rpc_error,
 )
-from headrace.host.handover import ReportWriter
-from headrace.host.machine import describe
-from headrace.rpc.options import channel_options, server_options
-from headrace.rpc.service import server_interceptors
 from headrace.telemetry import names
 from headrace.v1.common_pb2 import TokenIds
 from headrace.v1.completion_pb2 import StreamCompletionRequest
@@ -39,13 +35,12 @@ from headrace.v1.image_pb2 import StreamImageRequest
 from headrace.v1.image_pb2_grpc import ImageServiceStub
 from headrace.v1.tokenize_pb2 import TokenizeRequest
 from headrace.v1.tokenize_pb2_grpc import TokenizeServiceStub
-from headrace_runner.config import parse
 from headrace_runner.embedding_app import prepare
 from headrace_runner.embedding_state import EmbeddingRunner
 from headrace_runner.models.encoders.encoder import Encoder, Vectors
 from headrace_runner.services import spans
-from headrace_runner.starting import Start
 from tests.encoders import CONTEXT, HIDDEN, reference, save_encoder
+from tests.runner_services import services_of
 
 MODEL = "tiny:1"
 SHORTER: dict[str, Any] = {"matryoshka_dimensions": [8, 16]}
@@ -78,26 +73,11 @@ def given(value: str | list[int]) -> EmbeddingInput:
 
 @asynccontextmanager
 async def serving(directory: Path, *arguments: str) -> AsyncIterator[Served]:
-    config = parse(
-        ["--model", str(directory), "--name", MODEL, "--digest", "sha256:ab", *arguments]
-    )
-    made = prepare(config, describe(), ReportWriter(None), Start())
-    assert isinstance(made.runner, EmbeddingRunner)
-    server = grpc.aio.server(options=server_options(), interceptors=server_interceptors())
-    made.add_to(server)
-    address = f"unix:{directory}/r.sock"
-    server.add_insecure_port(address)
-    await server.start()
-    try:
-        async with (
-            asyncio.timeout(60),
-            grpc.aio.insecure_channel(address, options=channel_options(address)) as channel,
-        ):
-            made.runner.loaded.set_result(await made.runner.engine.start())
-            yield Served(made.runner, channel, directory)
-    finally:
-        await server.stop(0)
-        await made.runner.engine.stop()
+    socket = directory / "r.sock"
+    async with services_of(prepare, directory, socket, MODEL, *arguments) as (made, channel):
+        assert isinstance(made.runner, EmbeddingRunner)
+        made.runner.loaded.set_result(await made.runner.engine.start())
+        yield Served(made.runner, channel, directory)
 
 
 @pytest.fixture

@@ -14,10 +14,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from headrace.errors import from_rpc_error
-from headrace.host.handover import ReportWriter
-from headrace.host.machine import describe
-from headrace.rpc.options import channel_options, server_options
-from headrace.rpc.service import server_interceptors
 from headrace.v1.image_pb2 import (
     ImageCompleted,
     ImagePreview,
@@ -27,11 +23,10 @@ from headrace.v1.image_pb2 import (
     StreamImageResponse,
 )
 from headrace.v1.image_pb2_grpc import ImageServiceStub
-from headrace_runner.config import parse
 from headrace_runner.image_app import prepare
 from headrace_runner.image_state import ImageRunner
-from headrace_runner.starting import Start
 from tests.painter import Painter
+from tests.runner_services import services_of
 
 if TYPE_CHECKING:
     from headrace.v1.image_pb2_grpc import ImageServiceAsyncStub
@@ -154,27 +149,9 @@ class Served:
 async def serving(
     directory: Path, socket: Path, *arguments: str, load: bool = True
 ) -> AsyncIterator[Served]:
-    config = parse(
-        ["--model", str(directory), "--name", MODEL, "--digest", "sha256:ab", *arguments]
-    )
-    made = prepare(config, describe(), ReportWriter(None), Start())
-    assert isinstance(made.runner, ImageRunner)
-    server = grpc.aio.server(options=server_options(), interceptors=server_interceptors())
-    made.add_to(server)
-    address = f"unix:{socket}"
-    server.add_insecure_port(address)
-    await server.start()
-    try:
-        async with (
-            asyncio.timeout(60),
-            grpc.aio.insecure_channel(address, options=channel_options(address)) as channel,
-        ):
-            # Calls that are made while it connects arrive in any order.
-            await channel.channel_ready()
-            served = Served(made.runner, Api(channel))
-            if load:
-                await served.load()
-            yield served
-    finally:
-        await server.stop(0)
-        await made.runner.engine.stop()
+    async with services_of(prepare, directory, socket, MODEL, *arguments) as (made, channel):
+        assert isinstance(made.runner, ImageRunner)
+        painting = Served(made.runner, Api(channel))
+        if load:
+            await painting.load()
+        yield painting

@@ -48,4 +48,4 @@ def test_each_is_known_to_mflux(name: str, base: Base) -> None:
 
 def test_another_class_for_reference_images_is_flux2s_alone() -> None:
     with pytest.raises(LookupError):
-        editing(BASES["z-image"].architecture)
+        BASES["z-image"].architecture.seen(references=True)
