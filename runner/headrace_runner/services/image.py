@@ -169,8 +169,8 @@ class ImageServicer(ImageServiceServicer):
         """Raises ModelTooLarge for a size that there was never memory for."""
         runner, first = self._runner, wanted.drawings[0]
         needs = needed(first, runner.working)
-        has = max(runner.loaded.result().memory_available, runner.free())
-        if needs > has:
+        has = runner.loaded.result().memory_available
+        if needs > has and needs > (has := max(has, runner.free())):
             size = smaller(first, runner.traits, runner.working, has)
             raise ModelTooLarge(
                 f"{first.width}x{first.height} needs {needs} bytes of memory and the model leaves "
