@@ -296,7 +296,9 @@ def test_doctor_and_version(fake: Fake, headrace: Run) -> None:
     assert findings[-1]["message"] == f"one listens at {fake.target}"
     assert f"one listens at {fake.target}" in headrace("doctor")[1]
     assert "grpcio" in json.loads(headrace("version", "--json")[1])
-    assert headrace("version")[1].splitlines()[-1].startswith("python")
+    lines = headrace("version")[1].splitlines()
+    assert lines[-1].startswith("python")
+    assert headrace("--version")[1].split() == lines[0].split()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

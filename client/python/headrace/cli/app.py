@@ -68,6 +68,9 @@ Exit codes:
   0  done            1  failed          2  wrong usage or invalid request
   3  not found       4  unavailable     130  interrupted""",
 )
+@click.version_option(
+    None, "-V", "--version", package_name="headrace", message="headrace %(version)s"
+)
 def cli() -> None:
     """Run models for text, images and embeddings with MLX, over gRPC."""
 
