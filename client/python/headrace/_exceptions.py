@@ -24,6 +24,7 @@ them on the wire.
     ├── SourceUnavailable         UNAVAILABLE
     ├── Unauthenticated           UNAUTHENTICATED
     ├── PermissionDenied          PERMISSION_DENIED
+    ├── RateLimited               RESOURCE_EXHAUSTED
     ├── NotImplementedYet         UNIMPLEMENTED
     ├── InternalError             INTERNAL
     │                             seen by clients only, without a reason:
@@ -319,6 +320,16 @@ class PermissionDenied(HeadraceError):
 
     def __init__(self, message: str, *, scope: str) -> None:
         super().__init__(message, metadata={"scope": scope})
+
+
+class RateLimited(HeadraceError):
+    """The token may not have more at this time; `retry_after` says when."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "RATE_LIMITED"
+
+    def __init__(self, message: str, *, limit: str, retry_after: float) -> None:
+        super().__init__(message, metadata={"limit": limit}, retry_after=retry_after)
 
 
 class NotImplementedYet(HeadraceError):

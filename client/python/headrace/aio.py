@@ -21,10 +21,9 @@ from headrace._aio_streams import (
     AsyncStream,
     AsyncTransferStream,
 )
+from headrace._endpoint import Endpoint
 from headrace._requests import deadline
-from headrace._target import resolve_target
 from headrace._trace import TraceSlot, aio_trace_ids, failure
-from headrace.rpc.options import channel_options
 from headrace.telemetry.rpc import aio_client_interceptors
 from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
 
@@ -47,18 +46,24 @@ class AsyncClient:
         *,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
     ) -> None:
         """Prepares a connection.
 
         Args:
-            target: "host:port", "unix:/path" or another target of gRPC. None: the environment's
-                HEADRACE_HOST, else 127.0.0.1:50151.
+            target: "host:port", "unix:/path", "https://host:port" for TLS, or another target of
+                gRPC. None: the environment's HEADRACE_HOST, else 127.0.0.1:50151.
             timeout: seconds that a call may take, unless it says otherwise. None: no limit.
-            credentials: for TLS. None: the connection is not encrypted.
+            credentials: for TLS. None: with "https://" those of HEADRACE_TLS_CA,
+                HEADRACE_TLS_CERT and HEADRACE_TLS_KEY, else the connection is not encrypted.
+            token: what the server knows this client by. None: HEADRACE_TOKEN, if it is set.
+
+        Raises:
+            InvalidRequest: the token would travel in the clear, or a file cannot be read.
         """
         self._timeout = deadline(timeout, None)
-        self.target = resolve_target(target)
-        self._credentials = credentials
+        self._endpoint = Endpoint.resolve(target, credentials, token)
+        self.target = self._endpoint.target
         self._opened: grpc.aio.Channel | None = None
 
     async def close(self) -> None:
@@ -262,14 +267,15 @@ class AsyncClient:
     def _channel(self) -> grpc.aio.Channel:
         # Opened at the first call: a channel belongs to the event loop that runs then.
         if self._opened is None:
-            options = channel_options(self.target)
-            interceptors = [*aio_client_interceptors(self.target), *aio_trace_ids()]
+            target, options = self.target, self._endpoint.options
+            tracing = aio_client_interceptors(target)
+            interceptors = [*tracing, *aio_trace_ids(self._endpoint.metadata)]
             self._opened = (
                 grpc.aio.secure_channel(
-                    self.target, self._credentials, options, interceptors=interceptors
+                    target, self._endpoint.credentials, options, interceptors=interceptors
                 )
-                if self._credentials
-                else grpc.aio.insecure_channel(self.target, options, interceptors=interceptors)
+                if self._endpoint.credentials
+                else grpc.aio.insecure_channel(target, options, interceptors=interceptors)
             )
         return self._opened
 

@@ -12,11 +12,10 @@ import grpc
 from google.protobuf.message import Message as ProtoMessage
 
 from headrace import _calls, types
+from headrace._endpoint import Endpoint
 from headrace._requests import deadline
 from headrace._streams import CompletionStream, ImageStream, ModelWatch, Stream, TransferStream
-from headrace._target import resolve_target
 from headrace._trace import SyncTraceIds, TraceSlot, failure
-from headrace.rpc.options import channel_options
 from headrace.telemetry.rpc import SyncClientInterceptor
 from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
 
@@ -39,26 +38,32 @@ class Client:
         *,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
     ) -> None:
         """Prepares a connection.
 
         Args:
-            target: "host:port", "unix:/path" or another target of gRPC. None: the environment's
-                HEADRACE_HOST, else 127.0.0.1:50151.
+            target: "host:port", "unix:/path", "https://host:port" for TLS, or another target of
+                gRPC. None: the environment's HEADRACE_HOST, else 127.0.0.1:50151.
             timeout: seconds that a call may take, unless it says otherwise. None: no limit.
-            credentials: for TLS. None: the connection is not encrypted.
+            credentials: for TLS. None: with "https://" those of HEADRACE_TLS_CA,
+                HEADRACE_TLS_CERT and HEADRACE_TLS_KEY, else the connection is not encrypted.
+            token: what the server knows this client by. None: HEADRACE_TOKEN, if it is set.
+
+        Raises:
+            InvalidRequest: the token would travel in the clear, or a file cannot be read.
         """
         self._timeout = deadline(timeout, None)
-        self.target = resolve_target(target)
-        options = channel_options(self.target)
+        endpoint = Endpoint.resolve(target, credentials, token)
+        self.target = endpoint.target
         channel = (
-            grpc.secure_channel(self.target, credentials, options)
-            if credentials
-            else grpc.insecure_channel(self.target, options)
+            grpc.secure_channel(self.target, endpoint.credentials, endpoint.options)
+            if endpoint.credentials
+            else grpc.insecure_channel(self.target, endpoint.options)
         )
         self._raw_channel = channel
         self._channel = grpc.intercept_channel(
-            channel, SyncClientInterceptor(self.target), SyncTraceIds()
+            channel, SyncClientInterceptor(self.target), SyncTraceIds(endpoint.metadata)
         )
 
     def close(self) -> None:

@@ -68,6 +68,10 @@ EXAMPLES: dict[str, tuple[HeadraceError, StatusCode]] = {
         errors.PermissionDenied("not yours", scope="models.write"),
         StatusCode.PERMISSION_DENIED,
     ),
+    "RATE_LIMITED": (
+        errors.RateLimited("wait", limit="max_requests", retry_after=2.0),
+        StatusCode.RESOURCE_EXHAUSTED,
+    ),
     "NOT_IMPLEMENTED": (
         errors.NotImplementedYet("images come later", method="StreamImage"),
         StatusCode.UNIMPLEMENTED,
