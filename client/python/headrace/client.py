@@ -327,7 +327,11 @@ class Client:
         )
         with TraceSlot() as trace:
             try:
-                answer = method(call.request, timeout=deadline(timeout, self._timeout))
+                answer = method(
+                    call.request,
+                    timeout=deadline(timeout, self._timeout),
+                    metadata=_calls.routing(call.request),
+                )
             except grpc.RpcError as error:
                 raise failure(error, trace) from error
         return call.convert(answer)
@@ -344,5 +348,9 @@ class Client:
             response_deserializer=call.answer.FromString,
         )
         with TraceSlot() as trace:
-            responses = method(call.request, timeout=deadline(timeout, self._timeout))
+            responses = method(
+                call.request,
+                timeout=deadline(timeout, self._timeout),
+                metadata=_calls.routing(call.request),
+            )
         return kind(responses, call.fold, trace)

@@ -144,6 +144,17 @@ def test_load_failed_by_a_passing_cause_is_unavailable(cause: str) -> None:
     assert errors.LoadFailed("…", cause=cause).code is StatusCode.UNAVAILABLE
 
 
+def test_what_a_proxy_breaks_off_is_unavailable_and_our_own_internal_is_not() -> None:
+    words = "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"
+    broken = from_rpc_error(grpc.aio.AioRpcError(StatusCode.INTERNAL, details=words))
+    assert type(broken) is errors.Unavailable
+    assert broken.code is StatusCode.UNAVAILABLE
+    other = from_rpc_error(grpc.aio.AioRpcError(StatusCode.INTERNAL, details="of a proxy"))
+    assert type(other) is errors.InternalError
+    own = errors.InternalError("RST_STREAM")
+    assert type(from_rpc_error(wire(own))) is errors.InternalError
+
+
 @pytest.mark.parametrize("text", ["x" * 10**6, "あ" * 10**6, "\udcff" * 5000])
 def test_sizes_are_bounded(text: str) -> None:
     error = errors.InvalidRequest(

@@ -48,9 +48,9 @@ def test_exports() -> None:
 def test_importing_is_light() -> None:
     code = """
 import sys, time
-begin = time.perf_counter()
+begin = time.process_time()  # What others do on the machine is not counted.
 from headrace import AsyncClient, Client
-assert time.perf_counter() - begin < 0.5, "slow"
+assert time.process_time() - begin < 0.5, "slow"
 heavy = {"mlx", "click", "rich", "protovalidate", "opentelemetry.sdk", "psutil", "transformers"}
 heavy |= {"PIL", "numpy"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
