@@ -11,7 +11,7 @@ COMMA := ,
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format types imports proto proto-check chaos bench bench-peers \
+.PHONY: help run test test-slow lint format types imports proto proto-check chaos fuzz bench bench-peers \
 	collector descriptors envoy install install-image clean distclean
 
 help: ## list the targets
@@ -50,6 +50,9 @@ proto-check: $(VENV)/.dev ## are the checked-in stubs up to date?
 
 chaos: $(VENV)/.dev ## kill runners under 32 streams, 200 times: none loses a token
 	$(BIN)/python -m tests.chaos
+
+fuzz: $(VENV)/.dev ## 100,000 requests that nobody would send: minutes
+	HEADRACE_FUZZ=100000 $(BIN)/pytest -s -m slow tests/e2e/test_fuzz.py
 
 bench: $(VENV)/.dev ## tokens per second beside the bare MLX loop and mlx_lm.server
 	$(BIN)/python -m tests.bench
