@@ -1,17 +1,24 @@
 """Models on disk: names, manifests, the catalogue, import and pull. Never imports MLX."""
 
+from headrace_server.store.damage import Damage, Reading, Verified
+from headrace_server.store.garbage import Garbage, GarbageItem
 from headrace_server.store.manifest import ImageFacts, Manifest, ModelFile
 from headrace_server.store.names import ModelName, parse_name
 from headrace_server.store.progress import OnProgress, Progress
 from headrace_server.store.store import Store
 
 __all__ = [
+    "Damage",
+    "Garbage",
+    "GarbageItem",
     "ImageFacts",
     "Manifest",
     "ModelFile",
     "ModelName",
     "OnProgress",
     "Progress",
+    "Reading",
     "Store",
+    "Verified",
     "parse_name",
 ]

@@ -89,6 +89,10 @@ class Manifest:
         """Bytes on the disk."""
         return sum(file.size for file in self.files)
 
+    def files_of(self, sha256: str) -> list[ModelFile]:
+        """The files of this checksum: more than one where it has the same twice."""
+        return [file for file in self.files if file.sha256 == sha256]
+
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA} | dataclasses.asdict(self), indent=2) + "\n"
 

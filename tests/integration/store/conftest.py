@@ -1,12 +1,12 @@
 """A small model as a GGUF file, and stores that hold it, imported by the real converter."""
 
 import asyncio
-import shutil
 from pathlib import Path
 
 import pytest
 
 from headrace_server.store import Store
+from tests.stores import copy_store
 from tests.unit.convert.tiny import write_gguf
 
 
@@ -27,4 +27,4 @@ def filled_home(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def home(filled_home: Path, tmp_path: Path) -> Path:
     """A home of one's own with `tiny:q4` in it."""
-    return shutil.copytree(filled_home, tmp_path / "home")
+    return copy_store(filled_home, tmp_path / "home")
