@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from headrace._aio_streams import AsyncImageStream as AsyncImageStream
     from headrace._aio_streams import AsyncModelWatch as AsyncModelWatch
     from headrace._aio_streams import AsyncTransferStream as AsyncTransferStream
+    from headrace._aio_streams import AsyncVerifyStream as AsyncVerifyStream
     from headrace._streams import CompletionStream as CompletionStream
     from headrace._streams import ImageStream as ImageStream
     from headrace._streams import ModelWatch as ModelWatch
     from headrace._streams import TransferStream as TransferStream
+    from headrace._streams import VerifyStream as VerifyStream
     from headrace.aio import AsyncClient as AsyncClient
     from headrace.client import Client as Client
     from headrace.errors import HeadraceError as HeadraceError
@@ -44,11 +46,13 @@ _HOMES = {
     "AsyncImageStream": "headrace._aio_streams",
     "AsyncModelWatch": "headrace._aio_streams",
     "AsyncTransferStream": "headrace._aio_streams",
+    "AsyncVerifyStream": "headrace._aio_streams",
     "Client": "headrace.client",
     "CompletionStream": "headrace._streams",
     "ImageStream": "headrace._streams",
     "ModelWatch": "headrace._streams",
     "TransferStream": "headrace._streams",
+    "VerifyStream": "headrace._streams",
     "HeadraceError": "headrace.errors",
     "Completed": "headrace.types",
     "Completion": "headrace.types",

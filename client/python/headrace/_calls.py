@@ -13,8 +13,8 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
 
-from headrace import _convert, types
-from headrace._folds import CompletionFold, Fold, TransferFold, WatchFold
+from headrace import _convert, _convert_upkeep, types
+from headrace._folds import CompletionFold, Fold, TransferFold, VerifyFold, WatchFold
 from headrace._image_fold import ImageFold
 from headrace._image_requests import image
 from headrace._requests import chat, completion, fill_input, invalid, put, put_all, put_duration
@@ -269,6 +269,34 @@ def delete_model(model: str) -> Unary[model_pb2.DeleteModelResponse, int]:
         request,
         model_pb2.DeleteModelResponse,
         lambda answer: answer.freed_bytes,
+    )
+
+
+def verify_models(
+    models: Iterable[str],
+) -> Streaming[model_pb2.StreamVerifyModelsResponse, types.VerifyEvent, types.Verification]:
+    if isinstance(models, str):
+        raise invalid("models", "must be a sequence of names: put a single one in a list")
+    request = model_pb2.StreamVerifyModelsRequest()
+    put_all(request, "models", models, path="models")
+    return Streaming(
+        "/headrace.v1.ModelService/StreamVerifyModels",
+        request,
+        model_pb2.StreamVerifyModelsResponse,
+        VerifyFold(),
+    )
+
+
+def collect_garbage(
+    dry_run: bool | None,
+) -> Unary[model_pb2.CollectGarbageResponse, types.Garbage]:
+    request = model_pb2.CollectGarbageRequest()
+    put(request, "dry_run", dry_run)
+    return Unary(
+        "/headrace.v1.ModelService/CollectGarbage",
+        request,
+        model_pb2.CollectGarbageResponse,
+        lambda answer: _convert_upkeep.garbage(answer.garbage),
     )
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 from grpc import StatusCode
 
-from headrace import _convert, types
+from headrace import _convert, _convert_upkeep, types
 from headrace.errors import RpcFailed
 from headrace.v1 import completion_pb2, model_pb2
 
@@ -114,6 +114,34 @@ class TransferFold:
         if not self._model:
             raise incomplete()
         return self._model
+
+
+class VerifyFold:
+    """Folds a verification."""
+
+    def __init__(self) -> None:
+        self._models: list[types.VerifiedModel] = []
+        self._garbage: types.Garbage | None = None
+
+    def add(self, message: model_pb2.StreamVerifyModelsResponse) -> types.VerifyEvent | None:
+        """Takes the next message; gives its event, and nothing for the last."""
+        if self._garbage:
+            raise broken("the stream went on after it had been completed")
+        match message.WhichOneof("event"):
+            case "progress":
+                return _convert_upkeep.verify_progress(message.progress)
+            case "verified":
+                self._models.append(_convert_upkeep.verified_model(message.verified))
+                return self._models[-1]
+            case "completed":
+                self._garbage = _convert_upkeep.garbage(message.completed.garbage)
+        return None
+
+    def result(self, trace_id: str) -> types.Verification:
+        """What was found in all."""
+        if not self._garbage:
+            raise incomplete()
+        return types.Verification(tuple(self._models), self._garbage)
 
 
 class WatchFold:

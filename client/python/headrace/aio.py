@@ -20,6 +20,7 @@ from headrace._aio_streams import (
     AsyncModelWatch,
     AsyncStream,
     AsyncTransferStream,
+    AsyncVerifyStream,
 )
 from headrace._endpoint import Endpoint
 from headrace._requests import deadline
@@ -238,6 +239,18 @@ class AsyncClient:
     async def delete_model(self, model: str, *, timeout: float | None = None) -> int:
         """Removes a name, and the files when it was their last. Gives the bytes freed."""
         return await self._unary(_calls.delete_model(model), timeout)
+
+    def verify_models(
+        self, models: Iterable[str] = (), *, timeout: float | None = None
+    ) -> AsyncVerifyStream:
+        """Reads every byte of models and compares it with what was stored."""
+        return self._stream(AsyncVerifyStream, _calls.verify_models(models), timeout)
+
+    async def collect_garbage(
+        self, *, dry_run: bool | None = None, timeout: float | None = None
+    ) -> types.Garbage:
+        """Removes what takes room in the store and belongs to no model, and gives what that was."""
+        return await self._unary(_calls.collect_garbage(dry_run), timeout)
 
     async def load_model(
         self,

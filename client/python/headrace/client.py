@@ -14,7 +14,14 @@ from google.protobuf.message import Message as ProtoMessage
 from headrace import _calls, types
 from headrace._endpoint import Endpoint
 from headrace._requests import deadline
-from headrace._streams import CompletionStream, ImageStream, ModelWatch, Stream, TransferStream
+from headrace._streams import (
+    CompletionStream,
+    ImageStream,
+    ModelWatch,
+    Stream,
+    TransferStream,
+    VerifyStream,
+)
 from headrace._trace import SyncTraceIds, TraceSlot, failure
 from headrace.telemetry.rpc import SyncClientInterceptor
 from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
@@ -281,6 +288,27 @@ class Client:
     def delete_model(self, model: str, *, timeout: float | None = None) -> int:
         """Removes a name, and the files when it was their last. Gives the bytes freed."""
         return self._unary(_calls.delete_model(model), timeout)
+
+    def verify_models(
+        self, models: Iterable[str] = (), *, timeout: float | None = None
+    ) -> VerifyStream:
+        """Reads every byte of models and compares it with what was stored.
+
+        A damaged file is no error: the stream's result has what was found of each model. From then
+        on loads of that model fail with ModelCorrupt.
+
+        Args:
+            models: their names. None given: all models of the store.
+            timeout: seconds that the verification may take; `math.inf` for no limit.
+        """
+        return self._stream(VerifyStream, _calls.verify_models(models), timeout)
+
+    def collect_garbage(
+        self, *, dry_run: bool | None = None, timeout: float | None = None
+    ) -> types.Garbage:
+        """Removes what takes room in the store and belongs to no model, and gives what that was;
+        with `dry_run` it only says what there is."""
+        return self._unary(_calls.collect_garbage(dry_run), timeout)
 
     def load_model(
         self,

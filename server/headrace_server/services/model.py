@@ -13,6 +13,8 @@ import grpc
 from headrace.errors import DeadlineExceeded, ModelCorrupt, ModelInUse
 from headrace.telemetry.logs import bind
 from headrace.v1.model_pb2 import (
+    CollectGarbageRequest,
+    CollectGarbageResponse,
     CopyModelRequest,
     CopyModelResponse,
     DeleteModelRequest,
@@ -31,8 +33,11 @@ from headrace.v1.model_pb2 import (
     StreamImportModelResponse,
     StreamPullModelRequest,
     StreamPullModelResponse,
+    StreamVerifyModelsRequest,
+    StreamVerifyModelsResponse,
     UnloadModelRequest,
     UnloadModelResponse,
+    VerifyCompleted,
     WatchModelsRequest,
     WatchModelsResponse,
 )
@@ -42,7 +47,13 @@ from headrace_server.events.views import RunnerView, runner_view
 from headrace_server.relay import duration
 from headrace_server.scheduling.planner import Planner, reports_of
 from headrace_server.scheduling.shell import Scheduler
-from headrace_server.services.messages import model_message, runner_status, transfer_progress
+from headrace_server.services.messages import (
+    garbage_message,
+    model_message,
+    runner_status,
+    transfer_progress,
+    verify_response,
+)
 from headrace_server.services.raw import seconds, time_remaining
 from headrace_server.services.watch import Watch, model_view
 from headrace_server.store import Manifest, OnProgress, Progress, Store
@@ -131,6 +142,24 @@ class ModelServicer(ModelServiceServicer):
             freed = await asyncio.to_thread(self._store.delete, request.model)
         await self._on_change(request.model, "DELETED")
         return DeleteModelResponse(freed_bytes=freed)
+
+    async def StreamVerifyModels(
+        self, request: StreamVerifyModelsRequest, context: Context
+    ) -> AsyncIterator[StreamVerifyModelsResponse]:
+        """Read models and say what is damaged. Raises ModelNotFound, InvalidRequest."""
+        async with aclosing(self._store.verifying(request.models)) as steps:
+            async for step in steps:
+                yield verify_response(step)
+        garbage = garbage_message(await self._store.find_garbage())
+        yield StreamVerifyModelsResponse(completed=VerifyCompleted(garbage=garbage))
+
+    async def CollectGarbage(
+        self, request: CollectGarbageRequest, context: Context
+    ) -> CollectGarbageResponse:
+        """Remove what belongs to no model, or say what that is."""
+        store = self._store
+        found = await (store.find_garbage() if request.dry_run else store.collect_garbage())
+        return CollectGarbageResponse(garbage=garbage_message(found))
 
     async def LoadModel(self, request: LoadModelRequest, context: Context) -> LoadModelResponse:
         """Load a model. Raises what a completion raises before its first event."""

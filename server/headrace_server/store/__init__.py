@@ -1,7 +1,7 @@
-"""Models on disk: names, manifests, the catalogue, import and pull. Never imports MLX."""
+"""Models on disk: names, manifests, the catalogue, import, pull, upkeep. Never imports MLX."""
 
-from headrace_server.store.damage import Damage, Reading, Verified
-from headrace_server.store.garbage import Garbage, GarbageItem
+from headrace_server.store.damage import Damage, DamageKind, Reading, Verified
+from headrace_server.store.garbage import Garbage, GarbageItem, GarbageKind
 from headrace_server.store.manifest import ImageFacts, Manifest, ModelFile
 from headrace_server.store.names import ModelName, parse_name
 from headrace_server.store.progress import OnProgress, Progress
@@ -9,8 +9,10 @@ from headrace_server.store.store import Store
 
 __all__ = [
     "Damage",
+    "DamageKind",
     "Garbage",
     "GarbageItem",
+    "GarbageKind",
     "ImageFacts",
     "Manifest",
     "ModelFile",

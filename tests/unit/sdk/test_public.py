@@ -21,6 +21,7 @@ def test_exports() -> None:
         "AsyncImageStream",
         "AsyncModelWatch",
         "AsyncTransferStream",
+        "AsyncVerifyStream",
         "Client",
         "Completed",
         "Completion",
@@ -37,6 +38,7 @@ def test_exports() -> None:
         "Progress",
         "Started",
         "TransferStream",
+        "VerifyStream",
     ]
     for name in headrace.__all__:
         assert getattr(headrace, name).__name__ == name
@@ -75,6 +77,8 @@ def test_every_method_is_in_the_contract() -> None:
         _calls.import_model("/m", "m", None),
         _calls.copy_model("m", "n"),
         _calls.delete_model("m"),
+        _calls.verify_models(["m"]),
+        _calls.collect_garbage(None),
         _calls.load_model("m", None),
         _calls.unload_model("m"),
         _calls.watch_models(None),

@@ -24,6 +24,8 @@ COMMANDS = {
     "show": ("models", "Show one model."),
     "cp": ("models", "Give a model a second name."),
     "rm": ("models", "Remove models from the store."),
+    "verify": ("upkeep", "Read models and find what is damaged."),
+    "gc": ("upkeep", "Remove what belongs to no model."),
     "serve": ("serve", "Run a controller."),
     "ps": ("runners", "List the loaded models."),
     "load": ("runners", "Load a model."),

@@ -67,6 +67,9 @@ def show_command(model: str, as_json: bool) -> None:
             ("runners", ", ".join(f"{r.id} {r.state}" for r in found.runners)),
         )
     )
+    if found.memory_estimates:
+        click.echo("\nmemory by --context and --max-concurrency:")
+        _echo_memory(found)
 
 
 @click.command("pull")
@@ -128,6 +131,16 @@ def _echo_arrival(model: Model, as_json: bool) -> None:
         echo_json(model)
     else:
         click.echo(f"{model.name} is in the store, {size(model.size_bytes)}")
+
+
+def _echo_memory(model: Model) -> None:
+    """The estimates: a row for each context, a column for each number of requests."""
+    together = sorted({estimate.concurrency for estimate in model.memory_estimates})
+    rows: dict[int, list[str]] = {}
+    for estimate in model.memory_estimates:
+        rows.setdefault(estimate.context_length, []).append(size(estimate.bytes))
+    headers = [f"{n} REQUEST" if n == 1 else f"{n} REQUESTS" for n in together]
+    echo_table(("CONTEXT", *headers), [(str(n), *cells) for n, cells in rows.items()])
 
 
 def _of_kind(model: Model) -> tuple[tuple[str, str], ...]:

@@ -41,6 +41,7 @@ from headrace.types.inputs import (
 )
 from headrace.types.models import (
     Loaded,
+    MemoryEstimate,
     Model,
     ModelChanged,
     ModelDeleted,
@@ -62,6 +63,17 @@ from headrace.types.tokens import (
     TokenPiece,
     Tokens,
 )
+from headrace.types.upkeep import (
+    DamagedFile,
+    FileDamage,
+    Garbage,
+    GarbageItem,
+    GarbageKind,
+    Verification,
+    VerifiedModel,
+    VerifyEvent,
+    VerifyProgress,
+)
 
 __all__ = [
     "ChatMessage",
@@ -69,11 +81,16 @@ __all__ = [
     "Completion",
     "CompletionEvent",
     "CompletionOptions",
+    "DamagedFile",
     "Delta",
     "Detokenized",
     "EmbeddingInput",
     "Embeddings",
+    "FileDamage",
     "FinishReason",
+    "Garbage",
+    "GarbageItem",
+    "GarbageKind",
     "HasJsonSchema",
     "ImageChunk",
     "ImageCompleted",
@@ -89,6 +106,7 @@ __all__ = [
     "Images",
     "InputImage",
     "Loaded",
+    "MemoryEstimate",
     "Message",
     "Model",
     "ModelChanged",
@@ -112,5 +130,9 @@ __all__ = [
     "TransferPhase",
     "TransferProgress",
     "Usage",
+    "Verification",
+    "VerifiedModel",
+    "VerifyEvent",
+    "VerifyProgress",
     "WatchCheckpoint",
 ]

@@ -53,6 +53,15 @@ class ModelServiceStub:
     """DeleteModel removes a name, and the files when it was their last. A loaded
     model is unloaded first; a busy one is MODEL_IN_USE.
     """
+    StreamVerifyModels: _grpc.UnaryStreamMultiCallable[_model_pb2.StreamVerifyModelsRequest, _model_pb2.StreamVerifyModelsResponse]
+    """StreamVerifyModels reads every byte of models and compares it with what was
+    stored. A damaged file is no error of the call: it is part of what is said
+    of its model, and from then on loads of that model are MODEL_CORRUPT.
+    """
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_model_pb2.CollectGarbageRequest, _model_pb2.CollectGarbageResponse]
+    """CollectGarbage removes what takes room in the store and belongs to no
+    model.
+    """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]
     """LoadModel loads a model and answers when it serves."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
@@ -93,6 +102,15 @@ class ModelServiceAsyncStub(ModelServiceStub):
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]  # type: ignore[assignment]
     """DeleteModel removes a name, and the files when it was their last. A loaded
     model is unloaded first; a busy one is MODEL_IN_USE.
+    """
+    StreamVerifyModels: _aio.UnaryStreamMultiCallable[_model_pb2.StreamVerifyModelsRequest, _model_pb2.StreamVerifyModelsResponse]  # type: ignore[assignment]
+    """StreamVerifyModels reads every byte of models and compares it with what was
+    stored. A damaged file is no error of the call: it is part of what is said
+    of its model, and from then on loads of that model are MODEL_CORRUPT.
+    """
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_model_pb2.CollectGarbageRequest, _model_pb2.CollectGarbageResponse]  # type: ignore[assignment]
+    """CollectGarbage removes what takes room in the store and belongs to no
+    model.
     """
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]  # type: ignore[assignment]
     """LoadModel loads a model and answers when it serves."""
@@ -167,6 +185,27 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]:
         """DeleteModel removes a name, and the files when it was their last. A loaded
         model is unloaded first; a busy one is MODEL_IN_USE.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamVerifyModels(
+        self,
+        request: _model_pb2.StreamVerifyModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_model_pb2.StreamVerifyModelsResponse], _abc.AsyncIterator[_model_pb2.StreamVerifyModelsResponse]]:
+        """StreamVerifyModels reads every byte of models and compares it with what was
+        stored. A damaged file is no error of the call: it is part of what is said
+        of its model, and from then on loads of that model are MODEL_CORRUPT.
+        """
+
+    @_abc_1.abstractmethod
+    def CollectGarbage(
+        self,
+        request: _model_pb2.CollectGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.CollectGarbageResponse, _abc.Awaitable[_model_pb2.CollectGarbageResponse]]:
+        """CollectGarbage removes what takes room in the store and belongs to no
+        model.
         """
 
     @_abc_1.abstractmethod
