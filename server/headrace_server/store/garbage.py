@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -159,6 +159,8 @@ def _remove(layout: Layout, paths: Iterable[Path], staging: Path) -> None:
     for marks in layout.damaged.glob("*"):
         if not layout.snapshot(marks.name).exists():
             shutil.rmtree(marks, ignore_errors=True)
+        with suppress(OSError):  # Its marks are in use, mostly; or a kill has left it empty.
+            marks.rmdir()
 
 
 @contextmanager

@@ -112,8 +112,10 @@ class Layout:
 
     def _sweep(self) -> None:
         for lock in self._abandoned_locks():
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            lock.unlink(missing_ok=True)
+            directory = lock.with_suffix("")
+            shutil.rmtree(directory, ignore_errors=True)
+            if not directory.exists():  # A converter that still writes there is about to end.
+                lock.unlink(missing_ok=True)
 
     def _abandoned_locks(self) -> Iterator[Path]:
         for lock in self._tmp.glob("*.lock"):
