@@ -195,12 +195,14 @@ def merge(layout: Layout, duplicate: Duplicate, staging: Path) -> bool:
 
 
 def own_files(layout: Layout, manifests: Iterable[Manifest]) -> Iterator[Duplicate]:
-    """Every file that lies in this store, once. A snapshot that is a link lies elsewhere."""
+    """Every file that lies in this store, once. What is a symbolic link lies elsewhere."""
     for manifest in {manifest.digest: manifest for manifest in manifests}.values():
         snapshot = layout.snapshot(manifest.digest)
         if not snapshot.is_symlink():
             for file in manifest.files:
-                yield manifest, file, snapshot / file.path
+                path = snapshot / file.path
+                if not path.is_symlink():
+                    yield manifest, file, path
 
 
 def _link(layout: Layout, fresh: Path, existing: Path) -> bool:

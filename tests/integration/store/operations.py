@@ -1,7 +1,8 @@
 """One change of a store in a process of its own, so that it can be killed.
 
-`python -m tests.integration.store.operations HOME OPERATION` says "ready" before it begins; with
-`churn OWN SEED CHANGES` in place of the operation it does many, on models called OWN and a number.
+`python -m tests.integration.store.operations HOME OPERATION` says "ready" before it begins, and
+"done" after it; with `churn OWN SEED CHANGES` in place of the operation it makes so many changes of
+models called OWN and a number.
 """
 
 from __future__ import annotations
@@ -125,3 +126,4 @@ if __name__ == "__main__":
         churn(place, sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
     else:
         asyncio.run(OPERATIONS[sys.argv[2]](made, place))
+    print("done", flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.store.test_kills import PATIENCE, started
+from tests.integration.store.test_kills import is_done, started
 from tests.stores import assert_whole
 
 
@@ -21,7 +21,7 @@ def churn(home: Path, changes: int, seed: int) -> None:
         ]
         for process in processes:
             stack.callback(process.kill)
-        assert [process.wait(PATIENCE) for process in processes] == [0, 0]
+        assert all(map(is_done, processes))
     assert_whole(home)
 
 
