@@ -88,6 +88,13 @@ def spoil(path: Path) -> None:
     path.chmod(0o444)
 
 
+def cut(path: Path, size: int) -> None:
+    """Cut a file to so many bytes, in place: in all that share it."""
+    path.chmod(0o644)
+    os.truncate(path, size)
+    path.chmod(0o444)
+
+
 def assert_whole(home: Path) -> None:
     """Every byte of every model is what was stored, all of it is shared, and nothing is left over.
 

@@ -179,11 +179,12 @@ class Verification:
         self._checksums: dict[Stamp, str | None] = {}
         """By file that was read; None: it cannot be."""
         self._done = 0
-        self._total = self._bytes()
+        self._total = 0
 
     def steps(self) -> Iterator[Reading | Verified]:
         """A step each 64 MiB, and one for each model. Blocks. A model that is removed meanwhile is
         left out."""
+        self._total = self._bytes()
         for manifest in self._manifests:
             damages = []
             for file in manifest.files:

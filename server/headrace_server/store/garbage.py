@@ -71,8 +71,8 @@ def collect_garbage(layout: Layout, lookup: Lookup) -> Garbage:
     with layout.changing():
         unfinished = _of_kind("unfinished", layout.abandoned())
         items, size = _items(unfinished), freed_by(path for _, path in unfinished)
-    with _idle_downloads(layout) as downloads, layout.staging() as staging:
-        with layout.changing():
+    with layout.staging() as staging:
+        with _idle_downloads(layout) as downloads, layout.changing():
             manifests = lookup.list()
             adopt(layout, manifests)
             paths = [*_unnamed(layout), *_of_kind("download", downloads or ())]

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from headrace.errors import InvalidRequest, ModelCorrupt, ModelNotFound
 from headrace_server.store import Progress, Store
 from headrace_server.store.locks import locked
-from tests.stores import spoil, visible
+from tests.stores import cut, spoil, visible
 
 
 def test_what_was_imported_is_found(home: Path) -> None:
@@ -120,7 +119,7 @@ def test_c10_a_cut_or_missing_file_is_named(home: Path, name: str) -> None:
     store = Store(home)
     manifest = store.get("tiny:q4")
     file = store.path(manifest) / name
-    os.truncate(file, file.stat().st_size - 1)
+    cut(file, file.stat().st_size - 1)
     with pytest.raises(ModelCorrupt) as caught:
         store.check(manifest)
     assert caught.value.metadata["file"] == name

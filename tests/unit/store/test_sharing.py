@@ -14,7 +14,7 @@ import pytest
 
 from headrace.errors import ModelCorrupt
 from headrace_server.store import Damage, Reading, Store, Verified, sharing
-from tests.stores import assert_whole, copy_store, put, spoil, visible
+from tests.stores import assert_whole, copy_store, cut, put, spoil, visible
 
 WEIGHTS = b"weights " * 1000
 ONE = {"model.safetensors": WEIGHTS, "config.json": b"{}", "parts/tokenizer.json": b"words"}
@@ -127,7 +127,7 @@ async def test_what_is_missing_or_cut_heals_by_bringing_it_again(
     put(store, "one", ONE)
     file = store.path(store.get("one")) / name
     kept = (store.path(store.get("one")) / "config.json").stat().st_ino
-    os.truncate(file, 3)
+    cut(file, 3)
     assert [d.kind for d in (await verified(store))["one:latest"]] == ["size"]
     put(store, "one", ONE, replace=True)
     assert_whole(home)
