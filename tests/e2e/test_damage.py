@@ -15,6 +15,7 @@ from headrace_server.store import Store
 from tests.e2e.beside import undisturbed
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, headrace
+from tests.stores import spoil
 from tests.unit.convert.tiny import write_gguf
 
 
@@ -163,6 +164,25 @@ async def test_c10_a_directory_that_is_damaged_at_import(
         with pytest.raises(UnsupportedModel):
             await client.import_model(tmp_path / "other.gguf", "broken").collect()
     assert everything(home) == before
+
+
+def test_the_command_line_finds_damage_and_what_heals_it(
+    home: Path, tiny_gguf: Path, start: StartController
+) -> None:
+    """A bit that nobody would have noticed."""
+    controller = start(home=home)
+    headrace(controller, "verify", TINY)
+    spoil(own_snapshot(home, TINY) / "tokenizer.json")
+    ended = headrace(controller, "verify", TINY, check=False)
+    assert ended.returncode == 1
+    assert "  tokenizer.json has not the checksum" in ended.stdout
+    refused = headrace(controller, "run", TINY, "--raw", "fox", check=False)
+    assert refused.returncode == 1
+    assert "tokenizer.json" in refused.stderr
+    headrace(controller, "import", str(tiny_gguf), TINY, "--replace")
+    headrace(controller, "verify", TINY)
+    headrace(controller, "run", TINY, "--raw", "fox", "--max-tokens", "1")
+    assert "nothing to remove" in headrace(controller, "gc").stdout
 
 
 def test_the_command_line_says_which_file(

@@ -14,6 +14,8 @@ import pytest
 
 from headrace.errors import ModelCorrupt
 from headrace_server.store import Damage, Reading, Store, Verified, sharing
+from headrace_server.store.damage import Verification
+from headrace_server.store.layout import Layout
 from tests.stores import assert_whole, copy_store, cut, put, spoil, visible
 
 WEIGHTS = b"weights " * 1000
@@ -145,13 +147,16 @@ async def test_what_is_missing_or_cut_heals_by_bringing_it_again(
     assert (store.path(store.get("one")) / "config.json").stat().st_ino == kept
 
 
-async def test_verifying_reads_what_is_shared_once(store: Store) -> None:
+async def test_verifying_reads_what_is_shared_once(store: Store, home: Path) -> None:
     put(store, "one", ONE)
     put(store, "adapted", ADAPTED)
     store.copy("one", "copy")
     steps = [step async for step in store.verifying([])]
     last = [step for step in steps if isinstance(step, Reading)][-1]
     assert last.done == last.total == sum(map(len, ADAPTED.values()))
+    verification = Verification(Layout(home), store.list(), store.list)
+    assert len([step for step in verification.steps() if isinstance(step, Verified)]) == 3
+    assert verification._done == last.total
 
 
 async def test_a_store_of_an_earlier_version_is_read_and_shared_at_the_next_change(
@@ -223,9 +228,10 @@ async def test_without_hard_links_each_has_its_own_and_it_is_said_once(
     put(store, "one", ONE, replace=True)
     put(store, "adapted", ADAPTED, replace=True)
     assert weights(store, "adapted").stat().st_ino == other
-    assert set((await verified(store)).values()) == {()}
     for name in ("one", "adapted"):
         store.check(store.get(name))
+    assert set((await verified(store)).values()) == {()}
+    for name in ("one", "adapted"):
         store.delete(name)
     assert visible(home) == []
 
@@ -243,6 +249,7 @@ async def test_a_snapshot_that_lies_in_another_store_is_left_as_it_is(
     other = Store(borrowed)
     put(other, "adapted", ADAPTED)
     other.copy("one", "more")
+    assert weights(store, "one").stat().st_nlink == before.st_nlink
     put(other, "again", ONE)
     assert set((await verified(other)).values()) == {()}
     for name in ("one", "more", "again", "adapted"):
