@@ -237,7 +237,7 @@ class AsyncClient:
         return await self._unary(_calls.copy_model(source, destination), timeout)
 
     async def delete_model(self, model: str, *, timeout: float | None = None) -> int:
-        """Removes a name, and the files when it was their last. Gives the bytes freed."""
+        """Removes a name, and the files that no other has. Gives the bytes freed."""
         return await self._unary(_calls.delete_model(model), timeout)
 
     def verify_models(

@@ -199,7 +199,7 @@ class Store:
         return copied
 
     def delete(self, name: str) -> int:
-        """Remove the name, and the files once no other name has them; gives the bytes freed.
+        """Remove the name, and those of its files that no other has; gives the bytes freed.
 
         A damaged manifest can be deleted too. Raises InvalidRequest, ModelNotFound.
         """
@@ -276,17 +276,16 @@ class Store:
 
     def _to_verify(self, names: Collection[str]) -> tuple[Sequence[Manifest], Sequence[Verified]]:
         """The models of these names, and what is wrong with manifests; no names: all."""
-        paths = [self._lookup.find(parse_name(name)) for name in names]
-        manifests, damaged = {}, []
+        paths = dict.fromkeys(self._lookup.find(parse_name(name)) for name in names)
+        manifests, damaged = [], []
         for path in paths or sorted(self._layout.manifests()):
             try:
-                manifest = self._read(path)
-                manifests[manifest.full_name] = manifest
+                manifests.append(self._read(path))
             except FileNotFoundError:
                 continue  # Removed meanwhile.
             except ModelCorrupt as error:
                 damaged.append(damaged_manifest(self._layout, path, error))
-        return list(manifests.values()), damaged
+        return manifests, damaged
 
     def _pulled(self, entry: CatalogueEntry, origin: str) -> Manifest | None:
         """The model of an entry that is there and whole, and of this origin.

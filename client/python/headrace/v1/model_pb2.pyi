@@ -166,7 +166,7 @@ class Model(_message.Message):
     """The network's architecture, such as "llama"."""
     digest: _builtins.str
     """Digest of all its files, "sha256:" and 64 hexadecimal digits. Names with
-    the same digest share their files; and their runner, unless the
+    the same digest share all their files; and their runner, unless the
     controller's settings differ between them.
     """
     parameters: _builtins.int
@@ -675,7 +675,9 @@ class DeleteModelResponse(_message.Message):
 
     FREED_BYTES_FIELD_NUMBER: _builtins.int
     freed_bytes: _builtins.int
-    """Bytes that were freed. 0 when another name still holds the files."""
+    """Bytes that were freed: of the files that no other model has. 0 when another
+    name still holds all of them.
+    """
     def __init__(
         self,
         *,

@@ -141,7 +141,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """DeleteModel removes a name, and the files when it was their last. A loaded
+        """DeleteModel removes a name, and the files that no other has. A loaded
         model is unloaded first; a busy one is MODEL_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -50,7 +50,7 @@ class ModelServiceStub:
     CopyModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.CopyModelRequest, _model_pb2.CopyModelResponse]
     """CopyModel gives a model a second name. No weights are copied."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]
-    """DeleteModel removes a name, and the files when it was their last. A loaded
+    """DeleteModel removes a name, and the files that no other has. A loaded
     model is unloaded first; a busy one is MODEL_IN_USE.
     """
     StreamVerifyModels: _grpc.UnaryStreamMultiCallable[_model_pb2.StreamVerifyModelsRequest, _model_pb2.StreamVerifyModelsResponse]
@@ -100,7 +100,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     CopyModel: _aio.UnaryUnaryMultiCallable[_model_pb2.CopyModelRequest, _model_pb2.CopyModelResponse]  # type: ignore[assignment]
     """CopyModel gives a model a second name. No weights are copied."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """DeleteModel removes a name, and the files when it was their last. A loaded
+    """DeleteModel removes a name, and the files that no other has. A loaded
     model is unloaded first; a busy one is MODEL_IN_USE.
     """
     StreamVerifyModels: _aio.UnaryStreamMultiCallable[_model_pb2.StreamVerifyModelsRequest, _model_pb2.StreamVerifyModelsResponse]  # type: ignore[assignment]
@@ -183,7 +183,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]:
-        """DeleteModel removes a name, and the files when it was their last. A loaded
+        """DeleteModel removes a name, and the files that no other has. A loaded
         model is unloaded first; a busy one is MODEL_IN_USE.
         """
 
