@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from headrace.types import Model as Model
     from headrace.types import Progress as Progress
     from headrace.types import Started as Started
+    from headrace.types import Tool as Tool
+    from headrace.types import ToolCall as ToolCall
 
     __version__: str
 
@@ -64,6 +66,8 @@ _HOMES = {
     "Model": "headrace.types",
     "Progress": "headrace.types",
     "Started": "headrace.types",
+    "Tool": "headrace.types",
+    "ToolCall": "headrace.types",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 (all are strings)

@@ -305,6 +305,16 @@ def _delta(message: completion_pb2.CompletionDelta) -> types.Delta:
         token_ids=tuple(message.token_ids),
         logprobs=tuple(_logprob(entry) for entry in message.logprobs),
         output_tokens=message.output_tokens,
+        tool_calls=tuple(_tool_call_part(part) for part in message.tool_calls),
+    )
+
+
+def _tool_call_part(message: completion_pb2.ToolCallPart) -> types.ToolCallPart:
+    return types.ToolCallPart(
+        index=message.index,
+        arguments_json=message.arguments_json,
+        id=message.id if message.HasField("id") else None,
+        name=message.name if message.HasField("name") else None,
     )
 
 

@@ -7,6 +7,8 @@ something after it, is an error here and never a quiet end.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import NoReturn, Protocol, TypeVar
 
 from grpc import StatusCode
@@ -82,6 +84,7 @@ class CompletionFold:
             completed=self._completed,
             time_to_first_token=self._first_token,
             trace_id=trace_id,
+            tool_calls=_tool_calls(part for delta in deltas for part in delta.tool_calls),
         )
 
     def _require_started(self) -> types.Started:
@@ -173,6 +176,22 @@ class WatchFold:
     def result(self, trace_id: str) -> NoReturn:
         """A watch has no end of its own."""
         raise incomplete()
+
+
+def _tool_calls(parts: Iterable[types.ToolCallPart]) -> tuple[types.ToolCall, ...]:
+    calls: list[types.ToolCall] = []
+    arguments: list[list[str]] = []
+    for part in parts:
+        if part.index == len(calls) and part.name is not None:
+            calls.append(types.ToolCall(part.id or "", part.name))
+            arguments.append([])
+        elif not 0 <= part.index < len(calls) or part.name is not None:
+            raise broken("a part of a tool call does not follow the one before")
+        arguments[part.index].append(part.arguments_json)
+    return tuple(
+        replace(call, arguments_json="".join(texts))
+        for call, texts in zip(calls, arguments, strict=True)
+    )
 
 
 def incomplete() -> RpcFailed:

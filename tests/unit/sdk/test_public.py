@@ -37,6 +37,8 @@ def test_exports() -> None:
         "ModelWatch",
         "Progress",
         "Started",
+        "Tool",
+        "ToolCall",
         "TransferStream",
         "VerifyStream",
     ]

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace_runner.engine.text.calls import join
 from headrace_runner.engine.text.parts import Markup, Parts, Splitter, ToolCallPart
 from tests.unit.text.families import SAMPLES, TOOLS, Sample
 
@@ -67,11 +68,9 @@ def split(markup: Markup, pieces: Iterable[str], *, cut: bool = False) -> Parts:
     found = [splitter.push(piece) for piece in pieces]
     found.append(splitter.finish(cut=cut))
     assert splitter.held == 0
-    whole = Parts(
-        "".join(part.text for part in found),
-        "".join(part.reasoning for part in found),
-        [call for part in found for call in part.tool_calls],
-    )
+    whole = Parts("".join(part.text for part in found), "".join(part.reasoning for part in found))
+    for part in found:
+        join(whole.tool_calls, part.tool_calls)
     assert splitter.calls == len(whole.tool_calls)
     assert [call.index for call in whole.tool_calls] == list(range(splitter.calls))
     return whole

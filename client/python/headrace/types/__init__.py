@@ -14,6 +14,8 @@ from headrace.types.completion import (
     Started,
     Timings,
     TokenLogprob,
+    ToolCall,
+    ToolCallPart,
     Usage,
 )
 from headrace.types.embeddings import EmbeddingInput, Embeddings
@@ -38,6 +40,7 @@ from headrace.types.inputs import (
     HasJsonSchema,
     Message,
     Role,
+    Tool,
 )
 from headrace.types.models import (
     Loaded,
@@ -127,6 +130,9 @@ __all__ = [
     "TokenLogprob",
     "TokenPiece",
     "Tokens",
+    "Tool",
+    "ToolCall",
+    "ToolCallPart",
     "TransferPhase",
     "TransferProgress",
     "Usage",
