@@ -25,8 +25,8 @@ run: $(VENV)/.all ## ask a small model a question and have another draw, from no
 test: $(VENV)/.dev ## the tests, real processes and a real model included
 	$(BIN)/pytest -m "$(QUICK)"
 
-test-slow: $(VENV)/.dev ## the slow tests, and those that need other toolchains
-	$(BIN)/pytest -m "not ($(QUICK))"
+test-slow: $(VENV)/.dev ## the slow tests, those that need other toolchains, and all random examples
+	HEADRACE_TEST_THOROUGH=1 $(BIN)/pytest -m "property or not ($(QUICK))"
 
 lint: $(VENV)/.dev ## ruff, buf and the import rules
 	$(BIN)/ruff check
