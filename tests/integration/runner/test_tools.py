@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,18 +29,11 @@ from headrace.v1.completion_pb2 import (
     ToolChoice,
 )
 from headrace.v1.completion_pb2_grpc import CompletionServiceStub
+from tests.callers import make_caller
 from tests.integration.runner.api import MODEL, Api, connected
 from tests.integration.runner.child import Child, serving
 
 _DOCS = Path(__file__).parents[3] / "docs"
-_TEMPLATE = """
-{%- if tools %}{{ tools | tojson }}{% endif %}
-{%- for m in messages %}<|user|>{{ m.role }} {{ m.content }}
-{%- for tool_call in m.tool_calls or [] %}<tool_call>
-{"name": {{ tool_call.function.name | tojson }}{# tool_call.name #}, "arguments": {}}
-</tool_call>{% endfor %}
-{%- if m.tool_call_id %} {{ m.tool_call_id }}{% endif %}<|end|>{% endfor %}"""
-_MARKS = {"Ġsleep": "<tool_call>", "Ġquick": "</tool_call>"}
 _DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
 _ADD = {
     "type": "object",
@@ -55,22 +47,7 @@ TOOLS = [Tool(name="add", parameters_json_schema=json.dumps(_ADD)), Tool(name="n
 @pytest.fixture(scope="module")
 def caller_dir(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with the markers of tool calls in place of two of its words."""
-    directory = tmp_path_factory.mktemp("caller") / "model"
-    shutil.copytree(tiny_dir, directory)
-    file = directory / "tokenizer.json"
-    tokenizer = json.loads(file.read_text(encoding="utf-8"))
-    vocabulary = tokenizer["model"]["vocab"]
-    for word, mark in _MARKS.items():
-        vocabulary[mark] = vocabulary.pop(word)
-        tokenizer["added_tokens"].append(
-            tokenizer["added_tokens"][0]
-            | {"id": vocabulary[mark], "content": mark, "special": False}
-        )
-    merges = tokenizer["model"]["merges"]
-    tokenizer["model"]["merges"] = [m for m in merges if "".join(m) not in _MARKS]
-    file.write_text(json.dumps(tokenizer), encoding="utf-8")
-    (directory / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")
-    return directory
+    return make_caller(tiny_dir, tmp_path_factory.mktemp("caller") / "model")
 
 
 @pytest.fixture(scope="module")
