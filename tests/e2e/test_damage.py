@@ -50,7 +50,14 @@ def spoil_the_header(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [cut, spoil_the_header, Path.unlink])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        pytest.param(spoil_the_header, marks=pytest.mark.slow),
+        pytest.param(Path.unlink, marks=pytest.mark.slow),
+    ],
+)
 async def test_c10_weights_that_are_damaged_in_the_store(
     damage: Callable[[Path], None], home: Path, start: StartController
 ) -> None:
@@ -121,7 +128,7 @@ async def test_files_that_vanish_while_the_model_is_served(
         assert [model.name for model in await client.list_models(loaded=True)] == [MODEL]
 
 
-@pytest.mark.parametrize("damage", [cut, spoil_the_header])
+@pytest.mark.parametrize("damage", [cut, pytest.param(spoil_the_header, marks=pytest.mark.slow)])
 async def test_c10_a_file_that_is_damaged_at_import(
     damage: Callable[[Path], None],
     home: Path,
