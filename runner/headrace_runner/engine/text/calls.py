@@ -81,7 +81,7 @@ class JsonCall:
         self.id: str | None = None
         """The model's own, where it comes before the arguments."""
         self.name = ""
-        """"" until the arguments have begun."""
+        """Empty until the arguments have begun."""
 
     @property
     def begun(self) -> bool:
