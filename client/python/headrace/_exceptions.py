@@ -17,6 +17,7 @@ them on the wire.
     ├── QueueFull                 RESOURCE_EXHAUSTED
     ├── DeadlineUnreachable       DEADLINE_EXCEEDED
     ├── InsufficientMemory        RESOURCE_EXHAUSTED
+    ├── InsufficientDisk          RESOURCE_EXHAUSTED
     ├── ModelTooLarge             FAILED_PRECONDITION
     ├── LoadFailed                FAILED_PRECONDITION or UNAVAILABLE, by its cause
     ├── RunnerCrashed             UNAVAILABLE before the first event, ABORTED after it
@@ -222,6 +223,21 @@ class InsufficientMemory(HeadraceError):
             message or f"{needs} bytes of memory are needed and {free} are free; try again later",
             metadata={"needs": needs, "free": free},
             retry_after=retry_after,
+        )
+
+
+class InsufficientDisk(HeadraceError):
+    """The store's disk has no room for the model."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "INSUFFICIENT_DISK"
+
+    def __init__(self, message: str = "", *, needs: int, free: int) -> None:
+        super().__init__(
+            message
+            or f"{needs} bytes of disk are needed and {free} are free; remove models, or set"
+            " HEADRACE_HOME to a larger disk",
+            metadata={"needs": needs, "free": free},
         )
 
 

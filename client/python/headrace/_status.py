@@ -93,7 +93,16 @@ def from_rpc_error(error: grpc.RpcError) -> HeadraceError:
     Takes the errors of `grpc` and `grpc.aio` alike, and of servers that are not Headrace.
     """
     code = error.code()
-    status = _details_of(error)
+    return _from_details(_details_of(error), code, error.details() or code.name)
+
+
+def from_status(status: Status) -> HeadraceError:
+    """Give the exception that `to_status` made the status of."""
+    code = next((c for c in grpc.StatusCode if c.value[0] == status.code), grpc.StatusCode.UNKNOWN)
+    return _from_details(status, code, code.name)
+
+
+def _from_details(status: Status, code: grpc.StatusCode, otherwise: str) -> HeadraceError:
     reason = ""
     metadata: dict[str, str] = {}
     retry_after: float | None = None
@@ -110,7 +119,7 @@ def from_rpc_error(error: grpc.RpcError) -> HeadraceError:
         # off because the server behind it is gone.
         code = grpc.StatusCode.UNAVAILABLE
     kind = exceptions.BY_REASON.get(reason) or _BY_CODE.get(code, exceptions.RpcFailed)
-    message = status.message or error.details() or code.name
+    message = status.message or otherwise
     return rebuild(kind, message, code, reason, metadata, retry_after, violations)
 
 

@@ -56,7 +56,7 @@ from headrace_server.services.messages import (
 )
 from headrace_server.services.raw import seconds, time_remaining
 from headrace_server.services.watch import Watch, model_view
-from headrace_server.store import Manifest, OnProgress, Progress, Store
+from headrace_server.store import Manifest, OnProgress, Progress, PullOptions, Store
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 T = TypeVar("T")
@@ -98,10 +98,17 @@ class ModelServicer(ModelServiceServicer):
     async def StreamPullModel(
         self, request: StreamPullModelRequest, context: Context
     ) -> AsyncIterator[StreamPullModelResponse]:
-        """Fetch a model. Raises ModelNotFound, SourceUnavailable and what an import raises."""
+        """Fetch a model. Raises what `Store.pull` raises."""
 
         def work(tell: OnProgress) -> Awaitable[Manifest]:
-            return self._told(self._store.pull(request.model, tell), "PULLED")
+            options = PullOptions(
+                name=request.name,
+                revision=request.revision,
+                files=tuple(request.files),
+                sha256=request.sha256,
+                allow_http=request.allow_http,
+            )
+            return self._told(self._store.pull(request.model, tell, options), "PULLED")
 
         async with aclosing(_transfer(work)) as steps:
             async for step in steps:

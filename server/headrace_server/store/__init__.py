@@ -5,6 +5,7 @@ from headrace_server.store.garbage import Garbage, GarbageItem, GarbageKind
 from headrace_server.store.manifest import ImageFacts, Manifest, ModelFile
 from headrace_server.store.names import ModelName, parse_name
 from headrace_server.store.progress import OnProgress, Progress
+from headrace_server.store.sources import PullOptions
 from headrace_server.store.store import Store
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ModelName",
     "OnProgress",
     "Progress",
+    "PullOptions",
     "Reading",
     "Store",
     "Verified",

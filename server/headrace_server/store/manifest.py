@@ -68,7 +68,8 @@ class Manifest:
     chat_template: str | None
     license: str | None
     source: str
-    """Where it came from: a catalogue entry's package or the imported file's name."""
+    """Where it came from: a catalogue entry's package, a pull's source with its commit or digest
+    behind "@", or the imported file's name."""
     created_at: str
     """RFC 3339, UTC."""
     image: ImageFacts | None = None

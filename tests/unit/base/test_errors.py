@@ -56,6 +56,10 @@ EXAMPLES: dict[str, tuple[HeadraceError, StatusCode]] = {
         errors.InsufficientMemory(needs=8, free=4),
         StatusCode.RESOURCE_EXHAUSTED,
     ),
+    "INSUFFICIENT_DISK": (
+        errors.InsufficientDisk(needs=8, free=4),
+        StatusCode.RESOURCE_EXHAUSTED,
+    ),
     "MODEL_TOO_LARGE": (errors.ModelTooLarge(needs=8, has=4), StatusCode.FAILED_PRECONDITION),
     "LOAD_FAILED": (
         errors.LoadFailed("no config.json", cause="LOAD_FAILED"),

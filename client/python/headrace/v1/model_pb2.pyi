@@ -482,18 +482,78 @@ class StreamPullModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    ALLOW_HTTP_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Name of the model in the catalogue. Required."""
+    """What to fetch. Required. One of:
+
+    - a name of the catalogue, such as "smollm2:135m";
+    - "hf:ORG/REPO" or "hf:ORG/REPO@REVISION", a repository of the Hugging Face
+      hub; its address "https://huggingface.co/ORG/REPO" means the same;
+    - "https://HOST/PATH", a GGUF file; it needs `sha256`;
+    - "ollama:MODEL" or "ollama:MODEL:TAG", a model in the Ollama store of the
+      controller's user. Nothing is downloaded.
+
+    A field below that does not apply to it is an error.
+    """
+    name: _builtins.str
+    """Name to give it in the store, with or without a tag. Absent: one made of
+    the source's own. Not for the catalogue, whose models have names.
+    """
+    revision: _builtins.str
+    """Branch, tag or commit of a hub's repository. Absent: the one that `model`
+    has behind its "@", or "main".
+    """
+    sha256: _builtins.str
+    """SHA-256 of the GGUF file, 64 hex digits. Required for "https://"; with a GGUF
+    file of the hub it must be what the hub says.
+    """
+    allow_http: _builtins.bool
+    """Whether "http://" is good enough for hosts other than this machine. Absent:
+    false. The SHA-256 is checked all the same.
+    """
+    @_builtins.property
+    def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which of the weights of a hub's repository to take: paths there, or patterns
+        with "*", "?" and "[…]". Exactly one GGUF file, or files of safetensors.
+        Absent: "model*.safetensors", or the repository's only GGUF file.
+        Configuration, tokenizer, README and licence come along with safetensors.
+        Pickles are never fetched.
+        """
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        revision: _builtins.str | None = ...,
+        files: _abc.Iterable[_builtins.str] | None = ...,
+        sha256: _builtins.str | None = ...,
+        allow_http: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_http", b"_allow_http", "_name", b"_name", "_revision", b"_revision", "_sha256", b"_sha256", "allow_http", b"allow_http", "name", b"name", "revision", b"revision", "sha256", b"sha256"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_http", b"_allow_http", "_name", b"_name", "_revision", b"_revision", "_sha256", b"_sha256", "allow_http", b"allow_http", "files", b"files", "model", b"model", "name", b"name", "revision", b"revision", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__allow_http: _TypeAlias = _typing.Literal["allow_http"]  # noqa: Y015
+    _WhichOneofArgType__allow_http: _TypeAlias = _typing.Literal["_allow_http", b"_allow_http"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
+    _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015
+    _WhichOneofReturnType__sha256: _TypeAlias = _typing.Literal["sha256"]  # noqa: Y015
+    _WhichOneofArgType__sha256: _TypeAlias = _typing.Literal["_sha256", b"_sha256"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_http) -> _WhichOneofReturnType__allow_http | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision) -> _WhichOneofReturnType__revision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sha256) -> _WhichOneofReturnType__sha256 | None: ...
 
 Global___StreamPullModelRequest: _TypeAlias = StreamPullModelRequest  # noqa: Y015
 

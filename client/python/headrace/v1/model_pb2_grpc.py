@@ -119,7 +119,8 @@ class ModelServiceServicer:
 
     def StreamPullModel(self, request, context):
         """StreamPullModel fetches a model into the store. Cancelling the call keeps
-        what can be reused and makes nothing visible.
+        what can be reused and makes nothing visible: the next call goes on from the
+        last byte.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

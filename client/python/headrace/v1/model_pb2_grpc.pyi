@@ -41,7 +41,8 @@ class ModelServiceStub:
     """GetModel gives one model of the store."""
     StreamPullModel: _grpc.UnaryStreamMultiCallable[_model_pb2.StreamPullModelRequest, _model_pb2.StreamPullModelResponse]
     """StreamPullModel fetches a model into the store. Cancelling the call keeps
-    what can be reused and makes nothing visible.
+    what can be reused and makes nothing visible: the next call goes on from the
+    last byte.
     """
     StreamImportModel: _grpc.UnaryStreamMultiCallable[_model_pb2.StreamImportModelRequest, _model_pb2.StreamImportModelResponse]
     """StreamImportModel brings a model on the controller's machine into the
@@ -91,7 +92,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """GetModel gives one model of the store."""
     StreamPullModel: _aio.UnaryStreamMultiCallable[_model_pb2.StreamPullModelRequest, _model_pb2.StreamPullModelResponse]  # type: ignore[assignment]
     """StreamPullModel fetches a model into the store. Cancelling the call keeps
-    what can be reused and makes nothing visible.
+    what can be reused and makes nothing visible: the next call goes on from the
+    last byte.
     """
     StreamImportModel: _aio.UnaryStreamMultiCallable[_model_pb2.StreamImportModelRequest, _model_pb2.StreamImportModelResponse]  # type: ignore[assignment]
     """StreamImportModel brings a model on the controller's machine into the
@@ -156,7 +158,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_pb2.StreamPullModelResponse], _abc.AsyncIterator[_model_pb2.StreamPullModelResponse]]:
         """StreamPullModel fetches a model into the store. Cancelling the call keeps
-        what can be reused and makes nothing visible.
+        what can be reused and makes nothing visible: the next call goes on from the
+        last byte.
         """
 
     @_abc_1.abstractmethod
