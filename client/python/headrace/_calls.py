@@ -223,9 +223,20 @@ def get_model(model: str) -> Unary[model_pb2.GetModelResponse, types.Model]:
 
 def pull_model(
     model: str,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    files: Iterable[str] = (),
+    sha256: str | None = None,
+    allow_http: bool | None = None,
 ) -> Streaming[model_pb2.StreamPullModelResponse, types.TransferProgress, types.Model]:
     request = model_pb2.StreamPullModelRequest()
     put(request, "model", model)
+    put(request, "name", name)
+    put(request, "revision", revision)
+    put_all(request, "files", [files] if isinstance(files, str) else files, path="files")
+    put(request, "sha256", sha256)
+    put(request, "allow_http", allow_http)
     return Streaming(
         "/headrace.v1.ModelService/StreamPullModel",
         request,

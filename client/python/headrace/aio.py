@@ -213,9 +213,27 @@ class AsyncClient:
         """Gives one model of the store."""
         return await self._unary(_calls.get_model(model), timeout)
 
-    def pull_model(self, model: str, *, timeout: float | None = None) -> AsyncTransferStream:
-        """Fetches a model of the catalogue into the store; the stream's result is the model."""
-        return self._stream(AsyncTransferStream, _calls.pull_model(model), timeout)
+    def pull_model(
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        files: Iterable[str] = (),
+        sha256: str | None = None,
+        allow_http: bool | None = None,
+        timeout: float | None = None,
+    ) -> AsyncTransferStream:
+        """Fetches a model into the store; the stream's result is the model. As `Client` does."""
+        call = _calls.pull_model(
+            model,
+            name=name,
+            revision=revision,
+            files=files,
+            sha256=sha256,
+            allow_http=allow_http,
+        )
+        return self._stream(AsyncTransferStream, call, timeout)
 
     def import_model(
         self,

@@ -257,9 +257,40 @@ class Client:
         """Gives one model of the store."""
         return self._unary(_calls.get_model(model), timeout)
 
-    def pull_model(self, model: str, *, timeout: float | None = None) -> TransferStream:
-        """Fetches a model of the catalogue into the store; the stream's result is the model."""
-        return self._stream(TransferStream, _calls.pull_model(model), timeout)
+    def pull_model(
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        files: Iterable[str] = (),
+        sha256: str | None = None,
+        allow_http: bool | None = None,
+        timeout: float | None = None,
+    ) -> TransferStream:
+        """Fetches a model into the store; the stream's result is the model.
+
+        Args:
+            model: a name of the catalogue; or "hf:ORG/REPO", a repository of the Hugging Face hub;
+                "https://…", the address of a GGUF file; "ollama:MODEL:TAG", of the Ollama store on
+                the controller's machine.
+            name: name to give it, where it is not of the catalogue. None: one made of its own.
+            revision: branch, tag or commit of a repository. None: "main".
+            files: paths or patterns of the weights in a repository, such as the one GGUF file of
+                several. Empty: those that the repository suggests.
+            sha256: of a GGUF file, in hex; needed for an address.
+            allow_http: whether "http://" will do for hosts other than this machine.
+            timeout: seconds that the pull may take.
+        """
+        call = _calls.pull_model(
+            model,
+            name=name,
+            revision=revision,
+            files=files,
+            sha256=sha256,
+            allow_http=allow_http,
+        )
+        return self._stream(TransferStream, call, timeout)
 
     def import_model(
         self,

@@ -137,7 +137,7 @@ def test_a_source_that_waiting_brings_no_nearer(fake: Fake, headrace: Run) -> No
         code, _, err = headrace("pull", "emoji")
         assert code == 4
         assert "error: it is gone\n" in err
-        assert ("pip's index" in err) is ("in 5 s" in err) is (retry_after is not None)
+        assert ("check the network" in err) is ("in 5 s" in err) is (retry_after is not None)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ COMMANDS = {
     "image": ("image", "Draw a picture."),
     "embed": ("embed", "Turn texts into vectors."),
     "tokenize": ("tokenize", "Show the tokens of a text."),
-    "pull": ("models", "Fetch a model of the catalogue."),
+    "pull": ("models", "Fetch a model into the store."),
     "import": ("models", "Bring in a GGUF file or an MLX or Hugging Face directory."),
     "list": ("models", "List the models of the store."),
     "show": ("models", "Show one model."),

@@ -31,7 +31,8 @@ _REMEDIES = {
     "CIRCUIT_OPEN": "`headrace doctor` looks at this machine",
     "UNAUTHENTICATED": "HEADRACE_TOKEN is where the token is looked for",
     "PERMISSION_DENIED": "`headrace token create --scope` makes a token that may do more",
-    "SOURCE_UNAVAILABLE": "check the network and pip's index settings, then try again",
+    "SOURCE_UNAVAILABLE": "check the network, then pull again: it goes on where it was",
+    "INSUFFICIENT_DISK": "`headrace gc` and `headrace rm` make room; `headrace list` shows sizes",
 }
 
 

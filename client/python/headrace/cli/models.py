@@ -74,11 +74,48 @@ def show_command(model: str, as_json: bool) -> None:
 
 @click.command("pull")
 @click.argument("model")
+@click.option("--as", "name", metavar="NAME", help="Name to give it; default: one made of its own.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a repository.")
+@click.option(
+    "--file",
+    "files",
+    metavar="PATTERN",
+    multiple=True,
+    help="Weights to take from a repository, such as one of several GGUF files; repeatable.",
+)
+@click.option("--sha256", metavar="HEX", help="Of a GGUF file; needed for an address.")
+@click.option("--allow-http", is_flag=True, help="Take http:// from other machines too.")
 @json_option
-def pull_command(model: str, as_json: bool) -> None:
-    """Fetch MODEL of the catalogue into the store."""
+def pull_command(
+    model: str,
+    name: str | None,
+    revision: str | None,
+    files: tuple[str, ...],
+    sha256: str | None,
+    allow_http: bool,
+    as_json: bool,
+) -> None:
+    """Fetch MODEL into the store.
+
+    \b
+    MODEL is one of
+      NAME[:TAG]            of the catalogue
+      hf:ORG/REPO[@REV]     a repository of the Hugging Face hub
+      https://HOST/PATH     a GGUF file
+      ollama:NAME[:TAG]     of the Ollama store on the controller's machine
+
+    A pull that was broken off goes on where it was.
+    """
     with controller(private=True) as client:
-        found = follow(client.pull_model(model), model)
+        stream = client.pull_model(
+            model,
+            name=name,
+            revision=revision,
+            files=files,
+            sha256=sha256,
+            allow_http=allow_http or None,
+        )
+        found = follow(stream, name or model.partition("?")[0])
     _echo_arrival(found, as_json)
 
 

@@ -44,10 +44,10 @@ def retrying(
         try:
             return attempt()
         except TryAgain as failed:
-            barren = 1 if advance() > before else barren + 1
+            barren = 0 if advance() > before else barren + 1
             before = advance()
             # Jitter keeps those that were cut off together from coming back together.
-            delay = limits.backoff * 2 ** (barren - 1) * random.uniform(0.5, 1.0)
+            delay = limits.backoff * 2 ** max(0, barren - 1) * random.uniform(0.5, 1.0)
             delay = max(min(delay, limits.longest_wait), failed.after)
             if barren >= limits.tries or delay > limits.longest_wait:
                 if failed.after:
