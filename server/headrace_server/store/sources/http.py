@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx2
@@ -76,6 +77,7 @@ class Download:
         self._sizes = {key: file.size for key, file in distinct.items()}
         self._here = {key: self._kept(file) for key, file in distinct.items()}
         self._see_room()
+        self._report()
         with self._client() as client:
             pool = ThreadPoolExecutor(self._limits.together)
             # The largest first: they decide when all is over.
@@ -83,15 +85,14 @@ class Download:
             running = {pool.submit(self._fetch, client, file) for file in by_size}
             try:
                 while running:
-                    self._report()
                     done, running = wait(running, _LOOK_EVERY, FIRST_EXCEPTION)
+                    self._report()
                     for task in done:
                         task.result()
             finally:
                 self._stop.set()
                 # Without waiting: one that hears nothing would hear that it is to stop as late.
                 pool.shutdown(wait=False, cancel_futures=True)
-        self._report()
 
     def _client(self) -> httpx2.Client:
         limits = self._limits
@@ -192,14 +193,14 @@ class Download:
 
     def _see_answer(self, response: httpx2.Response, file: RemoteFile, partial: Partial) -> None:
         """See that what follows is what was asked for, or make room for what it is."""
-        if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             partial.restart()  # The file has become shorter than what is here.
             raise TryAgain(self._unavailable(f"{self._origin.shown} has changed", 5.0))
         if not response.is_success:
             raise self._refused(response, file)
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
-        if response.status_code == httpx2.codes.PARTIAL_CONTENT:
+        if response.status_code == HTTPStatus.PARTIAL_CONTENT:
             found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if found is None or int(found[1]) != partial.size:
                 partial.restart()
@@ -219,8 +220,8 @@ class Download:
         where = f"{shown}: {file.path}" if shown.startswith("hf:") else shown
         code = response.headers.get("X-Error-Code", "")
         if code == "GatedRepo" or status in (
-            httpx2.codes.UNAUTHORIZED,
-            httpx2.codes.FORBIDDEN,
+            HTTPStatus.UNAUTHORIZED,
+            HTTPStatus.FORBIDDEN,
         ):
             return (
                 gated(shown)
@@ -230,7 +231,7 @@ class Download:
                     " controller's machine"
                 )
             )
-        if status in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE):
+        if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             return not_found(shown, f"there is nothing at {where} (HTTP {status})")
         error = self._unavailable(f"{where} was answered with HTTP {status}")
         return try_again_after(error, status, response.headers.get("Retry-After", "")) or error
