@@ -18,6 +18,7 @@ from headrace.errors import (
 )
 from headrace_server.store import Progress, PullOptions, Store
 from headrace_server.store.sources import ollama
+from headrace_server.store.sources.reference import OllamaSource
 from tests.hub import Fault, Hub
 from tests.integration.store.sources import partials
 from tests.integration.store.test_store import visible
@@ -108,6 +109,8 @@ async def test_a_model_of_ollama(olla: Ollama, tmp_path: Path) -> None:
     assert manifest.full_name == "tiny:1b"
     assert manifest.source.startswith("ollama:tiny:1b@sha256:")
     assert manifest.license == "mit"  # The file's own, before the title of a text.
+    named = OllamaSource("registry.ollama.ai", "library", "tiny", "1b")
+    assert ollama.find(named, ollama.ollama_home()).license == "Tiny Community License"
     assert manifest.chat_template is not None
     assert "for m in messages" in manifest.chat_template
     store.verify(manifest)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,6 +30,11 @@ REPO = "acme/Tiny-Llama-4bit"
 MODEL = f"hf:{REPO}"
 NAME = "tiny-llama-4bit:latest"
 WEIGHTS = "/blobs/"
+
+
+def slow(*values: object) -> Any:
+    """A case for those who have time."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -70,6 +76,7 @@ async def test_pulled_once_with_its_commit(repo: Repo, server: Hub, tmp_path: Pa
     }
 
 
+@pytest.mark.slow
 async def test_a_branch_that_moved_replaces_the_model(repo: Repo, server: Hub, home: Path) -> None:
     store = Store(home)
     first = await store.pull(MODEL)
@@ -89,6 +96,7 @@ async def test_a_branch_that_moved_replaces_the_model(repo: Repo, server: Hub, h
     assert store.get("tiny:q4") == own
 
 
+@pytest.mark.slow
 async def test_one_gguf_of_several_is_chosen(server: Hub, tmp_path: Path, tiny_gguf: Path) -> None:
     data = tiny_gguf.read_bytes()
     server.repos["acme/Tiny-GGUF"] = Repo(
@@ -117,6 +125,7 @@ async def test_two_pulls_at_once_download_once(repo: Repo, server: Hub, tmp_path
     assert len(server.starts(WEIGHTS)) == 1
 
 
+@pytest.mark.slow
 async def test_a_cancelled_pull_stops_at_once_and_the_next_goes_on(
     repo: Repo, server: Hub, tmp_path: Path
 ) -> None:
@@ -143,6 +152,7 @@ async def test_a_cancelled_pull_stops_at_once_and_the_next_goes_on(
     assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 async def test_what_passes_is_tried_again(repo: Repo, server: Hub, tmp_path: Path) -> None:
     server.fail("/api/models/", Fault(status=503), Fault(status=429, headers={"Retry-After": "0"}))
@@ -159,9 +169,9 @@ async def test_what_passes_is_tried_again(repo: Repo, server: Hub, tmp_path: Pat
     ("part", "fault", "kind", "words", "retry_after"),
     [
         ("/api/", Fault(status=429, headers={"Retry-After": "900"}), SourceUnavailable, "429", 900),
-        (WEIGHTS, Fault(status=503), SourceUnavailable, "HTTP 503", 5.0),
+        slow(WEIGHTS, Fault(status=503), SourceUnavailable, "HTTP 503", 5.0),
         (WEIGHTS, Fault(wrong=True), ModelCorrupt, r"SHA-256.*thrown away", None),
-        ("/config.json", Fault(wrong=True), ModelCorrupt, r"Git's SHA-1.*thrown away", None),
+        slow("/config.json", Fault(wrong=True), ModelCorrupt, r"Git's SHA-1.*thrown away", None),
     ],
 )
 async def test_what_does_not_pass(
@@ -186,6 +196,7 @@ async def test_what_does_not_pass(
         assert key_of(wrong, lfs=part == WEIGHTS) not in partials(tmp_path / "home")
 
 
+@pytest.mark.slow
 async def test_who_may_not_read_is_told_how_he_may(
     repo: Repo, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +225,7 @@ async def test_who_may_not_read_is_told_how_he_may(
     assert with_token == {a.path for a in server.asked if not a.path.startswith(WEIGHTS)}
 
 
+@pytest.mark.slow
 async def test_a_hub_that_is_not_there(
     tmp_path: Path, server: Hub, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
@@ -255,6 +267,7 @@ async def test_a_listing_that_leads_out_of_the_model(
     assert server.sent == 0
 
 
+@pytest.mark.slow
 async def test_a_model_that_cannot_be_imported_leaves_nothing(
     repo: Repo, server: Hub, tmp_path: Path
 ) -> None:

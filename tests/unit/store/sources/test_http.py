@@ -25,7 +25,7 @@ from headrace_server.store.sources.http import Download, Origin
 from headrace_server.store.sources.limits import Limits
 from headrace_server.store.sources.partial import Partial
 from headrace_server.store.sources.plan import RemoteFile
-from tests.hub import Fault, Hub, git_sha1, hub
+from tests.hub import Fault, Hub, Repo, git_sha1, hub
 
 LIMITS = Limits(tries=3, backoff=0.01, longest_wait=1.0, stall=0.3, redirects=3)
 DATA = random.Random(7).randbytes(100_000)
@@ -226,6 +226,27 @@ def test_a_redirect_without_encryption_is_not_followed(fetching: Fetching) -> No
     # Allowed, it is tried: and nobody is there.
     with pytest.raises(SourceUnavailable, match="broke off"):
         fetching.run(allow_http=True)
+
+
+def test_a_token_stays_with_its_hub(fetching: Fetching) -> None:
+    server = fetching.server
+    server.repos["acme/tiny"] = Repo({"model.gguf": DATA}, gated=True, token="hf_secret")
+    url = f"{server.url}/acme/tiny/resolve/main/model.gguf"
+    file = RemoteFile("model.gguf", url, len(DATA), _sha256(DATA))
+    for headers in ({}, {"authorization": "Bearer hf_wrong"}):
+        origin = Origin("hf:acme/tiny", headers, allow_http=False, conditional=False)
+        with pytest.raises(SourceUnavailable, match=r"accept its terms at .*HF_TOKEN") as caught:
+            Download(origin, fetching.directory, LIMITS, lambda *at: None).run((file,))
+        assert caught.value.retry_after is None
+    server.asked.clear()
+    right = {"authorization": "Bearer hf_secret"}
+    origin = Origin("hf:acme/tiny", right, allow_http=False, conditional=False)
+    Download(origin, fetching.directory, LIMITS, lambda *at: None).run((file,))
+    assert fetching.whole == DATA
+    hub_asked, cdn_asked = server.asked
+    assert hub_asked.headers["authorization"] == "Bearer hf_secret"
+    assert cdn_asked.path.startswith("/blobs/")
+    assert "authorization" not in cdn_asked.headers
 
 
 def test_a_disk_without_room(fetching: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
