@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         condition = self.headers.get("If-Range")
         if not self.hub.ranges or (condition is not None and condition != etag):
             start = 0
-        if start > len(data):
+        if start and start >= len(data):
             self._say(416, {"Content-Range": f"bytes */{len(data)}"})
             return
         body = data[start:]

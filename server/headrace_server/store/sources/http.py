@@ -4,6 +4,7 @@ own, which may be killed at any moment."""
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from http import HTTPStatus
+from netrc import NetrcParseError
 from pathlib import Path
 
 import httpx2
@@ -42,6 +44,8 @@ class Origin:
     headers: Mapping[str, str]
     """For its own host alone."""
     allow_http: bool
+    netrc: bool
+    """Whether ~/.netrc is asked for credentials."""
     conditional: bool
     """Whether to ask by ETag if what follows is of the same version. Not where the file is named by
     its content: then two nodes that tag one file differently would only cost a new beginning."""
@@ -98,11 +102,21 @@ class Download:
         limits = self._limits
         return httpx2.Client(
             headers={**self._origin.headers, "Accept-Encoding": "identity"},
+            auth=self._credentials() if self._origin.netrc else None,
             timeout=httpx2.Timeout(limits.stall, connect=limits.connect, pool=None),
             follow_redirects=True,
             max_redirects=limits.redirects,
             event_hooks={"request": [self._see_scheme]},
         )
+
+    def _credentials(self) -> httpx2.Auth | None:
+        """Those of ~/.netrc, or of the file that NETRC names; given to no other host."""
+        try:
+            return httpx2.NetRCAuth(os.environ.get("NETRC"))
+        except FileNotFoundError:
+            return None
+        except NetrcParseError as error:
+            raise self._unavailable(f"~/.netrc has a mistake in line {error.lineno}") from error
 
     def _see_scheme(self, request: httpx2.Request) -> None:
         """For redirects too."""
@@ -167,7 +181,8 @@ class Download:
         """One try. Raises TryAgain for what may pass."""
         try:
             with client.stream("GET", file.url, headers=self._range(partial)) as response:
-                self._see_answer(response, file, partial)
+                if not self._see_answer(response, file, partial):
+                    return
                 self._tell(file, partial)
                 for chunk in response.iter_raw():
                     if self._stop.is_set():
@@ -191,9 +206,12 @@ class Download:
             asked["If-Range"] = etag
         return asked
 
-    def _see_answer(self, response: httpx2.Response, file: RemoteFile, partial: Partial) -> None:
-        """See that what follows is what was asked for, or make room for what it is."""
+    def _see_answer(self, response: httpx2.Response, file: RemoteFile, partial: Partial) -> bool:
+        """See that what follows is what was asked for, or make room for what it is. Gives whether
+        anything follows."""
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if response.headers.get("Content-Range", "") == f"bytes */{partial.size}":
+                return False  # All of it is here: who was to say so was killed.
             partial.restart()  # The file has become shorter than what is here.
             raise TryAgain(self._unavailable(f"{self._origin.shown} has changed", 5.0))
         if not response.is_success:
@@ -214,6 +232,7 @@ class Download:
             with self._lock:
                 self._sizes[file.key] = total
             self._see_room()
+        return True
 
     def _refused(self, response: httpx2.Response, file: RemoteFile) -> Exception:
         shown, status = self._origin.shown, response.status_code

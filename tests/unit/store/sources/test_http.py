@@ -43,7 +43,7 @@ class Fetching:
         self.file = RemoteFile("model.gguf", server.url + PATH, None, _sha256(DATA))
 
     def run(self, *more: RemoteFile, allow_http: bool = False, conditional: bool = True) -> None:
-        origin = Origin("the file", {}, allow_http, conditional)
+        origin = Origin("the file", {}, allow_http, netrc=conditional, conditional=conditional)
         download = Download(origin, self.directory, LIMITS, lambda *at: self.told.append(at))
         download.run((self.file, *more))
 
@@ -171,6 +171,26 @@ def test_what_is_whole_but_for_its_name_is_not_fetched(fetching: Fetching) -> No
     assert fetching.server.asked == []
 
 
+def test_what_is_whole_but_its_length_is_not_known_is_not_fetched(fetching: Fetching) -> None:
+    fetching.partial.write_bytes(DATA)
+    fetching.run()
+    assert fetching.whole == DATA
+    assert fetching.server.starts(PATH) == [len(DATA)]
+    assert fetching.server.sent == 0
+
+
+def test_credentials_of_netrc(fetching: Fetching, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = fetching.directory.parent / "netrc"
+    monkeypatch.setenv("NETRC", str(netrc))
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    fetching.run()
+    assert fetching.server.asked[0].headers["authorization"].startswith("Basic ")
+    netrc.write_text("machine\nnonsense secret\n")
+    with pytest.raises(SourceUnavailable, match="mistake in line") as caught:
+        fetching.run()
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("size", [None, len(DATA)])
 @pytest.mark.parametrize("beginning", [b"", b"x" * 1000])
 def test_wrong_bytes_are_thrown_away(
@@ -234,13 +254,13 @@ def test_a_token_stays_with_its_hub(fetching: Fetching) -> None:
     url = f"{server.url}/acme/tiny/resolve/main/model.gguf"
     file = RemoteFile("model.gguf", url, len(DATA), _sha256(DATA))
     for headers in ({}, {"authorization": "Bearer hf_wrong"}):
-        origin = Origin("hf:acme/tiny", headers, allow_http=False, conditional=False)
+        origin = Origin("hf:acme/tiny", headers, allow_http=False, netrc=False, conditional=False)
         with pytest.raises(SourceUnavailable, match=r"accept its terms at .*HF_TOKEN") as caught:
             Download(origin, fetching.directory, LIMITS, lambda *at: None).run((file,))
         assert caught.value.retry_after is None
     server.asked.clear()
     right = {"authorization": "Bearer hf_secret"}
-    origin = Origin("hf:acme/tiny", right, allow_http=False, conditional=False)
+    origin = Origin("hf:acme/tiny", right, allow_http=False, netrc=False, conditional=False)
     Download(origin, fetching.directory, LIMITS, lambda *at: None).run((file,))
     assert fetching.whole == DATA
     hub_asked, cdn_asked = server.asked

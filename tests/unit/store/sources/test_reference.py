@@ -74,7 +74,7 @@ def test_addresses() -> None:
     assert isinstance(source, UrlSource)
     assert source.url == "https://host/a/My%20Model.gguf?sig=s3cret"
     assert str(source) == "https://host/a/My%20Model.gguf"
-    assert source.key == SHA256.lower()
+    assert source.key == f"url-{SHA256.lower()}"
     assert str(source.local_name()) == "my-model:latest"
     for model in ("http://127.0.0.1:1/m.gguf", "http://localhost/m.gguf", "http://[::1]/m.gguf"):
         assert isinstance(parse_source(model, options), UrlSource)
