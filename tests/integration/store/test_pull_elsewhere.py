@@ -21,7 +21,7 @@ from headrace_server.store.sources import ollama
 from headrace_server.store.sources.reference import OllamaSource
 from tests.hub import Fault, Hub
 from tests.integration.store.sources import partials
-from tests.integration.store.test_store import visible
+from tests.stores import visible
 
 PATH = "/files/Tiny_Model.Q4_1.gguf"
 LICENSE = "\n  Tiny Community License\n\nYou may …\n"

@@ -24,7 +24,7 @@ from headrace.errors import (
 from headrace_server.store import Progress, PullOptions, Store
 from tests.hub import COMMIT, Fault, Hub, Repo, git_sha1
 from tests.integration.store.sources import nobody_downloads, partials
-from tests.integration.store.test_store import visible
+from tests.stores import visible
 
 REPO = "acme/Tiny-Llama-4bit"
 MODEL = f"hf:{REPO}"

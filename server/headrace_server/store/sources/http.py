@@ -30,6 +30,7 @@ from headrace_server.store.sources.plan import RemoteFile
 from headrace_server.store.sources.reference import is_loopback
 from headrace_server.store.sources.retries import TryAgain, retrying, try_again_after
 
+REMEDY = "check the network, then pull again: it goes on where it was"
 _LOOK_EVERY = 0.1
 """Seconds between two reports."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -260,9 +261,11 @@ class Download:
             what = f"no byte of {file.path} for {self._limits.stall:g} s"
         elif isinstance(error, httpx2.ConnectTimeout):
             what = f"no connection within {self._limits.connect:g} s"
+        elif isinstance(error, httpx2.ConnectError):
+            what = f"no connection: {error}"
         else:
             what = f"{file.path} broke off: {str(error) or type(error).__name__}"
-        return f"{self._origin.shown}: {what}; check the network and its proxy, then pull again"
+        return f"{self._origin.shown}: {what}; {REMEDY}"
 
     def _unavailable(self, message: str, retry_after: float | None = None) -> SourceUnavailable:
         return SourceUnavailable(message, source=self._origin.shown, retry_after=retry_after)

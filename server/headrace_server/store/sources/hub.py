@@ -24,7 +24,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils._headers import build_hf_headers
 
 from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt, SourceUnavailable
-from headrace_server.store.sources.http import Origin, gated, not_found
+from headrace_server.store.sources.http import REMEDY, Origin, gated, not_found
 from headrace_server.store.sources.limits import Limits
 from headrace_server.store.sources.plan import Plan, RemoteFile, check_path
 from headrace_server.store.sources.reference import HubSource
@@ -157,8 +157,7 @@ def _explain(source: HubSource, error: Exception) -> NoReturn:
         raise (try_again_after(answered, status, header) or answered) from error
     broken = _unavailable(
         source,
-        f"{constants.ENDPOINT} cannot be reached: {str(error) or type(error).__name__}; check the"
-        " network and its proxy",
+        f"{constants.ENDPOINT} cannot be reached: {str(error) or type(error).__name__}; {REMEDY}",
     )
     broken.retry_after = 5.0
     raise TryAgain(broken) from error
