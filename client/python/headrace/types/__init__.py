@@ -59,6 +59,7 @@ from headrace.types.models import (
     TransferProgress,
     WatchCheckpoint,
 )
+from headrace.types.scores import Continuation, ContinuationScore, ScoreOptions, Scores
 from headrace.types.tokens import (
     Detokenized,
     RenderedChat,
@@ -84,6 +85,8 @@ __all__ = [
     "Completion",
     "CompletionEvent",
     "CompletionOptions",
+    "Continuation",
+    "ContinuationScore",
     "DamagedFile",
     "Delta",
     "Detokenized",
@@ -124,6 +127,8 @@ __all__ = [
     "RunnerReport",
     "RunnerState",
     "RunnersSnapshot",
+    "ScoreOptions",
+    "Scores",
     "Started",
     "Timings",
     "TokenCount",
