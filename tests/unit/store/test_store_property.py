@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from headrace.errors import InvalidRequest, ModelCorrupt, ModelNotFound
 from headrace_server.store import Store, Verified
+from tests.examples import examples
 from tests.stores import assert_whole, put, spoil
 
 NAMES = st.sampled_from(["a:latest", "b:latest", "b:2", "team/c:latest"])
@@ -138,4 +139,4 @@ class Changes(RuleBasedStateMachine):
 
 
 TestChanges = Changes.TestCase
-TestChanges.settings = settings(max_examples=12, stateful_step_count=20)
+TestChanges.settings = settings(max_examples=examples(36), stateful_step_count=20)
