@@ -24,13 +24,20 @@ from google.protobuf.descriptor import FieldDescriptor, FileDescriptor, MethodDe
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from headrace.v1 import completion_pb2, embedding_pb2, image_pb2, model_pb2, tokenize_pb2
+from headrace.v1 import (
+    completion_pb2,
+    embedding_pb2,
+    image_pb2,
+    model_pb2,
+    score_pb2,
+    tokenize_pb2,
+)
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import Controller, StartController, aio_channel
 
 _FILES: tuple[FileDescriptor, ...] = tuple(
     module.DESCRIPTOR
-    for module in (completion_pb2, embedding_pb2, image_pb2, model_pb2, tokenize_pb2)
+    for module in (completion_pb2, embedding_pb2, image_pb2, model_pb2, score_pb2, tokenize_pb2)
 )
 _LEFT_OUT = ("StreamPullModel", "WatchModels")
 """A pull may reach out to the network, and a watch has no end."""

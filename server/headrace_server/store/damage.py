@@ -17,6 +17,7 @@ from headrace.errors import ModelCorrupt
 from headrace_server.store import catalogue
 from headrace_server.store.layout import Layout, flush_directory
 from headrace_server.store.manifest import Manifest, ModelFile
+from headrace_server.store.sources.reference import command_for
 
 _CHUNK_BYTES = 4 << 20
 _TELL_EVERY = 64 << 20
@@ -136,6 +137,8 @@ def remedy(manifest: Manifest) -> str:
     entry = next((entry for entry in catalogue.CATALOGUE if entry.source == origin), None)
     if entry is not None:
         return f"`headrace pull {entry.name}` gets it again"
+    if command := command_for(manifest.source, manifest.full_name):
+        return f"`{command}` gets it again"
     return f"import {manifest.source} again as {manifest.full_name}, with --replace"
 
 

@@ -20,7 +20,14 @@ from headrace.errors import HeadraceError, RateLimited, Unauthenticated, from_rp
 from headrace.rpc.access import Access, Account, charge, scopes_of
 from headrace.rpc.protection import Protection
 from headrace.rpc.tokens import SCOPES, Token, Tokens, TokensError, new_token, write_tokens
-from headrace.v1 import completion_pb2, embedding_pb2, image_pb2, model_pb2, tokenize_pb2
+from headrace.v1 import (
+    completion_pb2,
+    embedding_pb2,
+    image_pb2,
+    model_pb2,
+    score_pb2,
+    tokenize_pb2,
+)
 from headrace_server.app import SERVICES, App
 from headrace_server.config import ServerConfig
 from tests.unit.control.fakes import put_manifest
@@ -32,6 +39,7 @@ _FILES: tuple[FileDescriptor, ...] = tuple(
         embedding_pb2,
         image_pb2,
         model_pb2,
+        score_pb2,
         tokenize_pb2,
         health_pb2,
         reflection_pb2,

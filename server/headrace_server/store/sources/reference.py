@@ -257,3 +257,18 @@ def _refuse(options: PullOptions, what: str, *fields: str) -> None:
 
 def _blame(field: str, what: str) -> NoReturn:
     raise InvalidRequest(violations=[FieldViolation(field, what)])
+
+
+def command_for(source: str, name: str) -> str | None:
+    """What pulls a model again, by the source in its manifest; None for one of another origin."""
+    origin, _, pinned = source.rpartition("@")
+    scheme, _, rest = origin.partition(":")
+    if scheme == "hf":
+        org, repo, *path = rest.split("/")
+        file = f' --file "{"/".join(path)}"' if path else ""
+        return f"headrace pull hf:{org}/{repo}@{pinned}{file} --as {name}"
+    if scheme == "ollama":
+        return f"headrace pull {origin} --as {name}"
+    if scheme in ("http", "https"):
+        return f"headrace pull {origin} --sha256 {pinned.removeprefix('sha256:')} --as {name}"
+    return None

@@ -10,6 +10,7 @@ from headrace_server.store.sources.reference import (
     OllamaSource,
     PullOptions,
     UrlSource,
+    command_for,
     is_loopback,
     parse_source,
 )
@@ -157,3 +158,23 @@ def test_a_name_that_cannot_be_made_is_asked_for() -> None:
 def test_loopback() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost")))
     assert not any(map(is_loopback, ("127.0.0.1.nip.io", "10.0.0.1", "localhost.host", "")))
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("hf:acme/Tiny@abc", "headrace pull hf:acme/Tiny@abc --as my:name"),
+        (
+            "hf:acme/Tiny/sub/Tiny.Q4_1.gguf@abc",
+            'headrace pull hf:acme/Tiny@abc --file "sub/Tiny.Q4_1.gguf" --as my:name',
+        ),
+        (
+            "https://example.com/a.gguf@sha256:12ab",
+            "headrace pull https://example.com/a.gguf --sha256 12ab --as my:name",
+        ),
+        ("ollama:tiny:1b@sha256:12ab", "headrace pull ollama:tiny:1b --as my:name"),
+        ("tiny.gguf", None),
+    ],
+)
+def test_what_was_pulled_can_be_pulled_again(source: str, command: str | None) -> None:
+    assert command_for(source, "my:name") == command
