@@ -46,8 +46,8 @@ def stored(name: str) -> tuple[Bytes, Floats]:
         values = random.normal(0, 1, SHAPE).astype(np.float32)
         data = gguf.quantize(values, ggml).view(np.uint8)
     except NotImplementedError:
-        data = random.integers(0, 256, (SHAPE[0], SHAPE[1] // kind.block_size, kind.block_bytes))
-        data = data.astype(np.uint8)
+        shape = (SHAPE[0], SHAPE[1] // kind.block_size, kind.block_bytes)
+        data = random.integers(0, 256, shape, np.uint8)
         if name in SCALES_AT:
             for at in SCALES_AT[name]:
                 data[..., at : at + 2] = np.array([0.01], np.float16).view(np.uint8)
