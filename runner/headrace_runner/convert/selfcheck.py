@@ -1,0 +1,187 @@
+"""Whether an imported language model still reads and predicts text: the last look before it shows.
+
+Two questions. Does a text in many scripts come back from the tokenizer as it was? And does the
+model predict a plain text about as well as models do? Weights in the wrong place, or a vocabulary
+that is not theirs, give a model that runs and talks nonsense; nothing else would notice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.quantized import QuantizedLinear
+from tokenizers import Tokenizer
+
+from headrace.errors import UnsupportedModel
+from headrace.host import machine
+from headrace_runner.models.insides import load_lazily
+
+SCRIPTS: Mapping[str, str] = {
+    "ASCII": "The quick brown fox; it's 12,345.67 (or 8%)!",
+    "Latin": "Äpfel, façade, žluťoučký kůň, ğüneş, Đặng",
+    "Cyrillic": "Съешь же ещё этих мягких булок",
+    "Greek": "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία",
+    "Arabic": "نص حكيم له سر قاطع ١٢٣",
+    "Hebrew": "דג סקרן שט בים מאוכזב",
+    "Devanagari": "ऋषियों को सताने वाले दुष्ट राक्षस",
+    "Thai": "เป็นมนุษย์สุดประเสริฐ",
+    "Chinese and Japanese": "天地玄黃，宇宙洪荒。いろはにほへと カタカナ",
+    "Hangul": "키스의 고유조건은 입술끼리",
+    "emoji": "🎉 👩\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 👍🏽",
+    "code": "def f(x):\r\n\tif x != 0:\n        return {'a': [x**2]}  # ok\n",
+    "control characters": "a\x00b\x01c\x1b[0m\x7f",
+    "white space": "  two   three\t\ttabs\n\n\nlines \u00a0\u3000 ",
+}
+# Said twice, since a model that has seen it says it again whatever its language is, and needs
+# every layer and the order of the tokens to do so.
+_SENTENCES = (
+    "The sun rises in the east and sets in the west.\n",
+    "太阳从东方升起，在西方落下。水热了会沸腾。\n",
+    "Солнце встаёт на востоке и садится на западе.\n",
+    "تشرق الشمس من الشرق وتغرب في الغرب.\n",
+    "सूरज पूरब में उगता है और पश्चिम में डूबता है।\n",
+)
+_BOUND = 0.6
+"""Of what guessing costs, the logarithm of the vocabulary's size. SmolLM2 pays 0.15; with the rows
+of k alone in the wrong order 0.8, with two layers exchanged 0.8, with every id off by one 1.0."""
+_ROTATION_MARGIN = 0.1
+"""Nats that the other kind of rotary embedding must be better by. For SmolLM2 it is 1 nat worse."""
+JUDGED_PARAMETERS = 5_000_000
+"""Models with fewer need not know any language: those of tests, and toys."""
+_QUICK_PARAMETERS = 4_000_000_000
+"""Beyond this a CPU would take minutes."""
+
+
+def check_text(directory: Path, facts: Mapping[str, Any], *, own_tokenizer: bool) -> str:
+    """Try the model in `directory`; gives a sentence about what was found, for the log.
+
+    `own_tokenizer`: whether its tokenizer was built here, and so must keep every text.
+
+    Raises UnsupportedModel where the tokenizer loses text or the model predicts none.
+    """
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        _check_round_trip(Tokenizer.from_file(str(path)), exact=own_tokenizer)
+    parameters = facts["parameters"]
+    if not path.is_file() or parameters < JUDGED_PARAMETERS:
+        return "not tried out: a model this small need not know any language"
+    needed, free = _memory(facts), machine.memory_available()
+    if parameters > _QUICK_PARAMETERS and not mx.metal.is_available():
+        return "not tried out: that would take minutes without a GPU"
+    if needed > free:
+        return f"not tried out: that takes {needed >> 20} MiB of memory, and {free >> 20} are free"
+    return _check_prediction(directory, Tokenizer.from_file(str(path)))
+
+
+def _check_round_trip(tokenizer: Tokenizer, *, exact: bool) -> None:
+    """An inexact tokenizer, as a model brings it, may lose case, space and rare characters."""
+
+    def normal(text: str) -> str:
+        whole = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
+        return whole if exact else "".join(whole.casefold().split())
+
+    unknown = _unknown_id(tokenizer)
+    for script, text in SCRIPTS.items():
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if script != "ASCII" and (not exact or unknown in ids):
+            continue  # It does not know the script, and says so.
+        back = tokenizer.decode(ids, skip_special_tokens=False)
+        if normal(back) != normal(text):
+            raise UnsupportedModel(
+                f"the tokenizer does not give text back as it was: {script}, {text!r} became"
+                f" {back!r}"
+            )
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    token = getattr(tokenizer.model, "unk_token", None)
+    return tokenizer.token_to_id(token) if isinstance(token, str) else None
+
+
+def _memory(facts: Mapping[str, Any]) -> int:
+    """Bytes of the weights while they are tried out, scales widened, and what is worked in."""
+    stored: int = facts["tensor_bytes"]
+    packed = stored < facts["parameters"] * 1.5
+    return (stored * 5 // 4 if packed else facts["parameters"] * 4) + (512 << 20)
+
+
+def _check_prediction(directory: Path, tokenizer: Tokenizer) -> str:
+    model, _ = load_lazily(directory)
+    # On a CPU, products in half precision take a hundred times longer.
+    model.set_dtype(mx.float32)
+    for module in model.modules():
+        if type(module) is QuantizedLinear:
+            module.__class__ = _Widened
+    best, text = math.inf, ""
+    guessing = 1.0
+    for sentence in _SENTENCES:
+        ids = tokenizer.encode(sentence * 2).ids
+        loss, guessing = _loss(model, ids)
+        if loss < best:
+            best, text = loss, sentence
+        if best <= _BOUND * guessing:
+            break
+    else:
+        raise UnsupportedModel(
+            f"the imported model predicts no text: {best:.1f} nats a token, where guessing takes"
+            f" {guessing:.1f} and a language model a third of that; its file is damaged, laid out"
+            " in another way than it says, or it never learnt a language: import it unchecked in"
+            " that case"
+        )
+    other = _loss_rotated_otherwise(model, tokenizer.encode(text * 2).ids)
+    if other is not None and other < best - _ROTATION_MARGIN:
+        raise UnsupportedModel(
+            f"the imported model predicts text better with the other kind of rotary embedding:"
+            f" {other:.1f} nats a token, not {best:.1f}; the rows of its queries and keys are in"
+            " another order than its architecture says"
+        )
+    return f"tried out: {best:.2f} nats a token, where guessing takes {guessing:.1f}"
+
+
+def _loss(model: Any, ids: list[int]) -> tuple[float, float]:
+    """Mean negative log-likelihood of the text `ids` after its first token, and of guessing."""
+    logits = model(mx.array([ids]))[0].astype(mx.float32)
+    own = mx.take_along_axis(logits[:-1], mx.array(ids[1:])[:, None], axis=1)[:, 0]
+    mean = (mx.logsumexp(logits[:-1], axis=1) - own).mean()
+    loss = float(np.array(mean))
+    return (loss if math.isfinite(loss) else math.inf), math.log(logits.shape[1])
+
+
+def _loss_rotated_otherwise(model: Any, ids: list[int]) -> float | None:
+    """The loss with neighbouring elements rotated instead of halves, or the other way around.
+
+    It is that of a model whose rows of q and k are in the other order. Both in the wrong one is a
+    mistake that a short text would not show: only the sense of positions is lost.
+    """
+    ropes = [
+        module for module in model.modules() if isinstance(getattr(module, "traditional", 0), bool)
+    ]
+    if not ropes:
+        return None
+    for rope in ropes:
+        rope.traditional = not rope.traditional
+    loss, _ = _loss(model, ids)
+    for rope in ropes:
+        rope.traditional = not rope.traditional
+    return loss
+
+
+class _Widened(QuantizedLinear):
+    """Expands its weight for each product: on a CPU that is many times quicker than not to."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        weight = mx.dequantize(
+            self["weight"],
+            self["scales"],
+            self.get("biases"),
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+        )
+        x = x @ weight.T
+        return x + self["bias"] if "bias" in self else x
