@@ -79,10 +79,10 @@ def _convert(source: Path, output: Path, quantize: str, *, check: bool) -> None:
     def report(phase: str, done: int, total: int) -> None:
         _say("progress", phase=phase, done=done, total=total)
 
-    def check_language_model(facts: dict[str, Any], *, own_tokenizer: bool) -> None:
+    def check_language_model(facts: dict[str, Any], *, from_gguf: bool) -> None:
         check_model(output, facts)
         if check:
-            _say("checked", found=check_text(output, facts, own_tokenizer=own_tokenizer))
+            _say("checked", found=check_text(output, facts, from_gguf=from_gguf))
 
     try:
         if source.is_dir() and (family := families.find(source)) is not None:
@@ -95,10 +95,10 @@ def _convert(source: Path, output: Path, quantize: str, *, check: bool) -> None:
             check_encoder(output, facts)
         elif source.is_dir():
             facts = import_directory(source, output, report, asked)
-            check_language_model(facts, own_tokenizer=False)
+            check_language_model(facts, from_gguf=False)
         elif is_gguf(source):
             facts = import_gguf(source, output, report, asked)
-            check_language_model(facts, own_tokenizer=True)
+            check_language_model(facts, from_gguf=True)
         else:
             raise InvalidRequest(
                 f"{source.name} is neither a .gguf file nor a model directory; give one of these"

@@ -82,7 +82,8 @@ class GgufModel:
         for tensor in self.tensors:
             elements[tensor.type.name] = elements.get(tensor.type.name, 0) + tensor.elements
         by_size = sorted(self.tensors, key=lambda tensor: tensor.elements, reverse=True)
-        return plan.described(elements, ((t.type.name, self._layouts[t.name]) for t in by_size))
+        layouts = ((tensor.type.name, self._layouts[tensor.name]) for tensor in by_size)
+        return plan.described(elements, layouts, self._float_name)
 
     def weights(self, tensor: TensorInfo) -> Iterator[tuple[str, mx.array]]:
         """`tensor` as the arrays of mlx-lm's model. Raises ModelCorrupt on impossible values."""

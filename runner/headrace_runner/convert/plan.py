@@ -40,6 +40,8 @@ class Packed:
     """Whether the file's own blocks are taken over."""
 
 
+EXPANDED = frozenset({"F32", "F16", "BF16"})
+"""GGML's types that are not quantised."""
 Layout: TypeAlias = Packed | None
 """None stands for floating point."""
 
@@ -88,13 +90,18 @@ def _commonest(found: Iterable[tuple[dict[str, int], int]]) -> dict[str, Any]:
     return {"group_size": group, "bits": bits}
 
 
-def described(stored: Mapping[str, int], layouts: Iterable[tuple[str, Layout]]) -> str:
-    """How most of the weights are kept: "Q4_1", or "8-bit g32 of Q4_K".
+def described(
+    stored: Mapping[str, int], layouts: Iterable[tuple[str, Layout]], floating: str
+) -> str:
+    """How most of the weights are kept: "Q4_1", "8-bit g32 of Q4_K", or "float16 of Q4_K".
 
-    `stored` has the elements of each GGML type, `layouts` a layout of each type.
+    `stored` has the elements of each GGML type, `layouts` a layout of each type; `floating` is the
+    type of what is not quantised.
     """
     main = max(stored, key=lambda name: stored[name])
     layout = next(layout for name, layout in layouts if name == main)
+    if layout is None and main not in EXPANDED:
+        return f"{floating} of {main}"
     if layout is None or layout.exact:
         return main
     return f"{layout.bits}-bit g{layout.group_size} of {main}"

@@ -8,9 +8,9 @@ that is not theirs, give a model that runs and talks nonsense; nothing else woul
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from headrace.errors import UnsupportedModel
 from headrace.host import machine
+from headrace_runner.convert.families import FAMILIES
 from headrace_runner.models.insides import load_lazily
 
 SCRIPTS: Mapping[str, str] = {
@@ -46,27 +47,30 @@ _SENTENCES = (
     "تشرق الشمس من الشرق وتغرب في الغرب.\n",
     "सूरज पूरब में उगता है और पश्चिम में डूबता है।\n",
 )
-_BOUND = 0.6
-"""Of what guessing costs, the logarithm of the vocabulary's size. SmolLM2 pays 0.15; with the rows
-of k alone in the wrong order 0.8, with two layers exchanged 0.8, with every id off by one 1.0."""
-_ROTATION_MARGIN = 0.1
-"""Nats that the other kind of rotary embedding must be better by. For SmolLM2 it is 1 nat worse."""
+_BOUND = 0.4
+"""Of what guessing costs, the logarithm of the vocabulary's size. SmolLM2 pays 0.13; with every
+token's text shifted or with two layers exchanged 0.6, with the rows of k alone out of order 0.8,
+with random weights 1."""
+_ORDER_MARGIN = 0.1
+"""Nats that the other order of rows must be better by. For SmolLM2 it is 1.4 nats worse."""
+_Change: TypeAlias = Callable[[Any], None]
 JUDGED_PARAMETERS = 5_000_000
 """Models with fewer need not know any language: those of tests, and toys."""
 _QUICK_PARAMETERS = 4_000_000_000
 """Beyond this a CPU would take minutes."""
 
 
-def check_text(directory: Path, facts: Mapping[str, Any], *, own_tokenizer: bool) -> str:
+def check_text(directory: Path, facts: Mapping[str, Any], *, from_gguf: bool) -> str:
     """Try the model in `directory`; gives a sentence about what was found, for the log.
 
-    `own_tokenizer`: whether its tokenizer was built here, and so must keep every text.
+    One that was converted from GGUF must keep every text, and have the rows of its queries and
+    keys in the order that predicts best.
 
     Raises UnsupportedModel where the tokenizer loses text or the model predicts none.
     """
     path = directory / "tokenizer.json"
     if path.is_file():
-        _check_round_trip(Tokenizer.from_file(str(path)), exact=own_tokenizer)
+        _check_round_trip(Tokenizer.from_file(str(path)), exact=from_gguf)
     parameters = facts["parameters"]
     if not path.is_file() or parameters < JUDGED_PARAMETERS:
         return "not tried out: a model this small need not know any language"
@@ -75,7 +79,8 @@ def check_text(directory: Path, facts: Mapping[str, Any], *, own_tokenizer: bool
         return "not tried out: that would take minutes without a GPU"
     if needed > free:
         return f"not tried out: that takes {needed >> 20} MiB of memory, and {free >> 20} are free"
-    return _check_prediction(directory, Tokenizer.from_file(str(path)))
+    reordered = _reordered_rows(facts) if from_gguf else None
+    return _check_prediction(directory, Tokenizer.from_file(str(path)), reordered)
 
 
 def _check_round_trip(tokenizer: Tokenizer, *, exact: bool) -> None:
@@ -110,7 +115,7 @@ def _memory(facts: Mapping[str, Any]) -> int:
     return (stored * 5 // 4 if packed else facts["parameters"] * 4) + (512 << 20)
 
 
-def _check_prediction(directory: Path, tokenizer: Tokenizer) -> str:
+def _check_prediction(directory: Path, tokenizer: Tokenizer, reorder: _Change | None) -> str:
     model, _ = load_lazily(directory)
     # On a CPU, products in half precision take a hundred times longer.
     model.set_dtype(mx.float32)
@@ -133,13 +138,15 @@ def _check_prediction(directory: Path, tokenizer: Tokenizer) -> str:
             " in another way than it says, or it never learnt a language: import it unchecked in"
             " that case"
         )
-    other = _loss_rotated_otherwise(model, tokenizer.encode(text * 2).ids)
-    if other is not None and other < best - _ROTATION_MARGIN:
-        raise UnsupportedModel(
-            f"the imported model predicts text better with the other kind of rotary embedding:"
-            f" {other:.1f} nats a token, not {best:.1f}; the rows of its queries and keys are in"
-            " another order than its architecture says"
-        )
+    if reorder is not None:
+        reorder(model)
+        other, _ = _loss(model, tokenizer.encode(text * 2).ids)
+        if other < best - _ORDER_MARGIN:
+            raise UnsupportedModel(
+                "the rows of the model's queries and keys are in another order than files of its"
+                f" architecture have them: {best:.1f} nats a token as they are, and {other:.1f} in"
+                " the other order; convert it again with a current llama.cpp"
+            )
     return f"tried out: {best:.2f} nats a token, where guessing takes {guessing:.1f}"
 
 
@@ -152,23 +159,29 @@ def _loss(model: Any, ids: list[int]) -> tuple[float, float]:
     return (loss if math.isfinite(loss) else math.inf), math.log(logits.shape[1])
 
 
-def _loss_rotated_otherwise(model: Any, ids: list[int]) -> float | None:
-    """The loss with neighbouring elements rotated instead of halves, or the other way around.
+def _reordered_rows(facts: Mapping[str, Any]) -> _Change | None:
+    """What makes of a model the one it would be, had its rows of q and k been left as they were.
 
-    It is that of a model whose rows of q and k are in the other order. Both in the wrong one is a
-    mistake that a short text would not show: only the sense of positions is lost.
+    Both in the wrong order is a mistake that a short text hardly shows: the products of queries
+    and keys stay, only the sense of positions is lost.
     """
-    ropes = [
-        module for module in model.modules() if isinstance(getattr(module, "traditional", 0), bool)
-    ]
-    if not ropes:
+    family = next(f for f in FAMILIES.values() if f.model_type == facts["architecture"])
+    if "attn_q" not in family.layer:
         return None
-    for rope in ropes:
-        rope.traditional = not rope.traditional
-    loss, _ = _loss(model, ids)
-    for rope in ropes:
-        rope.traditional = not rope.traditional
-    return loss
+    half = facts["head_dim"] // 2
+
+    def swapped(array: mx.array) -> mx.array:
+        pairs = (2, half) if family.rotated else (half, 2)
+        return array.reshape(-1, *pairs, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+    def change(model: Any) -> None:
+        for layer in model.layers:
+            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                for part in ("weight", "scales", "biases", "bias"):
+                    if part in linear:
+                        linear[part] = swapped(linear[part])
+
+    return change
 
 
 class _Widened(QuantizedLinear):
