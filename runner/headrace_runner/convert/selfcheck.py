@@ -153,7 +153,7 @@ def _check_prediction(directory: Path, tokenizer: Tokenizer, reorder: _Change | 
         raise UnsupportedModel(
             f"the imported model predicts no text: {best:.1f} nats a token, where guessing takes"
             f" {guessing:.1f} and a language model a third of that; its file is damaged, laid out"
-            " in another way than it says, or it never learnt a language; --no-check takes it anyway"
+            " in another way than it says, or it never learnt a language; --no-check takes it so"
         )
     if reorder is not None:
         reorder(model)
