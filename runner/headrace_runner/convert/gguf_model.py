@@ -167,25 +167,20 @@ class GgufModel:
         return module
 
     def _check_shapes(self) -> None:
-        """That there are the layers that the metadata counts, and rows for all heads."""
+        """That all layers are there, and the shapes of their matrices are what the sizes say.
+
+        mlx-lm builds its model from the sizes alone, and MLX does not survive all of them.
+        """
         metadata, tensors = self._metadata, self._gguf.tensors
-        q_rows = metadata.heads * metadata.head_dim
-        k_rows = metadata.kv_heads * metadata.head_dim
-        if "attn_qkv" in self._family.layer:
-            rows = {"attn_qkv": q_rows + 2 * k_rows}
-        else:
-            rows = {"attn_q": q_rows, "attn_k": k_rows}
+        shapes = self._layer_shapes()
         for layer in range(metadata.layers):
-            for name, wanted in rows.items():
+            for name, wanted in shapes.items():
                 tensor = tensors.get(f"blk.{layer}.{name}.weight")
-                if tensor is None or tensor.shape != (wanted, metadata.hidden):
-                    raise metadata.corrupt(
-                        f"tensor 'blk.{layer}.{name}.weight' is not {wanted} rows"
-                    )
+                if tensor is None or tensor.shape != wanted:
+                    raise metadata.corrupt(f"tensor 'blk.{layer}.{name}.weight' is not {wanted}")
                 bias = tensors.get(f"blk.{layer}.{name}.bias")
-                if bias is not None and bias.shape != (wanted,):
-                    what = f"tensor 'blk.{layer}.{name}.bias' is not {wanted} long"
-                    raise metadata.corrupt(what)
+                if bias is not None and bias.shape != wanted[:1]:
+                    raise metadata.corrupt(f"tensor 'blk.{layer}.{name}.bias' is not {wanted[:1]}")
         embedding = tensors.get(_EMBEDDING)
         if embedding is None or embedding.shape[1:] != (metadata.hidden,):
             raise metadata.corrupt(f"tensor {_EMBEDDING!r} is not as the metadata says")
@@ -193,5 +188,27 @@ class GgufModel:
             raise metadata.unsupported("a head beside its embeddings")
         if not self._family.own_head_dim and metadata.head_dim * metadata.heads != metadata.hidden:
             raise metadata.unsupported("heads of another size than hidden / heads")
-        if self._family.rotated and metadata.head_dim % 2:
-            raise metadata.corrupt("its heads cannot be halved")
+        if metadata.head_dim % 2 or metadata.heads % metadata.kv_heads:
+            raise metadata.corrupt("the sizes of its heads make no sense")
+
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The matrices of a layer, by GGUF's names of those that the family has."""
+        metadata = self._metadata
+        hidden, q_rows = metadata.hidden, metadata.heads * metadata.head_dim
+        k_rows = metadata.kv_heads * metadata.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "attn_q": (q_rows, hidden),
+            "attn_k": (k_rows, hidden),
+            "attn_v": (k_rows, hidden),
+            "attn_qkv": (q_rows + 2 * k_rows, hidden),
+            "attn_output": (hidden, q_rows),
+            "ffn_down": (hidden, metadata.required("feed_forward_length")),
+        }
+        if "ffn_down_exps" in self._family.layer:
+            experts = metadata.required("expert_count")
+            inner = metadata.required("expert_feed_forward_length")
+            if metadata.required("expert_used_count") > experts:
+                raise metadata.corrupt("it uses more experts than there are")
+            shapes["ffn_gate_inp"] = (experts, hidden)
+            shapes["ffn_down_exps"] = (experts, hidden, inner)
+        return {name: shape for name, shape in shapes.items() if name in self._family.layer}
