@@ -3,7 +3,7 @@
     {"event": "progress", "phase": "convert", "done": 1, "total": 2}      bytes
     {"event": "checked", "found": "tried out: …"}                         a language model
     {"event": "done", "facts": {…}, "files": [{"path", "size", "sha256"}, …]}
-    {"event": "failed", "reason": "MODEL_CORRUPT", "message": "…", "file": "…"}
+    {"event": "failed", "reason": "MODEL_CORRUPT", "message": "…", "file": "…", "field": ""}
 
 The last line is "done" with exit code 0 or "failed" with 1. What it reports as done is on the disk
 (fsync), under --output alone; it never decides where models live.
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reason=error.reason,
             message=error.message,
             file=error.metadata.get("file", ""),
+            field=next((found.field for found in error.violations), ""),
         )
         return 1
     return 0

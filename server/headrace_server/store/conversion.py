@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headrace.errors import (
+    FieldViolation,
     HeadraceError,
     InvalidRequest,
     LoadFailed,
@@ -97,7 +98,7 @@ async def convert(
     if outcome.get("event") == "done" and ended.returncode == 0:
         return Conversion(outcome["facts"], outcome["files"])
     if outcome.get("event") == "failed":
-        raise _error(outcome["reason"], outcome["message"], outcome["file"])
+        raise _error(outcome["reason"], outcome["message"], outcome["file"], outcome["field"])
     last = next((line for line in reversed(ended.errors.splitlines()) if line.strip()), "")
     raise LoadFailed(
         cause="EXITED",
@@ -113,9 +114,9 @@ def _environment(home: Path) -> dict[str, str]:
     return dict(_ENVIRONMENT)
 
 
-def _error(reason: str, message: str, file: str) -> HeadraceError:
+def _error(reason: str, message: str, file: str, field: str) -> HeadraceError:
     if reason == "MODEL_CORRUPT":
         return ModelCorrupt(message, file=file)
     if reason == "UNSUPPORTED_MODEL":
         return UnsupportedModel(message)
-    return InvalidRequest(message)
+    return InvalidRequest(message, violations=[FieldViolation(field, message)] if field else ())

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from headrace.errors import UnsupportedModel
 from headrace_server.store import ImportOptions, Manifest, Store
-from tests.integration.store.mutated import exchanged, reordered, rewrite
+from tests.unit.convert.mutated import exchanged, reordered, rewrite
 from tests.unit.convert.reference_bpe import ReferenceBpe, varied_texts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

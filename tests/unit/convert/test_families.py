@@ -1,5 +1,6 @@
 """Every architecture that is read: the imported model computes what mlx-lm's own class does."""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 from mlx_lm.utils import dequantize_model, load_model
 
-from headrace.errors import UnsupportedModel
+from headrace.errors import ModelCorrupt, UnsupportedModel
 from headrace_runner.convert.check import check_model
 from headrace_runner.convert.families import FAMILIES
 from headrace_runner.convert.gguf_import import import_gguf
 from headrace_runner.convert.plan import Quantize
 from tests.unit.convert.families import CASES, TYPES, Array, build, parameters, write
+from tests.unit.convert.mutated import rewrite
 from tests.unit.convert.tiny import byte_vocabulary
 
 IDS = mx.array([np.random.default_rng(2).integers(2, 300, 24).tolist()])
@@ -110,6 +112,56 @@ def test_quantised_as_asked(
     assert np.isfinite(logits(model)).all()
     if bits == {None}:
         assert linear[0].weight.dtype == mx.float16
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "qwen3moe", "gemma3", "phi3-longrope"])
+def test_settings_that_are_damaged_give_typed_errors(
+    name: str, vocabulary_size: int, tmp_path: Path
+) -> None:
+    case, path = CASES[name], tmp_path / "m.gguf"
+    write(case, build(case, vocabulary_size), path, matrices=TYPES.Q5_0)
+    data, prefix = path.read_bytes(), f"{case.architecture}.".encode()
+    places = [at for at in range(len(data)) if data.startswith(prefix, at)]
+    dice, refused = random.Random(name), 0
+    for number in range(15):
+        copy = bytearray(data)
+        # The value is behind the key: its type, and a number of four bytes.
+        at = dice.choice(places)
+        at = at + int.from_bytes(data[at - 8 : at], "little") + dice.choice((0, 4, 5, 6, 7))
+        copy[at] = dice.choice((0, 1, 255, dice.randrange(256)))
+        path.write_bytes(copy)
+        try:
+            imported(path, tmp_path / str(number))
+        except (ModelCorrupt, UnsupportedModel):
+            refused += 1
+    assert refused > 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("feed_forward_length", 0),
+        ("feed_forward_length", 8),
+        ("block_count", 3),
+        ("block_count", 1 << 31),
+        ("embedding_length", 128),
+        ("attention.head_count", 0),
+        ("attention.head_count", 3),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 1 << 31),
+        ("context_length", 0),
+        ("rope.dimension_count", 1 << 30),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_matrices(
+    key: str, value: int, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    def changed(name: str, old: Any) -> Any:
+        return value if name == f"llama.{key}" else old
+
+    source = rewrite(tiny_gguf, tmp_path / "m.gguf", value=changed, more={f"llama.{key}": value})
+    with pytest.raises((ModelCorrupt, UnsupportedModel)):
+        imported(source, tmp_path / "out")
 
 
 def longrope_of_another_scale(writer: gguf.GGUFWriter) -> None:

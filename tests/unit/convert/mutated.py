@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -17,8 +18,12 @@ def rewrite(
     value: Callable[[str, Any], Any] = lambda key, value: value,
     name: Callable[[str], str] = lambda name: name,
     data: Callable[[str, Any], Any] = lambda name, data: data,
+    more: Mapping[str, int] = MappingProxyType({}),
 ) -> Path:
-    """Write `source` to `target` with every value, tensor name and tensor passed through."""
+    """Write `source` to `target` with every value, tensor name and tensor passed through.
+
+    `more` are numbers that it may lack.
+    """
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, "llama")
     for key, field in reader.fields.items():
@@ -27,6 +32,9 @@ def rewrite(
         kind = field.types[0]
         of = field.types[1] if kind is gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(key, value(key, field.contents()), kind, sub_type=of)
+    for key, number in more.items():
+        if key not in reader.fields:
+            writer.add_uint32(key, number)
     for tensor in reader.tensors:
         stored = data(tensor.name, tensor.data)
         writer.add_tensor(name(tensor.name), stored, raw_dtype=tensor.tensor_type)
