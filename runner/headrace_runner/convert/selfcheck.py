@@ -17,9 +17,10 @@ import numpy as np
 from mlx.nn.layers.quantized import QuantizedLinear
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
-from headrace.errors import UnsupportedModel
+from headrace.errors import HeadraceError, UnsupportedModel
 from headrace.host import machine
 from headrace_runner.convert.families import FAMILIES
+from headrace_runner.models.architectures import first_line
 from headrace_runner.models.insides import load_lazily
 
 SCRIPTS: Mapping[str, str] = {
@@ -56,8 +57,9 @@ _ORDER_MARGIN = 0.1
 _Change: TypeAlias = Callable[[Any], None]
 JUDGED_PARAMETERS = 5_000_000
 """Models with fewer need not know any language: those of tests, and toys."""
-_QUICK_PARAMETERS = 4_000_000_000
-"""Beyond this a CPU would take minutes."""
+_QUICK_PARAMETERS = {False: 4_000_000_000, True: 16_000_000_000}
+"""Beyond this it would take minutes; by whether this is a Mac, whose CPUs do matrices better."""
+_REMEDY = "--no-check takes it all the same"
 
 
 def check_text(directory: Path, facts: Mapping[str, Any], *, from_gguf: bool) -> str:
@@ -69,18 +71,29 @@ def check_text(directory: Path, facts: Mapping[str, Any], *, from_gguf: bool) ->
     Raises UnsupportedModel where the tokenizer loses text or the model predicts none.
     """
     path = directory / "tokenizer.json"
-    if path.is_file():
-        _check_round_trip(Tokenizer.from_file(str(path)), exact=from_gguf)
+    if not path.is_file():
+        return "not tried out: it has no tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    _check_round_trip(tokenizer, exact=from_gguf)
     parameters = facts["parameters"]
-    if not path.is_file() or parameters < JUDGED_PARAMETERS:
+    if parameters < JUDGED_PARAMETERS:
         return "not tried out: a model this small need not know any language"
     needed, free = _memory(facts), machine.memory_available()
-    if parameters > _QUICK_PARAMETERS and not mx.metal.is_available():
-        return "not tried out: that would take minutes without a GPU"
+    if parameters > _QUICK_PARAMETERS[mx.metal.is_available()]:
+        return "not tried out: that would take minutes on a CPU"
     if needed > free:
         return f"not tried out: that takes {needed >> 20} MiB of memory, and {free >> 20} are free"
     reordered = _reordered_rows(facts) if from_gguf else None
-    return _check_prediction(directory, Tokenizer.from_file(str(path)), reordered)
+    try:
+        return _check_prediction(directory, tokenizer, reordered)
+    except HeadraceError:
+        raise
+    except Exception as error:  # Model classes raise whatever an odd configuration makes them.
+        said = f"{type(error).__name__}: {first_line(error)}"
+        if from_gguf:
+            raise UnsupportedModel(f"mlx-lm cannot compute this model: {said}") from error
+        # It may need what a CPU does not have, and its files are as their maker left them.
+        return f"not tried out: computing it on a CPU ended with {said}"
 
 
 def _check_round_trip(tokenizer: Tokenizer, *, exact: bool) -> None:
@@ -101,7 +114,7 @@ def _check_round_trip(tokenizer: Tokenizer, *, exact: bool) -> None:
         if normal(back) != normal(text):
             raise UnsupportedModel(
                 f"the tokenizer does not give text back as it was: {script}, {text!r} became"
-                f" {back!r}"
+                f" {back!r}; {_REMEDY}"
             )
 
 
@@ -153,7 +166,7 @@ def _check_prediction(directory: Path, tokenizer: Tokenizer, reorder: _Change | 
         raise UnsupportedModel(
             f"the imported model predicts no text: {best:.1f} nats a token, where guessing takes"
             f" {guessing:.1f} and a language model a third of that; its file is damaged, laid out"
-            " in another way than it says, or it never learnt a language; --no-check takes it so"
+            f" in another way than it says, or it never learnt a language; {_REMEDY}"
         )
     if reorder is not None:
         reorder(model)
@@ -162,7 +175,7 @@ def _check_prediction(directory: Path, tokenizer: Tokenizer, reorder: _Change | 
             raise UnsupportedModel(
                 "the rows of the model's queries and keys are in another order than files of its"
                 f" architecture have them: {best:.1f} nats a token as they are, and {other:.1f} in"
-                " the other order; convert it again with a current llama.cpp"
+                f" the other order; convert it again with a current llama.cpp; {_REMEDY}"
             )
     return f"tried out: {best:.2f} nats a token, where guessing takes {guessing:.1f}"
 

@@ -19,6 +19,22 @@ def model(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return output, import_gguf(tiny_gguf, output, lambda *_: None)
 
 
+def test_a_model_that_cannot_be_computed(
+    model: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, facts = model
+
+    def fail(self: Any, *arguments: Any) -> None:
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr(selfcheck, "JUDGED_PARAMETERS", 1000)
+    monkeypatch.setattr("mlx_lm.models.llama.Model.__call__", fail)
+    with pytest.raises(UnsupportedModel, match="RuntimeError: no kernel"):
+        check_text(directory, facts, from_gguf=True)
+    # Of a directory that is no mistake of the import.
+    assert "no kernel" in check_text(directory, facts, from_gguf=False)
+
+
 def with_tokenizer(tokenizer: Tokenizer, directory: Path) -> Path:
     tokenizer.save(str(directory / "tokenizer.json"))
     return directory
@@ -50,7 +66,7 @@ def test_random_weights_predict_no_text(
 
 @pytest.mark.parametrize(
     ("parameters", "note"),
-    [(JUDGED_PARAMETERS, "MiB of memory, and 100 are free"), (10**10, "minutes without a GPU")],
+    [(JUDGED_PARAMETERS, "MiB of memory, and 100 are free"), (10**10, "minutes on a CPU")],
 )
 def test_what_would_take_too_much_is_not_tried(
     model: tuple[Path, dict[str, Any]],
