@@ -57,7 +57,7 @@ def import_directory(
         )
     config = read_json(source, "config.json")
     _check_config(config)
-    if quantize is not Quantize.AS_STORED and (_is_quantized(config)):
+    if quantize is not Quantize.AS_STORED and _is_quantized(config):
         raise InvalidRequest(
             f"{source.name} is quantised already; import it as it is, or the model's unquantised"
             " directory",

@@ -110,7 +110,8 @@ def _environment(home: Path) -> dict[str, str]:
     """With one BLAS thread: more wait for each other where the cores are busy with runners."""
     with suppress(BlasError):
         blas = find_blas(os.environ.get("HEADRACE_BLAS"), home)
-        return _ENVIRONMENT | runner_environment({}, describe(), blas, has_cxx(), threads=1)
+        own = runner_environment(os.environ, describe(), blas, has_cxx(), threads=1)
+        return own | _ENVIRONMENT
     return dict(_ENVIRONMENT)
 
 

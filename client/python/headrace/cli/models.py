@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,9 @@ from headrace.cli.output import echo_fields, echo_json, echo_table, json_option,
 from headrace.cli.progress import follow
 
 if TYPE_CHECKING:
-    from headrace.types import ImageTraits, Model
+    from headrace.types import ImageTraits, Model, Quantize
+
+_QUANTIZE: Mapping[str, Quantize] = {"4": 4, "8": 8, "none": "none"}
 
 
 @click.command("list")
@@ -85,7 +88,7 @@ def pull_command(model: str, as_json: bool) -> None:
 @click.option("--replace", is_flag=True, help="Replace a model of this name.")
 @click.option(
     "--quantize",
-    type=click.Choice(["4", "8", "none"]),
+    type=click.Choice(list(_QUANTIZE)),
     help="Keep a language model's matrices at 4 or 8 bits, or in floating point. Without it they"
     " stay as they are, and types of GGUF that MLX cannot hold get 8 bits.",
 )
@@ -95,7 +98,7 @@ def import_command(
     source: Path,
     model: str,
     replace: bool,
-    quantize: Literal["4", "8", "none"] | None,
+    quantize: str | None,
     no_check: bool,
     as_json: bool,
 ) -> None:
@@ -104,15 +107,12 @@ def import_command(
     SOURCE is a GGUF file, or a directory in the form of MLX or Hugging Face, on the controller's
     machine. It is left as it is. A language model is tried out before its name appears.
     """
-    bits: Literal[4, 8, "none"] | None = (
-        quantize if quantize is None or quantize == "none" else 4 if quantize == "4" else 8
-    )
     with controller(private=True) as client:
         storing = client.import_model(
             source.expanduser().absolute(),
             model,
             replace=replace,
-            quantize=bits,
+            quantize=None if quantize is None else _QUANTIZE[quantize],
             unchecked=no_check,
         )
         found = follow(storing, model)
