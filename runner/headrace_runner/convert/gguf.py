@@ -19,7 +19,6 @@ from typing import BinaryIO, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import _type_traits
 
 from headrace.errors import UnsupportedModel
 from headrace_runner.models.safetensors import damaged
@@ -59,11 +58,16 @@ class TensorType:
     block_bytes: int
 
 
-# All that the package can expand; its sizes come from it too, so that the two cannot differ.
+# All that the `gguf` package can expand; the sizes come from it, so that the two cannot differ.
+_READ = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+)
 TENSOR_TYPES: Mapping[int, TensorType] = {
     kind.value: TensorType(kind.name, *GGML_QUANT_SIZES[kind])
     for kind in GGMLQuantizationType
-    if kind.name in ("F32", "F16") or kind in _type_traits
+    if kind.name in _READ
 }
 
 
