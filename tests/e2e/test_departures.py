@@ -158,7 +158,11 @@ async def test_c9_two_controllers_on_one_store(
             assert (await stream.collect()).usage.output_tokens == 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "SIGINT"],
+)
 async def test_c6_a_signal_lets_running_streams_finish(
     number: signal.Signals, start: StartController
 ) -> None:

@@ -126,7 +126,9 @@ async def test_progress_is_exact_and_never_goes_back(client: AsyncClient) -> Non
     assert sum(isinstance(event, ImageStarted) for event in events) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGABRT, marks=pytest.mark.slow)]
+)
 async def test_c1_a_runner_killed_at_step_3(
     number: signal.Signals, start: StartController, painter_home: Path, client: AsyncClient
 ) -> None:

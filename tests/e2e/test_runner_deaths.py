@@ -75,7 +75,14 @@ async def reach(stream: Stream, tokens: int) -> None:
         await stream.until("delta")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGSEGV, marks=pytest.mark.slow),
+        pytest.param(signal.SIGABRT, marks=pytest.mark.slow),
+    ],
+)
 async def test_c1_killed_mid_stream(number: signal.Signals, start: StartController) -> None:
     """Streams of all kinds at once: none misses a token, none repeats one."""
     controller = start("--preload", MODEL)

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from headrace._aio_streams import AsyncImageStream as AsyncImageStream
     from headrace._aio_streams import AsyncModelWatch as AsyncModelWatch
     from headrace._aio_streams import AsyncTransferStream as AsyncTransferStream
+    from headrace._aio_streams import AsyncVerifyStream as AsyncVerifyStream
     from headrace._streams import CompletionStream as CompletionStream
     from headrace._streams import ImageStream as ImageStream
     from headrace._streams import ModelWatch as ModelWatch
     from headrace._streams import TransferStream as TransferStream
+    from headrace._streams import VerifyStream as VerifyStream
     from headrace.aio import AsyncClient as AsyncClient
     from headrace.client import Client as Client
     from headrace.errors import HeadraceError as HeadraceError
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from headrace.types import Model as Model
     from headrace.types import Progress as Progress
     from headrace.types import Started as Started
+    from headrace.types import Tool as Tool
+    from headrace.types import ToolCall as ToolCall
 
     __version__: str
 
@@ -44,11 +48,13 @@ _HOMES = {
     "AsyncImageStream": "headrace._aio_streams",
     "AsyncModelWatch": "headrace._aio_streams",
     "AsyncTransferStream": "headrace._aio_streams",
+    "AsyncVerifyStream": "headrace._aio_streams",
     "Client": "headrace.client",
     "CompletionStream": "headrace._streams",
     "ImageStream": "headrace._streams",
     "ModelWatch": "headrace._streams",
     "TransferStream": "headrace._streams",
+    "VerifyStream": "headrace._streams",
     "HeadraceError": "headrace.errors",
     "Completed": "headrace.types",
     "Completion": "headrace.types",
@@ -60,6 +66,8 @@ _HOMES = {
     "Model": "headrace.types",
     "Progress": "headrace.types",
     "Started": "headrace.types",
+    "Tool": "headrace.types",
+    "ToolCall": "headrace.types",
 }
 
 __all__ = [*_HOMES]  # noqa: PLE0604 (all are strings)

@@ -125,6 +125,10 @@ class AsyncTransferStream(AsyncStream[types.TransferProgress, types.Model]):
     """A pull or an import as it goes on."""
 
 
+class AsyncVerifyStream(AsyncStream[types.VerifyEvent, types.Verification]):
+    """A verification as it goes on."""
+
+
 class AsyncModelWatch(AsyncStream[types.ModelsEvent, NoReturn]):
     """The models and their runners as they change. It goes on until it is cancelled or fails."""
 

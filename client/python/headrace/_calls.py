@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
 
-from headrace import _convert, types
-from headrace._folds import CompletionFold, Fold, TransferFold, WatchFold
+from headrace import _convert, _convert_upkeep, types
+from headrace._folds import CompletionFold, Fold, TransferFold, VerifyFold, WatchFold
 from headrace._image_fold import ImageFold
 from headrace._image_requests import image
 from headrace._requests import chat, completion, fill_input, invalid, put, put_all, put_duration
@@ -49,6 +49,18 @@ class Streaming(Generic[MessageT, EventT, ResultT]):
     request: ProtoMessage
     answer: type[MessageT]
     fold: Fold[MessageT, EventT, ResultT]
+
+
+_MODEL_HEADER: Final = "headrace-model"
+
+
+def routing(request: ProtoMessage) -> list[tuple[str, str]]:
+    """Metadata by which a proxy can tell the calls for one model from others, without reading the
+    request."""
+    model = getattr(request, "model", "")
+    # Another one is no model's name, and is told so by the server.
+    plain = isinstance(model, str) and model.isascii() and model.isprintable()
+    return [(_MODEL_HEADER, model)] if model and plain else []
 
 
 _Response = completion_pb2.StreamCompletionResponse
@@ -216,9 +228,20 @@ def get_model(model: str) -> Unary[model_pb2.GetModelResponse, types.Model]:
 
 def pull_model(
     model: str,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    files: Iterable[str] = (),
+    sha256: str | None = None,
+    allow_http: bool | None = None,
 ) -> Streaming[model_pb2.StreamPullModelResponse, types.TransferProgress, types.Model]:
     request = model_pb2.StreamPullModelRequest()
     put(request, "model", model)
+    put(request, "name", name)
+    put(request, "revision", revision)
+    put_all(request, "files", [files] if isinstance(files, str) else files, path="files")
+    put(request, "sha256", sha256)
+    put(request, "allow_http", allow_http)
     return Streaming(
         "/headrace.v1.ModelService/StreamPullModel",
         request,
@@ -271,6 +294,34 @@ def delete_model(model: str) -> Unary[model_pb2.DeleteModelResponse, int]:
         request,
         model_pb2.DeleteModelResponse,
         lambda answer: answer.freed_bytes,
+    )
+
+
+def verify_models(
+    models: Iterable[str],
+) -> Streaming[model_pb2.StreamVerifyModelsResponse, types.VerifyEvent, types.Verification]:
+    if isinstance(models, str):
+        raise invalid("models", "must be a sequence of names: put a single one in a list")
+    request = model_pb2.StreamVerifyModelsRequest()
+    put_all(request, "models", models, path="models")
+    return Streaming(
+        "/headrace.v1.ModelService/StreamVerifyModels",
+        request,
+        model_pb2.StreamVerifyModelsResponse,
+        VerifyFold(),
+    )
+
+
+def collect_garbage(
+    dry_run: bool | None,
+) -> Unary[model_pb2.CollectGarbageResponse, types.Garbage]:
+    request = model_pb2.CollectGarbageRequest()
+    put(request, "dry_run", dry_run)
+    return Unary(
+        "/headrace.v1.ModelService/CollectGarbage",
+        request,
+        model_pb2.CollectGarbageResponse,
+        lambda answer: _convert_upkeep.garbage(answer.garbage),
     )
 
 

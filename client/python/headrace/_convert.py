@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC
-from enum import StrEnum
-from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
 from headrace import types
+from headrace._enums import enum_of as _enum
 from headrace.v1 import (
     common_pb2,
     completion_pb2,
@@ -20,8 +18,6 @@ from headrace.v1 import (
     runner_pb2,
     tokenize_pb2,
 )
-
-_E = TypeVar("_E", bound=StrEnum)
 
 
 def completion_event(
@@ -103,6 +99,14 @@ def model(message: model_pb2.Model) -> types.Model:
         runners=tuple(runner(status) for status in message.runners),
         image=_traits(message.image) if message.HasField("image") else None,
         embedding_dimensions=message.embedding_dimensions,
+        memory_estimates=tuple(
+            types.MemoryEstimate(
+                context_length=estimate.context_length,
+                concurrency=estimate.concurrency,
+                bytes=estimate.bytes,
+            )
+            for estimate in message.memory_estimates
+        ),
     )
 
 
@@ -301,6 +305,16 @@ def _delta(message: completion_pb2.CompletionDelta) -> types.Delta:
         token_ids=tuple(message.token_ids),
         logprobs=tuple(_logprob(entry) for entry in message.logprobs),
         output_tokens=message.output_tokens,
+        tool_calls=tuple(_tool_call_part(part) for part in message.tool_calls),
+    )
+
+
+def _tool_call_part(message: completion_pb2.ToolCallPart) -> types.ToolCallPart:
+    return types.ToolCallPart(
+        index=message.index,
+        arguments_json=message.arguments_json,
+        id=message.id if message.HasField("id") else None,
+        name=message.name if message.HasField("name") else None,
     )
 
 
@@ -351,11 +365,3 @@ def _timings(message: common_pb2.Timings) -> types.Timings:
 
 def _seconds(duration: Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
-
-
-def _enum(kind: type[_E], name_of: Callable[[Any], str], number: int, prefix: str) -> _E:
-    # A value that a newer server has added becomes UNKNOWN instead of an error.
-    try:
-        return kind(name_of(number).removeprefix(prefix).lower())
-    except ValueError:
-        return kind("unknown")

@@ -17,6 +17,7 @@ them on the wire.
     ├── QueueFull                 RESOURCE_EXHAUSTED
     ├── DeadlineUnreachable       DEADLINE_EXCEEDED
     ├── InsufficientMemory        RESOURCE_EXHAUSTED
+    ├── InsufficientDisk          RESOURCE_EXHAUSTED
     ├── ModelTooLarge             FAILED_PRECONDITION
     ├── LoadFailed                FAILED_PRECONDITION or UNAVAILABLE, by its cause
     ├── RunnerCrashed             UNAVAILABLE before the first event, ABORTED after it
@@ -24,6 +25,7 @@ them on the wire.
     ├── SourceUnavailable         UNAVAILABLE
     ├── Unauthenticated           UNAUTHENTICATED
     ├── PermissionDenied          PERMISSION_DENIED
+    ├── RateLimited               RESOURCE_EXHAUSTED
     ├── NotImplementedYet         UNIMPLEMENTED
     ├── InternalError             INTERNAL
     │                             seen by clients only, without a reason:
@@ -224,6 +226,21 @@ class InsufficientMemory(HeadraceError):
         )
 
 
+class InsufficientDisk(HeadraceError):
+    """The store's disk has no room for the model."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "INSUFFICIENT_DISK"
+
+    def __init__(self, message: str = "", *, needs: int, free: int) -> None:
+        super().__init__(
+            message
+            or f"{needs} bytes of disk are needed and {free} are free; remove models, or set"
+            " HEADRACE_HOME to a larger disk",
+            metadata={"needs": needs, "free": free},
+        )
+
+
 class ModelTooLarge(HeadraceError):
     """The model can never fit into the memory budget."""
 
@@ -319,6 +336,16 @@ class PermissionDenied(HeadraceError):
 
     def __init__(self, message: str, *, scope: str) -> None:
         super().__init__(message, metadata={"scope": scope})
+
+
+class RateLimited(HeadraceError):
+    """The token may not have more at this time; `retry_after` says when."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "RATE_LIMITED"
+
+    def __init__(self, message: str, *, limit: str, retry_after: float) -> None:
+        super().__init__(message, metadata={"limit": limit}, retry_after=retry_after)
 
 
 class NotImplementedYet(HeadraceError):

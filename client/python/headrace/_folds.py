@@ -7,11 +7,13 @@ something after it, is an error here and never a quiet end.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import NoReturn, Protocol, TypeVar
 
 from grpc import StatusCode
 
-from headrace import _convert, types
+from headrace import _convert, _convert_upkeep, types
 from headrace.errors import RpcFailed
 from headrace.v1 import completion_pb2, model_pb2
 
@@ -82,6 +84,7 @@ class CompletionFold:
             completed=self._completed,
             time_to_first_token=self._first_token,
             trace_id=trace_id,
+            tool_calls=_tool_calls(part for delta in deltas for part in delta.tool_calls),
         )
 
     def _require_started(self) -> types.Started:
@@ -116,6 +119,34 @@ class TransferFold:
         return self._model
 
 
+class VerifyFold:
+    """Folds a verification."""
+
+    def __init__(self) -> None:
+        self._models: list[types.VerifiedModel] = []
+        self._garbage: types.Garbage | None = None
+
+    def add(self, message: model_pb2.StreamVerifyModelsResponse) -> types.VerifyEvent | None:
+        """Takes the next message; gives its event, and nothing for the last."""
+        if self._garbage:
+            raise broken("the stream went on after it had been completed")
+        match message.WhichOneof("event"):
+            case "progress":
+                return _convert_upkeep.verify_progress(message.progress)
+            case "verified":
+                self._models.append(_convert_upkeep.verified_model(message.verified))
+                return self._models[-1]
+            case "completed":
+                self._garbage = _convert_upkeep.garbage(message.completed.garbage)
+        return None
+
+    def result(self, trace_id: str) -> types.Verification:
+        """What was found in all."""
+        if not self._garbage:
+            raise incomplete()
+        return types.Verification(tuple(self._models), self._garbage)
+
+
 class WatchFold:
     """Folds a watch into the models as they are."""
 
@@ -145,6 +176,22 @@ class WatchFold:
     def result(self, trace_id: str) -> NoReturn:
         """A watch has no end of its own."""
         raise incomplete()
+
+
+def _tool_calls(parts: Iterable[types.ToolCallPart]) -> tuple[types.ToolCall, ...]:
+    calls: list[types.ToolCall] = []
+    arguments: list[list[str]] = []
+    for part in parts:
+        if part.index == len(calls) and part.name is not None:
+            calls.append(types.ToolCall(part.id or "", part.name))
+            arguments.append([])
+        elif not 0 <= part.index < len(calls) or part.name is not None:
+            raise broken("a part of a tool call does not follow the one before")
+        arguments[part.index].append(part.arguments_json)
+    return tuple(
+        replace(call, arguments_json="".join(texts))
+        for call, texts in zip(calls, arguments, strict=True)
+    )
 
 
 def incomplete() -> RpcFailed:

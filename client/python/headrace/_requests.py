@@ -7,6 +7,7 @@ server's to check: they are not repeated here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message as ProtoMessage
 
 from headrace.errors import FieldViolation, InvalidRequest
-from headrace.types import ChatMessage, CompletionOptions, HasJsonSchema, Message
+from headrace.types import ChatMessage, CompletionOptions, HasJsonSchema, Message, Tool, ToolCall
 from headrace.v1 import completion_pb2
 
 _KINDS = {
@@ -35,6 +36,11 @@ _ROLES = {
     for name, number in completion_pb2.ChatRole.items()
     if number
 }
+_TOOL_CHOICES = {
+    "auto": completion_pb2.ToolChoice.MODE_AUTO,
+    "none": completion_pb2.ToolChoice.MODE_NONE,
+    "required": completion_pb2.ToolChoice.MODE_REQUIRED,
+}
 _SAMPLING = (
     "temperature",
     "top_p",
@@ -48,7 +54,7 @@ _SAMPLING = (
 )
 _CONSTRAINTS = ("json_schema", "regex", "lark_grammar", "choices")
 _OPTIONS = CompletionOptions.__annotations__.keys()
-_CHAT_OPTIONS = ("template_options", "add_generation_prompt")
+_CHAT_OPTIONS = ("template_options", "add_generation_prompt", "tools", "tool_choice")
 _LONGEST_DURATION = 315_576_000_000  # seconds: the limit of google.protobuf.Duration
 
 
@@ -116,6 +122,8 @@ def chat(
     messages: Sequence[ChatMessage],
     template_options: Mapping[str, Any] | None = None,
     add_generation_prompt: bool | None = None,
+    tools: Sequence[Tool | Mapping[str, Any]] | None = None,
+    tool_choice: str | None = None,
 ) -> completion_pb2.ChatInput:
     """A conversation; roles are given by name."""
     result = completion_pb2.ChatInput()
@@ -129,6 +137,7 @@ def chat(
         except (TypeError, ValueError) as error:
             raise invalid("chat.template_options", f"must be plain JSON values: {error}") from None
     put(result, "add_generation_prompt", add_generation_prompt, path="chat.add_generation_prompt")
+    _tools(result, tools, tool_choice)
     return result
 
 
@@ -139,15 +148,19 @@ def fill_input(
     token_ids: Iterable[int] | None,
     template_options: Mapping[str, Any] | None = None,
     add_generation_prompt: bool | None = None,
+    tools: Sequence[Tool | Mapping[str, Any]] | None = None,
+    tool_choice: str | None = None,
 ) -> None:
     """Sets what the prompt is made of: exactly one of the three inputs."""
     given = [value is not None for value in (prompt, messages, token_ids)]
     if sum(given) != 1:
         raise invalid("input", "exactly one of prompt, messages and token_ids is required")
     if messages is not None:
-        target.chat.CopyFrom(chat(messages, template_options, add_generation_prompt))
+        made = chat(messages, template_options, add_generation_prompt, tools, tool_choice)
+        target.chat.CopyFrom(made)
         return
-    for name, value in zip(_CHAT_OPTIONS, (template_options, add_generation_prompt), strict=True):
+    options = (template_options, add_generation_prompt, tools, tool_choice)
+    for name, value in zip(_CHAT_OPTIONS, options, strict=True):
         if value is not None:
             raise invalid(f"chat.{name}", "belongs to a chat: give messages")
     put(target, "prompt", prompt)
@@ -175,6 +188,8 @@ def completion(
         token_ids,
         options.get("template_options"),
         options.get("add_generation_prompt"),
+        options.get("tools"),
+        options.get("tool_choice"),
     )
     for name in ("request_id", "max_tokens", "priority"):
         put(request, name, options.get(name))
@@ -201,24 +216,62 @@ def _is_number(value: object) -> bool:
 
 
 def _message(target: completion_pb2.ChatMessage, message: ChatMessage, path: str) -> None:
-    if isinstance(message, Message):
-        fields: Mapping[str, object] = {
-            name: getattr(message, name) for name in ("role", "content", "name", "reasoning")
-        }
-    elif isinstance(message, Mapping):
-        fields = message
-    else:
-        raise invalid(path, f"must be a Message or a mapping, not {type(message).__name__}")
-    for name in fields.keys() - {"role", "content", "name", "reasoning"}:
-        raise invalid(f"{path}.{name}", "is no field of a message")
+    fields = _fields(message, Message, "message", path)
     role = fields.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise invalid(f"{path}.role", f"must be one of {', '.join(_ROLES)}, not {role!r}")
     put(target, "role", _ROLES[role])
-    if fields.get("content") is None:
+    calls = fields.get("tool_calls") or ()
+    if fields.get("content") is None and not calls:
         raise invalid(f"{path}.content", "is required")
-    for name in ("content", "name", "reasoning"):
+    for name in ("content", "name", "reasoning", "tool_call_id"):
         put(target, name, fields.get(name), path=f"{path}.{name}")
+    for index, call in enumerate(_entries(calls, f"{path}.tool_calls")):
+        place = f"{path}.tool_calls[{index}]"
+        given, made = _fields(call, ToolCall, "tool call", place), target.tool_calls.add()
+        for name in ("id", "name", "arguments_json"):
+            put(made, name, given.get(name), path=f"{place}.{name}")
+
+
+def _tools(
+    target: completion_pb2.ChatInput,
+    tools: Sequence[Tool | Mapping[str, Any]] | None,
+    choice: str | None,
+) -> None:
+    for index, tool in enumerate(_entries(tools or (), "chat.tools")):
+        path = f"chat.tools[{index}]"
+        given, made = _fields(tool, Tool, "tool", path), target.tools.add()
+        for name in ("name", "description", "strict"):
+            put(made, name, given.get(name), path=f"{path}.{name}")
+        if (schema := given.get("parameters")) is not None:
+            text = _schema(schema, f"{path}.parameters")
+            put(made, "parameters_json_schema", text, path=f"{path}.parameters")
+    if choice is None:
+        return
+    if not isinstance(choice, str):
+        raise invalid("chat.tool_choice", f"must be a text, not {type(choice).__name__}")
+    target.tool_choice.mode = _TOOL_CHOICES.get(choice, completion_pb2.ToolChoice.MODE_ONE)
+    if choice not in _TOOL_CHOICES:
+        put(target.tool_choice, "name", choice, path="chat.tool_choice.name")
+
+
+def _entries(values: object, path: str) -> Sequence[object]:
+    if isinstance(values, Mapping | str | bytes) or not isinstance(values, Iterable):
+        raise invalid(path, f"must be a sequence, not {type(values).__name__}")
+    return list(values)
+
+
+def _fields(value: object, kind: type, what: str, path: str) -> Mapping[str, Any]:
+    """What a value of ours, or a mapping with its fields, gives."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    if isinstance(value, kind):
+        return {name: getattr(value, name) for name in known}
+    if not isinstance(value, Mapping):
+        got = type(value).__name__
+        raise invalid(path, f"must be a {kind.__name__} or a mapping, not {got}")
+    for name in value.keys() - set(known):
+        raise invalid(f"{path}.{name}", f"is no field of a {what}")
+    return value
 
 
 def _logit_bias(sampling: completion_pb2.SamplingOptions, bias: Mapping[int, float] | None) -> None:
@@ -260,7 +313,7 @@ def _constraint(
         raise invalid(given[1], f"does not go with {given[0]}: give one of them")
     schema, choices = options.get("json_schema"), options.get("choices")
     if schema is not None:
-        put(request, "json_schema", _schema(schema))
+        put(request, "json_schema", _schema(schema, "json_schema"))
     elif choices is not None:
         words = [choices] if isinstance(choices, str) else choices
         put_all(request.choices, "values", words, path="choices.values")
@@ -269,19 +322,19 @@ def _constraint(
         put(request, name, options.get(name))
 
 
-def _schema(schema: str | Mapping[str, Any] | HasJsonSchema) -> str:
+def _schema(schema: str | Mapping[str, Any] | HasJsonSchema, path: str) -> str:
     if isinstance(schema, str):
         return schema
     if not isinstance(schema, Mapping):
         describe = getattr(schema, "model_json_schema", None)
         if describe is None:
             kind = type(schema).__name__
-            raise invalid("json_schema", f"must be text, a mapping or a class with one, not {kind}")
+            raise invalid(path, f"must be text, a mapping or a class with one, not {kind}")
         schema = describe()
     try:
         return json.dumps(schema)
     except (TypeError, ValueError) as error:
-        raise invalid("json_schema", f"must be plain JSON values: {error}") from None
+        raise invalid(path, f"must be plain JSON values: {error}") from None
 
 
 def _refused(

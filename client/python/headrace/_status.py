@@ -31,6 +31,7 @@ _MESSAGE_BYTES: Final = 1024
 _VALUE_BYTES: Final = 256
 _STATUS_BYTES: Final = 3072
 
+_BROKEN_OFF: Final = "RST_STREAM"
 _LONGEST_CHANNEL_RETRY: Final = 2.0
 """Seconds a channel may wait on its own for a retry; a longer wait is the caller's to decide."""
 
@@ -92,7 +93,16 @@ def from_rpc_error(error: grpc.RpcError) -> HeadraceError:
     Takes the errors of `grpc` and `grpc.aio` alike, and of servers that are not Headrace.
     """
     code = error.code()
-    status = _details_of(error)
+    return _from_details(_details_of(error), code, error.details() or code.name)
+
+
+def from_status(status: Status) -> HeadraceError:
+    """Give the exception that `to_status` made the status of."""
+    code = next((c for c in grpc.StatusCode if c.value[0] == status.code), grpc.StatusCode.UNKNOWN)
+    return _from_details(status, code, code.name)
+
+
+def _from_details(status: Status, code: grpc.StatusCode, otherwise: str) -> HeadraceError:
     reason = ""
     metadata: dict[str, str] = {}
     retry_after: float | None = None
@@ -104,8 +114,12 @@ def from_rpc_error(error: grpc.RpcError) -> HeadraceError:
             retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         elif bad := _unpack(detail, BadRequest):
             violations = [FieldViolation(v.field, v.description) for v in bad.field_violations]
+    if not reason and code is grpc.StatusCode.INTERNAL and _BROKEN_OFF in (error.details() or ""):
+        # Headrace's own INTERNAL has a reason. This is how gRPC names a stream that a proxy breaks
+        # off because the server behind it is gone.
+        code = grpc.StatusCode.UNAVAILABLE
     kind = exceptions.BY_REASON.get(reason) or _BY_CODE.get(code, exceptions.RpcFailed)
-    message = status.message or error.details() or code.name
+    message = status.message or otherwise
     return rebuild(kind, message, code, reason, metadata, retry_after, violations)
 
 

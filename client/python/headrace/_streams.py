@@ -103,6 +103,10 @@ class TransferStream(Stream[types.TransferProgress, types.Model]):
     """A pull or an import as it goes on."""
 
 
+class VerifyStream(Stream[types.VerifyEvent, types.Verification]):
+    """A verification as it goes on."""
+
+
 class ModelWatch(Stream[types.ModelsEvent, NoReturn]):
     """The models and their runners as they change. It goes on until it is cancelled or fails."""
 

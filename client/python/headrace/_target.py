@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from typing import Final
 
 DEFAULT_PORT: Final = 50151
 DEFAULT_TARGET: Final = f"127.0.0.1:{DEFAULT_PORT}"
+HTTPS: Final = "https://"
+HTTP: Final = "http://"
+
+
+def is_local(target: str) -> bool:
+    """Whether only this machine can be meant: a Unix socket, or a loopback address."""
+    if target.startswith("unix:"):
+        return True
+    host = target.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def resolve_target(target: str | None = None) -> str:
     """The target of a channel: "host:port", "unix:/path", or any other that gRPC knows.
 
+    "https://host:port" and "http://host:port" are host:port.
+
     A host without a port gets Headrace's own, since gRPC's default is a web server's.
     """
     target = target or os.environ.get("HEADRACE_HOST") or DEFAULT_TARGET
+    for scheme in (HTTPS, HTTP):
+        if target.startswith(scheme):  # It says whether there is TLS, and nothing of where.
+            target = target.removeprefix(scheme).rstrip("/") or DEFAULT_TARGET
     if "/" in target or target.startswith("unix:"):
         return target
     if target.startswith("["):

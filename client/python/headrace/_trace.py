@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import namedtuple
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -44,9 +45,12 @@ def failure(error: grpc.RpcError, trace: TraceSlot) -> HeadraceError:
     return failed
 
 
-def _traced(metadata: Any) -> list[tuple[str, str | bytes]]:
-    """The call's metadata with a trace context; its id goes to the slot."""
-    entries = list(metadata or ())
+_Entries = Sequence[tuple[str, str]]
+
+
+def _traced(metadata: Any, more: _Entries) -> list[tuple[str, str | bytes]]:
+    """The call's metadata with `more`, and with a trace context; its id goes to the slot."""
+    entries = [*(metadata or ()), *more]
     parent = next((value for key, value in entries if key == _HEADER), None)
     if parent is None:
         # Flag 01: the services may record the trace; whether they do is their setting.
@@ -65,6 +69,10 @@ _Details = namedtuple(  # gRPC reads these attributes and no types
 class SyncTraceIds(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
     """The innermost interceptor of a blocking channel."""
 
+    def __init__(self, more: _Entries = ()) -> None:
+        """`more`: further metadata of every call."""
+        self._more = more
+
     def intercept_unary_unary(
         self, continuation: Any, client_call_details: grpc.ClientCallDetails, request: Any
     ) -> Any:
@@ -77,12 +85,11 @@ class SyncTraceIds(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInter
         """Notes the trace id of one stream."""
         return continuation(self._details(client_call_details), request)
 
-    @staticmethod
-    def _details(details: grpc.ClientCallDetails) -> Any:
+    def _details(self, details: grpc.ClientCallDetails) -> Any:
         return _Details(
             details.method,
             details.timeout,
-            _traced(details.metadata),
+            _traced(details.metadata, self._more),
             details.credentials,
             details.wait_for_ready,
             details.compression,
@@ -90,12 +97,14 @@ class SyncTraceIds(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInter
 
 
 class _AioTraceIds:
-    @staticmethod
-    def _details(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+    def __init__(self, more: _Entries) -> None:
+        self._more = more
+
+    def _details(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
         return grpc.aio.ClientCallDetails(
             details.method,
             details.timeout,
-            grpc.aio.Metadata(*_traced(details.metadata)),
+            grpc.aio.Metadata(*_traced(details.metadata, self._more)),
             details.credentials,
             details.wait_for_ready,
         )
@@ -115,6 +124,9 @@ class _AioUnaryStream(_AioTraceIds, grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(self._details(client_call_details), request)
 
 
-def aio_trace_ids() -> list[grpc.aio.ClientInterceptor]:
-    """The innermost interceptors of a `grpc.aio` channel; gRPC wants one for each kind of call."""
-    return [_AioUnaryUnary(), _AioUnaryStream()]
+def aio_trace_ids(more: _Entries = ()) -> list[grpc.aio.ClientInterceptor]:
+    """The innermost interceptors of a `grpc.aio` channel; gRPC wants one for each kind of call.
+
+    `more`: further metadata of every call.
+    """
+    return [_AioUnaryUnary(more), _AioUnaryStream(more)]

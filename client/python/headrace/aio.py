@@ -20,11 +20,11 @@ from headrace._aio_streams import (
     AsyncModelWatch,
     AsyncStream,
     AsyncTransferStream,
+    AsyncVerifyStream,
 )
+from headrace._endpoint import Endpoint
 from headrace._requests import deadline
-from headrace._target import resolve_target
 from headrace._trace import TraceSlot, aio_trace_ids, failure
-from headrace.rpc.options import channel_options
 from headrace.telemetry.rpc import aio_client_interceptors
 from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
 
@@ -47,18 +47,24 @@ class AsyncClient:
         *,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
     ) -> None:
         """Prepares a connection.
 
         Args:
-            target: "host:port", "unix:/path" or another target of gRPC. None: the environment's
-                HEADRACE_HOST, else 127.0.0.1:50151.
+            target: "host:port", "unix:/path", "https://host:port" for TLS, or another target of
+                gRPC. None: the environment's HEADRACE_HOST, else 127.0.0.1:50151.
             timeout: seconds that a call may take, unless it says otherwise. None: no limit.
-            credentials: for TLS. None: the connection is not encrypted.
+            credentials: for TLS. None: with "https://" those of HEADRACE_TLS_CA,
+                HEADRACE_TLS_CERT and HEADRACE_TLS_KEY, else the connection is not encrypted.
+            token: what the server knows this client by. None: HEADRACE_TOKEN, if it is set.
+
+        Raises:
+            InvalidRequest: the token would travel in the clear, or a file cannot be read.
         """
         self._timeout = deadline(timeout, None)
-        self.target = resolve_target(target)
-        self._credentials = credentials
+        self._endpoint = Endpoint.resolve(target, credentials, token)
+        self.target = self._endpoint.target
         self._opened: grpc.aio.Channel | None = None
 
     async def close(self) -> None:
@@ -207,9 +213,27 @@ class AsyncClient:
         """Gives one model of the store."""
         return await self._unary(_calls.get_model(model), timeout)
 
-    def pull_model(self, model: str, *, timeout: float | None = None) -> AsyncTransferStream:
-        """Fetches a model of the catalogue into the store; the stream's result is the model."""
-        return self._stream(AsyncTransferStream, _calls.pull_model(model), timeout)
+    def pull_model(
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        files: Iterable[str] = (),
+        sha256: str | None = None,
+        allow_http: bool | None = None,
+        timeout: float | None = None,
+    ) -> AsyncTransferStream:
+        """Fetches a model into the store; the stream's result is the model. As `Client` does."""
+        call = _calls.pull_model(
+            model,
+            name=name,
+            revision=revision,
+            files=files,
+            sha256=sha256,
+            allow_http=allow_http,
+        )
+        return self._stream(AsyncTransferStream, call, timeout)
 
     def import_model(
         self,
@@ -232,8 +256,20 @@ class AsyncClient:
         return await self._unary(_calls.copy_model(source, destination), timeout)
 
     async def delete_model(self, model: str, *, timeout: float | None = None) -> int:
-        """Removes a name, and the files when it was their last. Gives the bytes freed."""
+        """Removes a name, and the files that no other has. Gives the bytes freed."""
         return await self._unary(_calls.delete_model(model), timeout)
+
+    def verify_models(
+        self, models: Iterable[str] = (), *, timeout: float | None = None
+    ) -> AsyncVerifyStream:
+        """Reads every byte of models and compares it with what was stored."""
+        return self._stream(AsyncVerifyStream, _calls.verify_models(models), timeout)
+
+    async def collect_garbage(
+        self, *, dry_run: bool | None = None, timeout: float | None = None
+    ) -> types.Garbage:
+        """Removes what takes room in the store and belongs to no model, and gives what that was."""
+        return await self._unary(_calls.collect_garbage(dry_run), timeout)
 
     async def load_model(
         self,
@@ -263,14 +299,15 @@ class AsyncClient:
     def _channel(self) -> grpc.aio.Channel:
         # Opened at the first call: a channel belongs to the event loop that runs then.
         if self._opened is None:
-            options = channel_options(self.target)
-            interceptors = [*aio_client_interceptors(self.target), *aio_trace_ids()]
+            target, options = self.target, self._endpoint.options
+            tracing = aio_client_interceptors(target)
+            interceptors = [*tracing, *aio_trace_ids(self._endpoint.metadata)]
             self._opened = (
                 grpc.aio.secure_channel(
-                    self.target, self._credentials, options, interceptors=interceptors
+                    target, self._endpoint.credentials, options, interceptors=interceptors
                 )
-                if self._credentials
-                else grpc.aio.insecure_channel(self.target, options, interceptors=interceptors)
+                if self._endpoint.credentials
+                else grpc.aio.insecure_channel(target, options, interceptors=interceptors)
             )
         return self._opened
 
@@ -284,7 +321,11 @@ class AsyncClient:
         )
         with TraceSlot() as trace:
             try:
-                answer = await method(call.request, timeout=deadline(timeout, self._timeout))
+                answer = await method(
+                    call.request,
+                    timeout=deadline(timeout, self._timeout),
+                    metadata=_calls.routing(call.request),
+                )
             except grpc.RpcError as error:
                 raise failure(error, trace) from error
         return call.convert(answer)
@@ -301,5 +342,9 @@ class AsyncClient:
             response_deserializer=call.answer.FromString,
         )
         with TraceSlot() as trace:
-            responses = method(call.request, timeout=deadline(timeout, self._timeout))
+            responses = method(
+                call.request,
+                timeout=deadline(timeout, self._timeout),
+                metadata=_calls.routing(call.request),
+            )
         return kind(responses, call.fold, trace)

@@ -12,11 +12,17 @@ import grpc
 from google.protobuf.message import Message as ProtoMessage
 
 from headrace import _calls, types
+from headrace._endpoint import Endpoint
 from headrace._requests import deadline
-from headrace._streams import CompletionStream, ImageStream, ModelWatch, Stream, TransferStream
-from headrace._target import resolve_target
+from headrace._streams import (
+    CompletionStream,
+    ImageStream,
+    ModelWatch,
+    Stream,
+    TransferStream,
+    VerifyStream,
+)
 from headrace._trace import SyncTraceIds, TraceSlot, failure
-from headrace.rpc.options import channel_options
 from headrace.telemetry.rpc import SyncClientInterceptor
 from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
 
@@ -39,26 +45,32 @@ class Client:
         *,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
     ) -> None:
         """Prepares a connection.
 
         Args:
-            target: "host:port", "unix:/path" or another target of gRPC. None: the environment's
-                HEADRACE_HOST, else 127.0.0.1:50151.
+            target: "host:port", "unix:/path", "https://host:port" for TLS, or another target of
+                gRPC. None: the environment's HEADRACE_HOST, else 127.0.0.1:50151.
             timeout: seconds that a call may take, unless it says otherwise. None: no limit.
-            credentials: for TLS. None: the connection is not encrypted.
+            credentials: for TLS. None: with "https://" those of HEADRACE_TLS_CA,
+                HEADRACE_TLS_CERT and HEADRACE_TLS_KEY, else the connection is not encrypted.
+            token: what the server knows this client by. None: HEADRACE_TOKEN, if it is set.
+
+        Raises:
+            InvalidRequest: the token would travel in the clear, or a file cannot be read.
         """
         self._timeout = deadline(timeout, None)
-        self.target = resolve_target(target)
-        options = channel_options(self.target)
+        endpoint = Endpoint.resolve(target, credentials, token)
+        self.target = endpoint.target
         channel = (
-            grpc.secure_channel(self.target, credentials, options)
-            if credentials
-            else grpc.insecure_channel(self.target, options)
+            grpc.secure_channel(self.target, endpoint.credentials, endpoint.options)
+            if endpoint.credentials
+            else grpc.insecure_channel(self.target, endpoint.options)
         )
         self._raw_channel = channel
         self._channel = grpc.intercept_channel(
-            channel, SyncClientInterceptor(self.target), SyncTraceIds()
+            channel, SyncClientInterceptor(self.target), SyncTraceIds(endpoint.metadata)
         )
 
     def close(self) -> None:
@@ -245,9 +257,40 @@ class Client:
         """Gives one model of the store."""
         return self._unary(_calls.get_model(model), timeout)
 
-    def pull_model(self, model: str, *, timeout: float | None = None) -> TransferStream:
-        """Fetches a model of the catalogue into the store; the stream's result is the model."""
-        return self._stream(TransferStream, _calls.pull_model(model), timeout)
+    def pull_model(
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        files: Iterable[str] = (),
+        sha256: str | None = None,
+        allow_http: bool | None = None,
+        timeout: float | None = None,
+    ) -> TransferStream:
+        """Fetches a model into the store; the stream's result is the model.
+
+        Args:
+            model: a name of the catalogue; or "hf:ORG/REPO", a repository of the Hugging Face hub;
+                "https://…", the address of a GGUF file; "ollama:MODEL:TAG", of the Ollama store on
+                the controller's machine.
+            name: name to give it, where it is not of the catalogue. None: one made of its own.
+            revision: branch, tag or commit of a repository. None: "main".
+            files: paths or patterns of the weights in a repository, such as the one GGUF file of
+                several. Empty: those that the repository suggests.
+            sha256: of a GGUF file, in hex; needed for an address.
+            allow_http: whether "http://" will do for hosts other than this machine.
+            timeout: seconds that the pull may take.
+        """
+        call = _calls.pull_model(
+            model,
+            name=name,
+            revision=revision,
+            files=files,
+            sha256=sha256,
+            allow_http=allow_http,
+        )
+        return self._stream(TransferStream, call, timeout)
 
     def import_model(
         self,
@@ -280,8 +323,29 @@ class Client:
         return self._unary(_calls.copy_model(source, destination), timeout)
 
     def delete_model(self, model: str, *, timeout: float | None = None) -> int:
-        """Removes a name, and the files when it was their last. Gives the bytes freed."""
+        """Removes a name, and the files that no other has. Gives the bytes freed."""
         return self._unary(_calls.delete_model(model), timeout)
+
+    def verify_models(
+        self, models: Iterable[str] = (), *, timeout: float | None = None
+    ) -> VerifyStream:
+        """Reads every byte of models and compares it with what was stored.
+
+        A damaged file is no error: the stream's result has what was found of each model. From then
+        on loads of that model fail with ModelCorrupt.
+
+        Args:
+            models: their names. None given: all models of the store.
+            timeout: seconds that the verification may take; `math.inf` for no limit.
+        """
+        return self._stream(VerifyStream, _calls.verify_models(models), timeout)
+
+    def collect_garbage(
+        self, *, dry_run: bool | None = None, timeout: float | None = None
+    ) -> types.Garbage:
+        """Removes what takes room in the store and belongs to no model, and gives what that was;
+        with `dry_run` it only says what there is."""
+        return self._unary(_calls.collect_garbage(dry_run), timeout)
 
     def load_model(
         self,
@@ -328,7 +392,11 @@ class Client:
         )
         with TraceSlot() as trace:
             try:
-                answer = method(call.request, timeout=deadline(timeout, self._timeout))
+                answer = method(
+                    call.request,
+                    timeout=deadline(timeout, self._timeout),
+                    metadata=_calls.routing(call.request),
+                )
             except grpc.RpcError as error:
                 raise failure(error, trace) from error
         return call.convert(answer)
@@ -345,5 +413,9 @@ class Client:
             response_deserializer=call.answer.FromString,
         )
         with TraceSlot() as trace:
-            responses = method(call.request, timeout=deadline(timeout, self._timeout))
+            responses = method(
+                call.request,
+                timeout=deadline(timeout, self._timeout),
+                metadata=_calls.routing(call.request),
+            )
         return kind(responses, call.fold, trace)

@@ -13,6 +13,7 @@ from headrace._exceptions import (
     DeadlineExceeded,
     DeadlineUnreachable,
     Draining,
+    InsufficientDisk,
     InsufficientMemory,
     InternalError,
     InvalidRequest,
@@ -25,6 +26,7 @@ from headrace._exceptions import (
     NotImplementedYet,
     PermissionDenied,
     QueueFull,
+    RateLimited,
     RpcFailed,
     RunnerCrashed,
     SourceUnavailable,
@@ -34,7 +36,7 @@ from headrace._exceptions import (
     UnsupportedModel,
     UnsupportedParameter,
 )
-from headrace._status import from_rpc_error, to_status, trailing_metadata
+from headrace._status import from_rpc_error, from_status, to_status, trailing_metadata
 
 __all__ = [
     "Cancelled",
@@ -46,6 +48,7 @@ __all__ = [
     "Draining",
     "FieldViolation",
     "HeadraceError",
+    "InsufficientDisk",
     "InsufficientMemory",
     "InternalError",
     "InvalidRequest",
@@ -58,6 +61,7 @@ __all__ = [
     "NotImplementedYet",
     "PermissionDenied",
     "QueueFull",
+    "RateLimited",
     "RpcFailed",
     "RunnerCrashed",
     "SourceUnavailable",
@@ -67,6 +71,7 @@ __all__ = [
     "UnsupportedModel",
     "UnsupportedParameter",
     "from_rpc_error",
+    "from_status",
     "to_status",
     "trailing_metadata",
 ]

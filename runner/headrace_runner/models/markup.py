@@ -43,6 +43,9 @@ class Markup:
     parse: Callable[[str], object] | None = None
     """Makes a call of what stands between the markers, or a list of calls: dicts with `name`,
     `arguments` and maybe `id`. May raise anything. None: nothing is taken for a call."""
+    offered: frozenset[str] | None = None
+    """Names of the tools, where a call is a JSON object, which can be sent in parts; None: calls
+    are sent whole."""
     dropped: tuple[str, ...] = ()
     """Markers around the text that say nothing more than that it is text."""
     special_ids: frozenset[int] = frozenset()
@@ -93,9 +96,11 @@ class ModelMarkup:
         the prompt as text, special tokens included.
         """
         apart = reasoning_apart and self.reasons
-        parse = None
+        parse = offered = None
         if self.parser is not None and tools is not None:
             parse = _with_tools(self.parser, list(tools))
+            if self.json_calls:
+                offered = frozenset(str(tool["function"]["name"]) for tool in tools)
         return Markup(
             reasoning_start=self.reasoning_start if apart else "",
             reasoning_end=self.reasoning_end if apart else "",
@@ -103,6 +108,7 @@ class ModelMarkup:
             call_start=self.call_start,
             call_end=self.call_end,
             parse=parse,
+            offered=offered,
             dropped=self.dropped,
             special_ids=self.special_ids | self.call_ids if parse else self.special_ids,
         )

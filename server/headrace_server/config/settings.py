@@ -46,7 +46,15 @@ class ServerConfig:
     metrics_listen: str | None = None
     """ "host:port" of the metrics for Prometheus; None: they are not served."""
     insecure: bool = False
-    """Whether addresses beyond this machine are allowed."""
+    """Whether addresses beyond this machine are allowed without TLS."""
+    tls_cert: Path | None = None
+    """The certificate for TLS, with those that lead to its authority, in PEM; None: no TLS."""
+    tls_key: Path | None = None
+    """Its private key."""
+    tls_client_ca: Path | None = None
+    """Authorities one of which has to have signed a client's certificate; None: they need none."""
+    tokens: Path | None = None
+    """The file with the tokens of those who may call; None: everybody may."""
     home: Path = Path("~/.headrace")
     """Where models and caches are kept."""
     memory: int | None = None
@@ -164,6 +172,28 @@ SETTINGS = (
         unset="not served",
     ),
     Setting("insecure", "where", values.FLAG, "allow an address beyond this machine, without TLS"),
+    Setting(
+        "tls_cert",
+        "security",
+        values.FILE,
+        "certificate chain in PEM, read again when it changes",
+        unset="no TLS",
+    ),
+    Setting("tls_key", "security", values.FILE, "its private key in PEM", unset="no TLS"),
+    Setting(
+        "tls_client_ca",
+        "security",
+        values.FILE,
+        "authorities in PEM that have to have signed a client's certificate",
+        unset="clients need no certificate",
+    ),
+    Setting(
+        "tokens",
+        "security",
+        values.FILE,
+        "tokens of those who may call, as `headrace token` writes them; read again when it changes",
+        unset="everybody may call",
+    ),
     Setting(
         "takeover",
         "where",

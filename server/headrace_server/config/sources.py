@@ -13,10 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from headrace._target import is_local
+from headrace.rpc.protection import missing_beside
 from headrace_server.config import values
 from headrace_server.config.problems import ConfigError, Problem, line_of, nearest
 from headrace_server.config.settings import BY_KEY, SETTINGS, Key, ServerConfig, Setting
-from headrace_server.config.values import Kind, is_local, quoted, toml
+from headrace_server.config.values import Kind, quoted, toml
 
 FILE_NAME = "config.toml"
 """Of the file that is read from the home where none is named."""
@@ -27,11 +29,12 @@ DEFAULT = "default"
 _PREFIX = "HEADRACE_"
 _FILE_VARIABLE = "HEADRACE_CONFIG"
 _MAX_FILE_BYTES = 1 << 20
+_TLS = ("tls_cert", "tls_key", "tls_client_ca")
 _EPILOG = """\
 examples:
   headrace serve
   headrace serve --listen unix:/run/headrace.sock --preload smollm2:135m
-  headrace serve --listen 0.0.0.0:50151 --insecure --memory 12GiB
+  headrace serve --listen 0.0.0.0:50151 --tls-cert tls.crt --tls-key tls.key --tokens tokens.json
   headrace serve --config /etc/headrace.toml --check-config
 
 Each option is also a key of the file and a variable of the environment:
@@ -86,8 +89,10 @@ class Sources:
             **{"home": home, **reading.values, **self._hidden},
             models=MappingProxyType(reading.models),
         )
+        _check_tls(config, reading)
         if not config.insecure:
-            _check_local("listen", config.listen, "127.0.0.1 or a Unix socket", reading)
+            if config.tls_cert is None:
+                _check_local("listen", config.listen, "127.0.0.1 or a Unix socket", reading)
             if config.metrics_listen is not None:
                 _check_local("metrics_listen", config.metrics_listen, "127.0.0.1", reading)
         origins = {("", setting.key): DEFAULT for setting in SETTINGS} | reading.origins
@@ -102,12 +107,29 @@ class Sources:
         return file if file and file.exists() else None
 
 
+_REMEDY = {"listen": "give --tls-cert and --tls-key, ", "metrics_listen": ""}
+
+
+def _check_tls(config: ServerConfig, reading: _Reading) -> None:
+    """Raises ConfigError for files without those that belong to them, and for what cannot be."""
+    given = next((key for key in _TLS if getattr(config, key) is not None), None)
+    if given is None:
+        return
+    lacks = missing_beside(config.tls_cert, config.tls_key, config.tls_client_ca)
+    if lacks is not None:
+        what = f"goes with {lacks}; give --{lacks.replace('_', '-')} too"
+        raise ConfigError([Problem(reading.origins["", given], 0, what)])
+    if config.takeover and not config.listen.startswith("unix:"):
+        what = "does not go with TLS: the two could not talk; listen on unix:/path behind a proxy"
+        raise ConfigError([Problem(reading.origins["", "takeover"], 0, what)])
+
+
 def _check_local(key: str, address: str, instead: str, reading: _Reading) -> None:
     """Raises ConfigError for an address that others can reach. `key` is what has named it."""
     if not is_local(address):
         what = (
-            f"{address} reaches beyond this machine without TLS; listen on {instead}, or "
-            "allow it with --insecure or insecure = true"
+            f"{address} reaches beyond this machine without TLS; listen on {instead}, "
+            f"{_REMEDY[key]}or allow it with --insecure or insecure = true"
         )
         raise ConfigError([Problem(reading.origins["", key], 0, what)])
 

@@ -90,12 +90,6 @@ def toml(value: object) -> str:
     return shown if len(shown) <= 80 else shown[:79] + "…"
 
 
-def is_local(address: str) -> bool:
-    """Whether only this machine can reach the address."""
-    host = address.rpartition(":")[0].strip("[]")
-    return address.startswith("unix:") or host in ("127.0.0.1", "localhost", "::1")
-
-
 def _address(text: str) -> str:
     if not text:
         raise ValueError("is no address")
@@ -128,6 +122,14 @@ def path(text: str) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError:
         raise ValueError("names a home directory that is not known; write it out") from None
+
+
+def _file(text: str) -> Path | None:
+    return path(text) if text else None
+
+
+def _show_file(value: Path | None) -> str:
+    return quoted("" if value is None else value)
 
 
 def _count(text: str) -> int:
@@ -255,6 +257,7 @@ def _show_list(value: Sequence[str]) -> str:
 ADDRESS = Kind(_address, quoted, "ADDRESS")
 TCP_ADDRESS = replace(ADDRESS, parse=_tcp_address)
 DIRECTORY = Kind(path, quoted, "DIR")
+FILE = Kind(_file, _show_file, "FILE")
 LIBRARY = Kind(str, quoted, "LIBRARY")
 COUNT = Kind(_count, str, "N", (int,))
 TOKENS = replace(COUNT, metavar="TOKENS")

@@ -18,6 +18,7 @@ import grpc
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 
 from headrace.errors import DeadlineExceeded, Draining, HeadraceError
+from headrace.rpc.access import charge
 from headrace.telemetry.logs import bind
 from headrace.telemetry.outcome import kind_of
 from headrace_server import measures
@@ -225,6 +226,7 @@ class Relay:
             "seconds": round(seconds, 3),
         }
         logger.info(line, extra=ended)
+        charge((output.prompt_tokens or 0) + (output.output_tokens or 0))
         measures.ended(
             terms.wanted.name,
             terms.attributes,

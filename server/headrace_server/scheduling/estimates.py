@@ -5,6 +5,7 @@ A model for text works with the KV cache of the requests it serves; another with
 says that it takes beside the weights, to draw one image of its own size or to embed one batch.
 """
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 MIB = 1 << 20
@@ -12,6 +13,8 @@ UNKNOWN_WEIGHTS = 8 << 30
 """Taken for a model whose manifest does not say how large its tensors are."""
 
 _ROW_TOKENS = 512
+_CONTEXTS = (2048, 8192)
+_CONCURRENCIES = (1, 8, 32)
 _MARGIN_SHARE = 0.1
 _MARGIN_BASE = 256 * MIB
 
@@ -54,6 +57,36 @@ def before_load(shape: Shape, *, dtype: Dtype, concurrency: int, context: int | 
     """
     return after_load(
         weight_bytes(shape, dtype), shape, dtype=dtype, concurrency=concurrency, context=context
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a model would take, were it served so."""
+
+    context: int
+    """Tokens of the longest context."""
+    concurrency: int
+    """Requests that are computed together."""
+    needs: int
+    """Bytes."""
+
+
+def table(shape: Shape, *, dtype: Dtype) -> tuple[Estimate, ...]:
+    """What `before_load` gives for some contexts, the model's own the last of them, and some
+    concurrencies. Empty for a model that is not for text."""
+    if shape.image or shape.embedding:
+        return ()
+    longest = shape.context_length
+    contexts = [context for context in _CONTEXTS if not longest or context < longest]
+    return tuple(
+        Estimate(
+            context,
+            concurrency,
+            before_load(shape, dtype=dtype, concurrency=concurrency, context=context),
+        )
+        for context in [*contexts, *([longest] if longest else [])]
+        for concurrency in _CONCURRENCIES
     )
 
 

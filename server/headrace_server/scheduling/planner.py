@@ -27,7 +27,7 @@ from headrace_server.runners.spares import Activity, is_wanted
 from headrace_server.runners.spec import RunnerSpec
 from headrace_server.runners.supervisor import OnSpan, RunningRunner, Supervisor
 from headrace_server.scheduling import estimates
-from headrace_server.scheduling.estimates import Dtype
+from headrace_server.scheduling.estimates import Dtype, Estimate
 from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import Policy
 from headrace_server.scheduling.ticket import Life, Runner, Wanted
@@ -63,6 +63,11 @@ class Model:
     def digest(self) -> str:
         """Of its files."""
         return self.manifest.digest
+
+    @cached_property
+    def estimates(self) -> tuple[Estimate, ...]:
+        """What it would need with other options."""
+        return estimates.table(self.manifest, dtype=self.dtype)
 
     @cached_property
     def policy(self) -> Policy:

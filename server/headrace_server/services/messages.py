@@ -11,13 +11,35 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from headrace import types
 from headrace.v1.common_pb2 import ModelKind, RunnerState, RunnerStatus
-from headrace.v1.model_pb2 import ImageTraits, TransferPhase, TransferProgress
+from headrace.v1.model_pb2 import (
+    DamagedFile,
+    FileDamage,
+    GarbageItem,
+    ImageTraits,
+    MemoryEstimate,
+    StreamVerifyModelsResponse,
+    TransferPhase,
+    TransferProgress,
+    VerifiedModel,
+    VerifyProgress,
+)
+from headrace.v1.model_pb2 import Garbage as GarbageMessage
+from headrace.v1.model_pb2 import GarbageKind as GarbageKindMessage
 from headrace.v1.model_pb2 import Model as ModelMessage
 from headrace_server.events.views import RunnerView
 from headrace_server.relay import duration
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.planner import Model
-from headrace_server.store import ImageFacts, Manifest, Progress
+from headrace_server.store import (
+    DamageKind,
+    Garbage,
+    GarbageKind,
+    ImageFacts,
+    Manifest,
+    Progress,
+    Reading,
+    Verified,
+)
 
 _KINDS = {
     "text": ModelKind.MODEL_KIND_TEXT,
@@ -46,6 +68,21 @@ _PHASES = {
     "store": TransferPhase.TRANSFER_PHASE_STORE,
 }
 
+_DAMAGES: dict[DamageKind, FileDamage.ValueType] = {
+    "missing": FileDamage.FILE_DAMAGE_MISSING,
+    "size": FileDamage.FILE_DAMAGE_SIZE,
+    "checksum": FileDamage.FILE_DAMAGE_CHECKSUM,
+    "unreadable": FileDamage.FILE_DAMAGE_UNREADABLE,
+    "manifest": FileDamage.FILE_DAMAGE_MANIFEST,
+}
+_GARBAGE: dict[GarbageKind, GarbageKindMessage.ValueType] = {
+    "snapshot": GarbageKindMessage.GARBAGE_KIND_SNAPSHOT,
+    "blob": GarbageKindMessage.GARBAGE_KIND_BLOB,
+    "download": GarbageKindMessage.GARBAGE_KIND_DOWNLOAD,
+    "unfinished": GarbageKindMessage.GARBAGE_KIND_UNFINISHED,
+    "duplicate": GarbageKindMessage.GARBAGE_KIND_DUPLICATE,
+}
+
 
 def model_message(model: Model, runners: Iterable[RunnerView], now: float) -> ModelMessage:
     """A model of the store and its runners. `now`: on the scheduler's clock."""
@@ -69,6 +106,14 @@ def model_message(model: Model, runners: Iterable[RunnerView], now: float) -> Mo
         runners=[runner_status(runner, now) for runner in runners],
         image=_traits(manifest.image),
         embedding_dimensions=manifest.embedding.dimensions if manifest.embedding else 0,
+        memory_estimates=[
+            MemoryEstimate(
+                context_length=estimate.context,
+                concurrency=estimate.concurrency,
+                bytes=estimate.needs,
+            )
+            for estimate in model.estimates
+        ],
     )
 
 
@@ -104,6 +149,38 @@ def transfer_progress(progress: Progress) -> TransferProgress:
         phase=_PHASES.get(progress.phase, TransferPhase.TRANSFER_PHASE_UNSPECIFIED),
         done_bytes=progress.done,
         total_bytes=progress.total or None,
+    )
+
+
+def verify_response(step: Reading | Verified) -> StreamVerifyModelsResponse:
+    """How far a verification is, or what was found of a model."""
+    if isinstance(step, Reading):
+        progress = VerifyProgress(model=step.model, done_bytes=step.done, total_bytes=step.total)
+        return StreamVerifyModelsResponse(progress=progress)
+    damaged = [
+        DamagedFile(file=damage.file, damage=_DAMAGES[damage.kind], description=damage.what)
+        for damage in step.damages
+    ]
+    return StreamVerifyModelsResponse(
+        verified=VerifiedModel(
+            model=step.model,
+            digest=step.digest,
+            size_bytes=step.size,
+            damaged=damaged,
+            remedy=step.remedy,
+        )
+    )
+
+
+def garbage_message(garbage: Garbage) -> GarbageMessage:
+    """What takes room and belongs to no model."""
+    return GarbageMessage(
+        items=[
+            GarbageItem(kind=_GARBAGE[item.kind], name=item.name, size_bytes=item.size)
+            for item in garbage.items
+        ],
+        freed_bytes=garbage.size,
+        downloads_in_use=garbage.downloads_in_use,
     )
 
 

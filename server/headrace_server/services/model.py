@@ -17,6 +17,8 @@ from headrace.v1.model_pb2 import (
     IMPORT_QUANTIZATION_8_BITS,
     IMPORT_QUANTIZATION_NONE,
     IMPORT_QUANTIZATION_UNSPECIFIED,
+    CollectGarbageRequest,
+    CollectGarbageResponse,
     CopyModelRequest,
     CopyModelResponse,
     DeleteModelRequest,
@@ -35,8 +37,11 @@ from headrace.v1.model_pb2 import (
     StreamImportModelResponse,
     StreamPullModelRequest,
     StreamPullModelResponse,
+    StreamVerifyModelsRequest,
+    StreamVerifyModelsResponse,
     UnloadModelRequest,
     UnloadModelResponse,
+    VerifyCompleted,
     WatchModelsRequest,
     WatchModelsResponse,
 )
@@ -46,10 +51,23 @@ from headrace_server.events.views import RunnerView, runner_view
 from headrace_server.relay import duration
 from headrace_server.scheduling.planner import Planner, reports_of
 from headrace_server.scheduling.shell import Scheduler
-from headrace_server.services.messages import model_message, runner_status, transfer_progress
+from headrace_server.services.messages import (
+    garbage_message,
+    model_message,
+    runner_status,
+    transfer_progress,
+    verify_response,
+)
 from headrace_server.services.raw import seconds, time_remaining
 from headrace_server.services.watch import Watch, model_view
-from headrace_server.store import ImportOptions, Manifest, OnProgress, Progress, Store
+from headrace_server.store import (
+    ImportOptions,
+    Manifest,
+    OnProgress,
+    Progress,
+    PullOptions,
+    Store,
+)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 T = TypeVar("T")
@@ -97,10 +115,17 @@ class ModelServicer(ModelServiceServicer):
     async def StreamPullModel(
         self, request: StreamPullModelRequest, context: Context
     ) -> AsyncIterator[StreamPullModelResponse]:
-        """Fetch a model. Raises ModelNotFound, SourceUnavailable and what an import raises."""
+        """Fetch a model. Raises what `Store.pull` raises."""
 
         def work(tell: OnProgress) -> Awaitable[Manifest]:
-            return self._told(self._store.pull(request.model, tell), "PULLED")
+            options = PullOptions(
+                name=request.name,
+                revision=request.revision,
+                files=tuple(request.files),
+                sha256=request.sha256,
+                allow_http=request.allow_http,
+            )
+            return self._told(self._store.pull(request.model, tell, options), "PULLED")
 
         async with aclosing(_transfer(work)) as steps:
             async for step in steps:
@@ -144,6 +169,24 @@ class ModelServicer(ModelServiceServicer):
             freed = await asyncio.to_thread(self._store.delete, request.model)
         await self._on_change(request.model, "DELETED")
         return DeleteModelResponse(freed_bytes=freed)
+
+    async def StreamVerifyModels(
+        self, request: StreamVerifyModelsRequest, context: Context
+    ) -> AsyncIterator[StreamVerifyModelsResponse]:
+        """Read models and say what is damaged. Raises ModelNotFound, InvalidRequest."""
+        async with aclosing(self._store.verifying(request.models)) as steps:
+            async for step in steps:
+                yield verify_response(step)
+        garbage = garbage_message(await self._store.find_garbage())
+        yield StreamVerifyModelsResponse(completed=VerifyCompleted(garbage=garbage))
+
+    async def CollectGarbage(
+        self, request: CollectGarbageRequest, context: Context
+    ) -> CollectGarbageResponse:
+        """Remove what belongs to no model, or say what that is."""
+        store = self._store
+        found = await (store.find_garbage() if request.dry_run else store.collect_garbage())
+        return CollectGarbageResponse(garbage=garbage_message(found))
 
     async def LoadModel(self, request: LoadModelRequest, context: Context) -> LoadModelResponse:
         """Load a model. Raises what a completion raises before its first event."""

@@ -26,9 +26,15 @@ class Ended:
 
 
 async def run_child(
-    arguments: Sequence[str], on_line: Callable[[str], None], environment: Mapping[str, str]
+    arguments: Sequence[str],
+    on_line: Callable[[str], None],
+    environment: Mapping[str, str],
+    first_line: str = "",
 ) -> Ended:
-    """Run `arguments` with `environment` added to this process's own."""
+    """Run `arguments` with `environment` added to this process's own.
+
+    `first_line` goes to its standard input: unlike its arguments, nobody else can read that.
+    """
     process = await asyncio.create_subprocess_exec(
         *arguments,
         stdin=PIPE,
@@ -40,6 +46,9 @@ async def run_child(
     )
     assert process.stdout is not None
     assert process.stderr is not None
+    if first_line:
+        assert process.stdin is not None
+        process.stdin.write(f"{first_line}\n".encode())
     errors = asyncio.create_task(_tail(process.stderr))
     try:
         async for line in process.stdout:

@@ -2,6 +2,8 @@
 
     models/<name>/<tag>.json    manifests
     snapshots/<digest>/         model directories
+    blobs/<sha256>              the same files by content, as hard links: models share them
+    damaged/<digest>/<sha256>   marks of files that were found to be damaged
     downloads/<sha256>/         fetched files that are not imported yet
     tmp/<id>/                   work in progress, each under a lock that dies with its process
     locks/
@@ -12,6 +14,7 @@ What is visible under models/ and snapshots/ got there by one rename. Never read
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -21,6 +24,9 @@ from pathlib import Path
 
 from headrace_server.store.locks import locked, try_lock
 from headrace_server.store.names import ModelName
+
+_NAMED = re.compile(rb'sha256(?::|":\s*")([0-9a-f]{64})')
+"""A digest, or the checksum of a file, in a manifest. Its source may be called like a digest."""
 
 
 class Layout:
@@ -32,6 +38,8 @@ class Layout:
         self.manifest = lru_cache(maxsize=256)(self._manifest)  # Every request names a model.
         """The path of a model's manifest, by its name."""
         self.snapshots = home / "snapshots"
+        self.blobs = home / "blobs"
+        self.damaged = home / "damaged"
         self.downloads = home / "downloads"
         self._tmp = home / "tmp"
         self._locks = home / "locks"
@@ -53,19 +61,23 @@ class Layout:
     def snapshot(self, digest: str) -> Path:
         return self.snapshots / digest.removeprefix("sha256:")
 
+    def blob(self, sha256: str) -> Path:
+        return self.blobs / sha256
+
     def lock(self, name: str) -> Path:
         return self._locks / f"{name}.lock"
 
-    def collect(self, staging: Path) -> None:
-        """Drop the snapshots that no manifest names, within `changing`.
+    def locks(self, pattern: str) -> list[Path]:
+        """The locks that there are, of names like `pattern`."""
+        return sorted(self._locks.glob(f"{pattern}.lock"))
 
-        Damaged manifests count: what they name may yet be wanted. The space is free once
-        `staging` is gone.
+    def named(self) -> frozenset[str]:
+        """The digests and checksums that manifests name, in hex, within `changing`.
+
+        Damaged manifests count: what they name may yet be wanted.
         """
-        named = b"".join(manifest.read_bytes() for manifest in self.manifests())
-        for snapshot in self.snapshots.glob("*"):
-            if f"sha256:{snapshot.name}".encode() not in named:
-                move_into(snapshot, staging / snapshot.name)
+        texts = [manifest.read_bytes() for manifest in self.manifests()]
+        return frozenset(found.decode() for text in texts for found in _NAMED.findall(text))
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -94,13 +106,26 @@ class Layout:
             lock.unlink(missing_ok=True)
             os.close(descriptor)
 
+    def abandoned(self) -> list[Path]:
+        """The staging directories of processes that were killed, within `changing`."""
+        directories = [lock.with_suffix("") for lock in self._abandoned_locks()]
+        return [directory for directory in directories if directory.is_dir()]
+
     def _sweep(self) -> None:
+        for lock in self._abandoned_locks():
+            directory = lock.with_suffix("")
+            shutil.rmtree(directory, ignore_errors=True)
+            if not directory.exists():  # A converter that still writes there is about to end.
+                lock.unlink(missing_ok=True)
+
+    def _abandoned_locks(self) -> Iterator[Path]:
         for lock in self._tmp.glob("*.lock"):
             descriptor = try_lock(lock)
             if descriptor is not None:
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
-                os.close(descriptor)
+                try:
+                    yield lock
+                finally:
+                    os.close(descriptor)
 
     @staticmethod
     def _lock_of(directory: Path) -> Path:

@@ -68,7 +68,8 @@ class Manifest:
     chat_template: str | None
     license: str | None
     source: str
-    """Where it came from: a catalogue entry's package or the imported file's name."""
+    """Where it came from: a catalogue entry's package, a pull's source with its commit or digest
+    behind "@", or the imported file's name."""
     created_at: str
     """RFC 3339, UTC."""
     image: ImageFacts | None = None
@@ -88,6 +89,10 @@ class Manifest:
     def size(self) -> int:
         """Bytes on the disk."""
         return sum(file.size for file in self.files)
+
+    def files_of(self, sha256: str) -> list[ModelFile]:
+        """The files of this checksum: more than one where it has the same twice."""
+        return [file for file in self.files if file.sha256 == sha256]
 
     def to_json(self) -> str:
         return json.dumps({"schema": SCHEMA} | dataclasses.asdict(self), indent=2) + "\n"

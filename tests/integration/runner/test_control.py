@@ -137,7 +137,7 @@ async def test_drain_waits_for_what_runs(serve_tiny: ServeTiny) -> None:
         assert not child.address.endswith(":0")
         async with connected(child.address) as api:
             assert await api.healthy()
-            stream = api.stream(prompt("fox", 1500, stop=ENDLESS))
+            stream = api.stream(prompt("fox", 700, stop=ENDLESS))
             await stream.until("delta")
             draining = asyncio.ensure_future(
                 api.runner.Drain(DrainRequest(grace=Duration(seconds=60)), timeout=TIMEOUT)
@@ -149,7 +149,7 @@ async def test_drain_waits_for_what_runs(serve_tiny: ServeTiny) -> None:
                 await api.complete(prompt("fox", 1))
             assert caught.value.retry_after
             assert not draining.done()
-            assert len((await stream.rest()).token_ids) == 1500
+            assert len((await stream.rest()).token_ids) == 700
             assert (await draining).aborted == 0
 
 

@@ -32,9 +32,15 @@ SAMPLINGS = {
 }
 
 
-@pytest.fixture(params=SAMPLINGS)
-def sampling(request: pytest.FixtureRequest) -> SamplingOptions:
-    return SAMPLINGS[request.param]
+def sampled(*quick: str) -> pytest.MarkDecorator:
+    """With each way of sampling; those that are not quick are for the slow suite."""
+    return pytest.mark.parametrize(
+        "sampling",
+        [
+            pytest.param(options, id=name, marks=() if name in quick else pytest.mark.slow)
+            for name, options in SAMPLINGS.items()
+        ],
+    )
 
 
 def story(sampling: SamplingOptions, **fields: Any) -> StreamCompletionRequest:
@@ -42,6 +48,7 @@ def story(sampling: SamplingOptions, **fields: Any) -> StreamCompletionRequest:
     return prompt("The old lighthouse keeper said:", 16, sampling=sampling, **fields)
 
 
+@sampled("greedy", "penalised")
 async def test_b5_the_same_alone_in_a_batch_and_in_another_process(
     api: Api, fresh: Api, sampling: SamplingOptions
 ) -> None:
@@ -77,6 +84,7 @@ async def goes_on(api: Api, fresh: Api, request: StreamCompletionRequest, cuts: 
         assert [each.logprob for each in answer.logprobs] == pytest.approx(expected, abs=1e-3)
 
 
+@sampled("greedy", "penalised")
 async def test_b5_the_same_when_it_is_resumed(
     api: Api, fresh: Api, sampling: SamplingOptions
 ) -> None:
@@ -84,6 +92,7 @@ async def test_b5_the_same_when_it_is_resumed(
     await goes_on(api, fresh, request, cuts=4)
 
 
+@sampled("penalised")
 async def test_b5_several_choices_go_on_each_from_its_own_place(
     api: Api, fresh: Api, sampling: SamplingOptions
 ) -> None:
@@ -113,6 +122,7 @@ async def test_b5_several_choices_go_on_each_from_its_own_place(
             assert [e.logprob for e in output.logprobs] == pytest.approx(logprobs, abs=1e-3)
 
 
+@sampled("nucleus")
 async def test_b5_a_stop_string_is_found_over_the_place_of_the_cut(
     api: Api, fresh: Api, sampling: SamplingOptions
 ) -> None:

@@ -64,15 +64,20 @@ def edit_config(model: Path, **changes: object) -> None:
     ("damage", "cause", "file"),
     [
         (truncate, "MODEL_CORRUPT", "model.safetensors"),
-        (cut_header, "MODEL_CORRUPT", "model.safetensors"),
-        (no_weights, "MODEL_CORRUPT", "model.safetensors"),
-        (garbage_config, "MODEL_CORRUPT", "config.json"),
-        (no_config, "MODEL_CORRUPT", "config.json"),
-        (other_shape, "MODEL_CORRUPT", "config.json"),
         (odd_config, "MODEL_CORRUPT", "config.json"),
         (unknown_architecture, "UNSUPPORTED_MODEL", None),
-        (no_tokenizer, "UNSUPPORTED_MODEL", None),
         (damaged_tokenizer, "MODEL_CORRUPT", "tokenizer.json"),
+        *(
+            pytest.param(*like, marks=pytest.mark.slow)
+            for like in (
+                (cut_header, "MODEL_CORRUPT", "model.safetensors"),
+                (no_weights, "MODEL_CORRUPT", "model.safetensors"),
+                (garbage_config, "MODEL_CORRUPT", "config.json"),
+                (no_config, "MODEL_CORRUPT", "config.json"),
+                (other_shape, "MODEL_CORRUPT", "config.json"),
+                (no_tokenizer, "UNSUPPORTED_MODEL", None),
+            )
+        ),
     ],
 )
 def test_c10_damage_is_reported_with_its_file(

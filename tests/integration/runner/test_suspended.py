@@ -14,7 +14,7 @@ from headrace.rpc.options import channel_options
 from tests.integration.runner.api import ENDLESS, MODEL, TIMEOUT, connected, prompt
 from tests.integration.runner.child import serving
 
-STALL = 2.0
+STALL = 1.0
 """Seconds."""
 
 
@@ -27,13 +27,13 @@ async def test_a_runner_that_wakes_in_its_work_is_not_stalled(
         async with asyncio.timeout(TIMEOUT), channel, connected(child.address) as api:
             watch = HealthStub(channel).Watch(HealthCheckRequest())
             assert (await watch.read()).status == HealthCheckResponse.SERVING
-            stream = api.stream(prompt("One, two, three,", 60, stop=ENDLESS))
+            stream = api.stream(prompt("One, two, three,", 24, stop=ENDLESS))
             await stream.until("delta")
             child.signal(signal.SIGSTOP)
             await asyncio.sleep(2 * STALL)  # that long it does not exist
             child.signal(signal.SIGCONT)
             # Its health says nothing new until the stream has ended, and then that it drains.
-            assert len((await stream.rest()).token_ids) == 60
+            assert len((await stream.rest()).token_ids) == 24
             child.signal(signal.SIGTERM)
             assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
             assert await watch.read() == grpc.aio.EOF

@@ -11,7 +11,7 @@ import pytest
 
 from headrace.errors import HeadraceError, InvalidRequest, ModelCorrupt, UnsupportedModel
 from headrace_server.store import Progress, Store
-from tests.integration.store.test_store import visible
+from tests.stores import visible
 from tests.unit.convert.tiny import write_gguf
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from headrace.errors import InvalidRequest, ModelCorrupt, SourceUnavailable
 from headrace_server.store import Progress, Store, catalogue
-from tests.integration.store.test_store import visible
+from tests.stores import visible
 
 
 @pytest.fixture

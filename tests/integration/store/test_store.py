@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,7 @@ import pytest
 from headrace.errors import InvalidRequest, ModelCorrupt, ModelNotFound
 from headrace_server.store import ImportOptions, Progress, Store
 from headrace_server.store.locks import locked
-
-
-def visible(home: Path) -> list[str]:
-    """Everything that a store holds, beside its locks."""
-    folders = ("models", "snapshots", "downloads", "tmp")
-    return sorted(str(p.relative_to(home)) for f in folders for p in (home / f).rglob("*"))
+from tests.stores import cut, spoil, visible
 
 
 def test_what_was_imported_is_found(home: Path) -> None:
@@ -125,7 +119,7 @@ def test_c10_a_cut_or_missing_file_is_named(home: Path, name: str) -> None:
     store = Store(home)
     manifest = store.get("tiny:q4")
     file = store.path(manifest) / name
-    os.truncate(file, file.stat().st_size - 1)
+    cut(file, file.stat().st_size - 1)
     with pytest.raises(ModelCorrupt) as caught:
         store.check(manifest)
     assert caught.value.metadata["file"] == name
@@ -138,13 +132,13 @@ def test_c10_a_flipped_bit_is_found_by_verify(home: Path) -> None:
     store = Store(home)
     manifest = store.get("tiny:q4")
     file = store.path(manifest) / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
+    spoil(file)
     store.check(manifest)
-    with pytest.raises(ModelCorrupt) as caught:
-        store.verify(manifest)
-    assert caught.value.metadata["file"] == "model.safetensors"
+    # Once it is found, no load takes it.
+    for look in (store.verify, store.check):
+        with pytest.raises(ModelCorrupt) as caught:
+            look(manifest)
+        assert caught.value.metadata["file"] == "model.safetensors"
 
 
 async def test_c10_an_import_heals_a_damaged_model(home: Path, tiny_gguf: Path) -> None:

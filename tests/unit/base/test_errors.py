@@ -56,6 +56,10 @@ EXAMPLES: dict[str, tuple[HeadraceError, StatusCode]] = {
         errors.InsufficientMemory(needs=8, free=4),
         StatusCode.RESOURCE_EXHAUSTED,
     ),
+    "INSUFFICIENT_DISK": (
+        errors.InsufficientDisk(needs=8, free=4),
+        StatusCode.RESOURCE_EXHAUSTED,
+    ),
     "MODEL_TOO_LARGE": (errors.ModelTooLarge(needs=8, has=4), StatusCode.FAILED_PRECONDITION),
     "LOAD_FAILED": (
         errors.LoadFailed("no config.json", cause="LOAD_FAILED"),
@@ -67,6 +71,10 @@ EXAMPLES: dict[str, tuple[HeadraceError, StatusCode]] = {
     "PERMISSION_DENIED": (
         errors.PermissionDenied("not yours", scope="models.write"),
         StatusCode.PERMISSION_DENIED,
+    ),
+    "RATE_LIMITED": (
+        errors.RateLimited("wait", limit="max_requests", retry_after=2.0),
+        StatusCode.RESOURCE_EXHAUSTED,
     ),
     "NOT_IMPLEMENTED": (
         errors.NotImplementedYet("images come later", method="StreamImage"),
@@ -138,6 +146,17 @@ def test_crashed_mid_stream_is_aborted() -> None:
 @pytest.mark.parametrize("cause", ["OUT_OF_MEMORY", "STALLED", "SIGNAL"])
 def test_load_failed_by_a_passing_cause_is_unavailable(cause: str) -> None:
     assert errors.LoadFailed("…", cause=cause).code is StatusCode.UNAVAILABLE
+
+
+def test_what_a_proxy_breaks_off_is_unavailable_and_our_own_internal_is_not() -> None:
+    words = "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"
+    broken = from_rpc_error(grpc.aio.AioRpcError(StatusCode.INTERNAL, details=words))
+    assert type(broken) is errors.Unavailable
+    assert broken.code is StatusCode.UNAVAILABLE
+    other = from_rpc_error(grpc.aio.AioRpcError(StatusCode.INTERNAL, details="of a proxy"))
+    assert type(other) is errors.InternalError
+    own = errors.InternalError("RST_STREAM")
+    assert type(from_rpc_error(wire(own))) is errors.InternalError
 
 
 @pytest.mark.parametrize("text", ["x" * 10**6, "あ" * 10**6, "\udcff" * 5000])

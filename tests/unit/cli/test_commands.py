@@ -137,7 +137,7 @@ def test_a_source_that_waiting_brings_no_nearer(fake: Fake, headrace: Run) -> No
         code, _, err = headrace("pull", "emoji")
         assert code == 4
         assert "error: it is gone\n" in err
-        assert ("pip's index" in err) is ("in 5 s" in err) is (retry_after is not None)
+        assert ("check the network" in err) is ("in 5 s" in err) is (retry_after is not None)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,72 @@ def test_models(fake: Fake, headrace: Run) -> None:
     assert fake.models == {}
 
 
+def test_what_a_model_takes_of_memory_is_a_table(fake: Fake, headrace: Run) -> None:
+    estimates = [
+        model_pb2.MemoryEstimate(context_length=context, concurrency=n, bytes=context * n * 10**6)
+        for context in (2048, 8192)
+        for n in (1, 8)
+    ]
+    fake.models["m:1"] = say.model("m:1", memory_estimates=estimates)
+    fake.models["n:1"] = say.model("n:1")
+    assert headrace("show", "m:1")[1].splitlines()[-3:] == [
+        "CONTEXT  1 REQUEST  8 REQUESTS",
+        "2048     2.0 GB     16 GB",
+        "8192     8.2 GB     66 GB",
+    ]
+    (estimate, *_) = json.loads(headrace("show", "m:1", "--json")[1])["memory_estimates"]
+    assert estimate == {"context_length": 2048, "concurrency": 1, "bytes": 2_048_000_000}
+    assert "CONTEXT" not in headrace("show", "n:1")[1]
+
+
+def test_verify_names_what_is_damaged(fake: Fake, headrace: Run) -> None:
+    fake.verification = say.verification()
+    code, out, err = headrace("verify", "m:1", "n:1")
+    assert (code, list(fake.requests[-1].models)) == (1, ["m:1", "n:1"])
+    assert err == "checking m:1\nchecking n:1\n"
+    assert out.splitlines() == [
+        "m:1 is whole, 98 MB",
+        "n:1 is damaged",
+        "  config.json is missing",
+        "  get it again",
+        "1 download that was broken off, 2 files that are there twice: `headrace gc` frees 2.0 kB",
+    ]
+    code, out, _ = headrace("verify", "--json")
+    told = json.loads(out)
+    assert (code, list(fake.requests[-1].models)) == (1, [])
+    assert [model["model"] for model in told["models"] if model["damaged"]] == ["n:1"]
+    assert told["garbage"]["freed_bytes"] == 2000
+
+
+def test_verify_of_what_is_whole(fake: Fake, headrace: Run) -> None:
+    completed = model_pb2.VerifyCompleted()
+    fake.verification = [
+        say.verification()[1],
+        model_pb2.StreamVerifyModelsResponse(completed=completed),
+    ]
+    code, out, _ = headrace("verify")
+    assert (code, out) == (0, "m:1 is whole, 98 MB\n")
+    fake.verification = fake.verification[:1]
+    assert headrace("verify")[0] == 1, "it broke off"
+
+
+def test_gc_says_what_it_removes(fake: Fake, headrace: Run) -> None:
+    code, out, err = headrace("gc")
+    assert (code, err) == (0, "downloads are left alone: a pull is under way\n")
+    assert not fake.requests[-1].dry_run
+    assert out.splitlines() == [
+        "download that was broken off: abc, 1.0 kB",
+        "file that is there twice: m:1 a.txt, 500 B",
+        "file that is there twice: m:1 b.txt, 500 B",
+        "2.0 kB freed",
+    ]
+    assert headrace("gc", "--dry-run")[1].endswith("2.0 kB would be freed\n")
+    assert fake.requests[-1].dry_run
+    assert json.loads(headrace("gc", "--json")[1])["items"][0]["kind"] == "download"
+    fake.garbage = model_pb2.Garbage()
+    assert headrace("gc")[1] == "there is nothing to remove\n"
+
+
 def test_import_sends_an_absolute_path(fake: Fake, headrace: Run, tmp_path: Path) -> None:
     fake.transfer = [model_pb2.StreamImportModelResponse(completed=say.model("n:1"))]
     code, out, _ = headrace("import", "some.gguf", "n", "--replace")
@@ -316,7 +382,9 @@ def test_doctor_and_version(fake: Fake, headrace: Run) -> None:
     assert findings[-1]["message"] == f"one listens at {fake.target}"
     assert f"one listens at {fake.target}" in headrace("doctor")[1]
     assert "grpcio" in json.loads(headrace("version", "--json")[1])
-    assert headrace("version")[1].splitlines()[-1].startswith("python")
+    lines = headrace("version")[1].splitlines()
+    assert lines[-1].startswith("python")
+    assert headrace("--version")[1].split() == lines[0].split()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

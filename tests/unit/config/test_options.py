@@ -117,3 +117,37 @@ def test_help_names_every_default(capsys: pytest.CaptureFixture[str]) -> None:
     for setting in SETTINGS:
         assert setting.option in shown
     assert "80% of what is available" in shown
+
+
+def test_with_tls_an_address_may_be_beyond_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    tls = ["--tls-cert", "/a.crt", "--tls-key", "/a.key"]
+    config = parse(["--listen", "0.0.0.0:1", *tls, "--tls-client-ca", "/ca.crt"], {})
+    assert (config.tls_cert, config.tls_key) == (Path("/a.crt"), Path("/a.key"))
+    assert config.tls_client_ca == Path("/ca.crt")
+    with pytest.raises(SystemExit):  # Metrics have no TLS.
+        parse(["--listen", "0.0.0.0:1", *tls, "--metrics-listen", "0.0.0.0:2"], {})
+    assert "--metrics-listen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--tls-cert", "/a.crt"], "--tls-key"),
+        (["--tls-key", "/a.key"], "--tls-cert"),
+        (["--tls-client-ca", "/ca.crt"], "--tls-cert"),
+        (["--tls-cert", "/a", "--tls-key", "/b", "--takeover"], "unix:/path"),
+    ],
+)
+def test_tls_has_all_its_files(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse(options, {})
+    assert exit_.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_an_empty_path_is_none() -> None:
+    env = {"HEADRACE_TOKENS": "/etc/tokens.json"}
+    assert parse([], env).tokens == Path("/etc/tokens.json")
+    assert parse(["--tokens", ""], env).tokens is None

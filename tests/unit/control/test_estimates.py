@@ -66,3 +66,21 @@ def test_another_kind_has_no_kv_cache_and_takes_what_its_manifest_says(other: Mo
         assert needs == weights + 300 * MIB + estimates.margin(weights)
     measured = estimates.after_load(200 * MIB, other, dtype="stored", concurrency=32, context=None)
     assert measured == 500 * MIB + estimates.margin(200 * MIB)
+
+
+def test_the_table_says_what_a_load_with_those_options_would_set_aside() -> None:
+    model = Model(context_length=4096)
+    table = estimates.table(model, dtype="stored")
+    assert [(e.context, e.concurrency) for e in table] == [
+        *((2048, 1), (2048, 8), (2048, 32)),
+        *((4096, 1), (4096, 8), (4096, 32)),
+    ]
+    for e in table:
+        assert e.needs == estimates.before_load(
+            model, dtype="stored", concurrency=e.concurrency, context=e.context
+        )
+    short = estimates.table(Model(context_length=100), dtype="stored")
+    assert {e.context for e in short} == {100}
+    unknown = estimates.table(Model(context_length=0), dtype="stored")
+    assert {e.context for e in unknown} == {2048, 8192}
+    assert estimates.table(Model(image=Working()), dtype="stored") == ()

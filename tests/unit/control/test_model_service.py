@@ -16,7 +16,14 @@ from headrace.v1.model_pb2 import (
     StreamPullModelRequest,
 )
 from headrace_server.services.model import ModelServicer
-from headrace_server.store import ImportOptions, Manifest, OnProgress, Progress, Store
+from headrace_server.store import (
+    ImportOptions,
+    Manifest,
+    OnProgress,
+    Progress,
+    PullOptions,
+    Store,
+)
 from tests.unit.control.fakes import put_manifest
 
 NOBODY = cast("Any", None)
@@ -29,10 +36,15 @@ class SlowStore(Store):
         super().__init__(home)
         self.may_store = asyncio.Event()
 
-    async def pull(self, name: str, on_progress: OnProgress = NOBODY) -> Manifest:
+    async def pull(
+        self,
+        model: str,
+        on_progress: OnProgress = NOBODY,
+        options: PullOptions = NOBODY,
+    ) -> Manifest:
         on_progress(Progress("wait", 0, 0))
         await self.may_store.wait()
-        return self.get(name)
+        return self.get(model)
 
     async def import_model(
         self,

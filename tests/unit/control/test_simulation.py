@@ -11,7 +11,7 @@ from tests.simulation.mutations import MUTATIONS, Mutation, broken, seeds_until_
 from tests.simulation.runs import BrokenError, run, run_all, run_many
 from tests.simulation.world import Transition
 
-QUICK = 2_000
+QUICK = 1_000
 SLOW = 100_000
 NOTICED_WITHIN = 1_000
 """Schedules."""

@@ -78,7 +78,9 @@ def options(capsys: pytest.CaptureFixture[str]) -> dict[str, set[str]]:
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None
-        found[name] = {flag for param in command.params for flag in param.opts if flag[:2] == "--"}
+        parts = command.commands.values() if isinstance(command, click.Group) else [command]
+        params = [param for part in parts for param in part.params]
+        found[name] = {flag for param in params for flag in param.opts if flag[:2] == "--"}
     found["serve"] = flags_of(headrace_server.config.parse, capsys) - {"--help"}
     found[_RUNNER] = flags_of(headrace_runner.config.parse, capsys) - {"--help"}
     found[_BENCH] = flags_of(tests.bench.__main__.parse, capsys) - {"--help"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,13 +28,22 @@ from headrace_runner.engine.text.sampling import SamplingParams, choice_seed
 from headrace_runner.engine.text.worker import Limits, TextWorker
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
+from tests.examples import THOROUGH
 from tests.unit.engine.engines import NO_MEMORY, a_step_ahead
-from tests.unit.engine.tiny import GREEDY, VOCABULARY, alone, loader, tiny_model
+from tests.unit.engine.tiny import (
+    GREEDY,
+    VOCABULARY,
+    alone,
+    byte_tokenizer,
+    loader,
+    tiny_model,
+)
 
 MOST = 8
 """Rows."""
 LONGEST = 30
 """Output tokens."""
+STEPS = 200 if THOROUGH else 100
 FAULTY = "faulty"
 
 
@@ -127,6 +137,12 @@ class Reference:
         raise AssertionError("it has no end")
 
 
+@cache
+def reference_of(architecture: str) -> Reference:
+    """One for all that is played with the same weights."""
+    return Reference(tiny_model(architecture), byte_tokenizer())
+
+
 PUSH = Output.push
 """As it is without faults."""
 
@@ -165,7 +181,7 @@ class Play:
                 self._close(self._random.choice(self.running))
             if self.running and chance() < 0.3:
                 self._turn(self._random.choice(self.running))
-            self.short = chance() < 0.02
+            self.short = chance() < 4 / STEPS
             self._step()
         self.short = False
         while self.running:
@@ -251,6 +267,7 @@ class Play:
         )
 
 
+@pytest.mark.property
 @pytest.mark.parametrize(
     ("architecture", "ahead", "seed"),
     [
@@ -263,7 +280,6 @@ class Play:
     ],
 )
 def test_every_request_gives_what_it_gives_alone(
-    tokenizer: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
     architecture: str,
     ahead: bool,
@@ -271,7 +287,7 @@ def test_every_request_gives_what_it_gives_alone(
 ) -> None:
     load = loader(lambda: tiny_model(architecture))
     load = a_step_ahead(load) if ahead else load
-    reference = Reference(load().model, tokenizer)
+    reference = reference_of(architecture)
     play = Play(load, reference, seed, prefix_bytes=seed << 20)
 
     def push(self: Output, token: int, logprobs: Logprobs | None = None) -> Any:
@@ -294,12 +310,12 @@ def test_every_request_gives_what_it_gives_alone(
     for name in ("decode", "prefill"):
         compute = getattr(play.worker._layout, name)
         monkeypatch.setattr(play.worker._layout, name, short(compute))
-    play.run(200)
+    play.run(STEPS)
 
     for call in play.calls.values():
         call.check()
     ends = [call.end for call in play.calls.values()]
-    assert len(ends) > 40
+    assert len(ends) > STEPS // 5
     assert sum(isinstance(end, Finished) for end in ends) > len(ends) // 2
     assert sum(isinstance(end, InsufficientMemory) for end in ends) == play.shed > 0
     faulty = [call for call in play.calls.values() if isinstance(call.end, InternalError)]

@@ -3,6 +3,7 @@ on exactly where it was."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
+from headrace_runner.engine.text.calls import ToolCallPart
 from headrace_runner.engine.text.logprobs import Logprobs
 from headrace_runner.engine.text.output import Output
-from headrace_runner.engine.text.parts import Markup, ToolCallPart
+from headrace_runner.engine.text.parts import Markup
 from headrace_runner.engine.text.request import ChoiceEnd, Delta, Finish, GenerationRequest
 from headrace_runner.models.tokenizer import Tokenizer
 from tests.unit.engine.tiny import EOS, bytes_of
@@ -45,6 +47,10 @@ PIECES = [
     b"</c>\n<c>2</",
     b"EN",
     b"D.",
+    b'{"name": "f", "arguments": ',
+    b'{"',
+    b'"',
+    b"}",
 ]
 CALL, MUTE, END = len(PIECES), len(PIECES) + 1, len(PIECES) + 2
 """Special tokens: a marker, one that is none, and the end of the text."""
@@ -57,6 +63,7 @@ MARKUP = Markup(
     parse=lambda text: [{"name": f"f{i}"} for i in range(int(text))],
     special_ids=frozenset([CALL]),
 )
+IN_PARTS = replace(MARKUP, parse=json.loads, offered=frozenset({"f"}))
 REQUESTS = st.builds(
     GenerationRequest,
     id=st.just("r"),
@@ -67,10 +74,19 @@ REQUESTS = st.builds(
     ignore_eos=st.booleans(),
     include_stop=st.booleans(),
     markup=st.sampled_from(
-        [Markup(), MARKUP, replace(MARKUP, in_reasoning=True), replace(MARKUP, call_end="")]
+        [
+            Markup(),
+            MARKUP,
+            IN_PARTS,
+            replace(MARKUP, in_reasoning=True),
+            replace(MARKUP, call_end=""),
+        ]
     ),
 )
-TOKENS = st.lists(st.integers(0, END), max_size=40)
+CALLS = [[CALL, PIECES.index(b'{"name": "f", "arguments": '), PIECES.index(b'{"')]]
+TOKENS = st.lists(
+    st.integers(0, END).map(lambda token: [token]) | st.sampled_from(CALLS), max_size=40
+).map(lambda runs: [token for run in runs for token in run])
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +302,46 @@ def test_no_token_of_a_call_leaves_before_it(pieces: Tokenizer) -> None:
     tokens = [newline, CALL, *blanks, PIECES.index(b"1"), end]
     result = run(pieces, tokens, markup=MARKUP, stop_strings=("\n#",))
     assert [(d.text, d.token_ids) for d in result.deltas] == [("\n", tokens)]
+
+
+def test_a_call_in_parts_leaves_with_its_tokens(tokenizer: Tokenizer) -> None:
+    text = b'<c>{"name": "f", "arguments": {"a": "\xc3\xa9"}}</c>'
+    result = run(tokenizer, [*text, EOS], markup=IN_PARTS)
+    head, *parts = [delta for delta in result.deltas if delta.tool_calls]
+    begin = text.index(b'{"a"')
+    assert bytes(head.token_ids) == text[: begin + 1]
+    (first,) = head.tool_calls
+    assert (first.index, first.arguments, first.name) == (0, "{", "f")
+    assert [d.tool_calls for d in parts] == [
+        [ToolCallPart(0, character)] for character in '"a": "é"}'
+    ]
+    assert [bytes(d.token_ids) for d in parts] == [c.encode() for c in '"a": "é"}']
+    (whole,) = result.sum.tool_calls
+    assert whole == ToolCallPart(0, '{"a": "é"}', first.id, "f")
+    assert (result.text, result.finish) == ("", (Finish.TOOL_CALLS, None))
+
+
+@pytest.mark.parametrize(
+    ("end", "options", "finish"),
+    [
+        (b"1", {"max_tokens": 36}, (Finish.LENGTH, None)),
+        (b"1#", {"stop_strings": ("#",)}, (Finish.STOP, "#")),
+        (b"1#", {"stop_token_ids": frozenset(b"#")}, (Finish.STOP, ord("#"))),
+        # The model has ended it by itself: the mistake is its own.
+        ([ord("1"), EOS], {}, (Finish.TOOL_CALLS, None)),
+    ],
+)
+def test_a_call_in_parts_that_the_end_cuts_is_what_it_is(
+    tokenizer: Tokenizer,
+    end: bytes | list[int],
+    options: dict[str, object],
+    finish: tuple[Finish, str | int | None],
+) -> None:
+    text = b'<c>{"name": "f", "arguments": {"a":'
+    result = run(tokenizer, [*text, *end], markup=IN_PARTS, **options)
+    (call,) = result.sum.tool_calls
+    assert (call.name, call.arguments) == ("f", '{"a":1')
+    assert (result.text, result.finish) == ("", finish)
 
 
 def test_special_tokens_are_text_for_the_markup_alone(pieces: Tokenizer) -> None:

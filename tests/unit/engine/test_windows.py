@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
+from tests.examples import examples
 
 Floats = npt.NDArray[np.float32]
 
@@ -170,7 +171,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(
     deadline=None,
-    max_examples=60,
+    max_examples=examples(60),
     stateful_step_count=25,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -11,6 +11,7 @@ from headrace.errors import InsufficientMemory, InternalError
 from headrace_runner.engine.image.request import Drawn, Finished, Progress, Started
 from headrace_runner.engine.stream import Failed
 from headrace_runner.models.pipeline import Drawing
+from tests.examples import examples
 from tests.painter import BYTES_PER_PIXEL
 from tests.unit.image.workers import PLENTY, Desk, request
 
@@ -112,7 +113,7 @@ def _fault(batch: list[Drawing] | tuple[Drawing, ...] | object) -> Exception | N
     return ZeroDivisionError("a bug") if bad else None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(happenings)
 def test_each_request_ends_once_and_batches_never_mix(
     to_come: list[Submit | Cancel | Memory],

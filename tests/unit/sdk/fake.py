@@ -183,6 +183,37 @@ def changes() -> list[object]:
     ]
 
 
+def garbage() -> model_pb2.Garbage:
+    """A download and two files that are there twice."""
+    download, duplicate = model_pb2.GARBAGE_KIND_DOWNLOAD, model_pb2.GARBAGE_KIND_DUPLICATE
+    items = [
+        model_pb2.GarbageItem(kind=download, name="abc", size_bytes=1000),
+        model_pb2.GarbageItem(kind=duplicate, name="m:1 a.txt", size_bytes=500),
+        model_pb2.GarbageItem(kind=duplicate, name="m:1 b.txt", size_bytes=500),
+    ]
+    return model_pb2.Garbage(items=items, freed_bytes=2000, downloads_in_use=True)
+
+
+def verification() -> list[object]:
+    """Of a model that is whole, and one that is not."""
+    response = model_pb2.StreamVerifyModelsResponse
+    damaged = model_pb2.DamagedFile(
+        file="config.json", damage=model_pb2.FILE_DAMAGE_MISSING, description="is missing"
+    )
+    broken = model_pb2.VerifiedModel(
+        model="n:1", digest="sha256:1", size_bytes=50, damaged=[damaged], remedy="get it again"
+    )
+    whole = model_pb2.VerifiedModel(model="m:1", digest="sha256:0", size_bytes=98_362_432)
+    return [
+        response(progress=model_pb2.VerifyProgress(model="m:1", done_bytes=0, total_bytes=2)),
+        response(verified=whole),
+        response(progress=model_pb2.VerifyProgress(model="n:1", done_bytes=2, total_bytes=2)),
+        response(verified=broken),
+        response(),  # of a kind that a later version has
+        response(completed=model_pb2.VerifyCompleted(garbage=garbage())),
+    ]
+
+
 def runner(**fields: Any) -> common_pb2.RunnerStatus:
     values: dict[str, Any] = {"id": "a", "model": "m:1", "pid": 42, "memory_bytes": 1 << 30}
     values["state"] = common_pb2.RUNNER_STATE_SERVING
@@ -228,6 +259,8 @@ class Fake:
     images: Sequence[object] = DRAWN
     transfer: Sequence[object] = ()
     watch: Sequence[object] = ()
+    verification: Sequence[object] = ()
+    garbage: model_pb2.Garbage = field(default_factory=garbage)
     runners: list[model_pb2.ListRunnersResponse] = field(default_factory=lambda: [runners()])
     """The answers to ListRunners in turn, of which the last stays."""
     models: dict[str, model_pb2.Model] = field(default_factory=dict)
@@ -370,6 +403,13 @@ class Models(model_pb2_grpc.ModelServiceServicer):
 
     def StreamImportModel(self, request: Any, context: Any) -> Any:
         return self.fake.play(self.fake.transfer, request, context)
+
+    def StreamVerifyModels(self, request: Any, context: Any) -> Any:
+        return self.fake.play(self.fake.verification, request, context)
+
+    def CollectGarbage(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        return model_pb2.CollectGarbageResponse(garbage=self.fake.garbage)
 
     def CopyModel(self, request: Any, context: Any) -> Any:
         self.fake.unary(request, context)

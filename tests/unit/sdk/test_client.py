@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace import Client, Completed, Delta, FinishReason, Progress, Started
+from headrace import Client, Completed, Delta, FinishReason, Progress, Started, ToolCall
 from headrace.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -28,6 +28,7 @@ from headrace.types import (
     ModelsEvent,
     ModelsSnapshot,
     RunnerState,
+    ToolCallPart,
     TransferPhase,
     TransferProgress,
     WatchCheckpoint,
@@ -72,6 +73,42 @@ def test_events_and_the_whole(fake: Fake) -> None:
     )
 
 
+def test_calls_of_tools_come_in_parts_and_whole(fake: Fake) -> None:
+    part = completion_pb2.ToolCallPart
+    fake.completion = [
+        say.started(),
+        say.delta("", 1, tool_calls=[part(index=0, id="i", name="f", arguments_json='{"a"')]),
+        say.delta(
+            "",
+            2,
+            tool_calls=[
+                part(index=0, arguments_json=": 1}"),
+                part(index=1, id="j", name="g", arguments_json='{"b'),
+            ],
+        ),
+        say.completed(finish_reason=completion_pb2.FINISH_REASON_LENGTH),
+    ]
+    with Client(fake.target) as client, client.stream_completion("m", "p") as stream:
+        parts = [part for event in stream if isinstance(event, Delta) for part in event.tool_calls]
+        whole = stream.collect()
+    assert parts == [
+        ToolCallPart(0, '{"a"', "i", "f"),
+        ToolCallPart(0, ": 1}"),
+        ToolCallPart(1, '{"b', "j", "g"),
+    ]
+    first, second = whole.tool_calls
+    assert first == ToolCall("i", "f", '{"a": 1}')
+    assert (first.complete, first.arguments) == (True, {"a": 1})
+    assert (second.arguments_json, second.complete) == ('{"b', False)
+    with pytest.raises(ValueError, match="g is not complete"):
+        _ = second.arguments
+
+
+@pytest.mark.parametrize("arguments", ["", "[]", '{"a": NaN}', "[" * 100_000, '{"a": 1}}', "1"])
+def test_arguments_that_are_no_json_object_are_not_complete(arguments: str) -> None:
+    assert not ToolCall("i", "f", arguments).complete
+
+
 def test_text_pieces_then_the_whole(fake: Fake) -> None:
     with Client(fake.target) as client:
         stream = client.stream_completion("m", "p")
@@ -98,6 +135,15 @@ def test_a_stream_that_is_not_completed_raises(fake: Fake) -> None:
         ([say.completed()], "before it had started"),
         ([say.started(), say.started()], "started twice"),
         ([*say.ANSWER, say.delta("x", 1)], "after it had been completed"),
+        ([say.started(), say.delta("", 1, tool_calls=[{"index": 0}]), say.completed()], "follow"),
+        (
+            [
+                say.started(),
+                say.delta("", 1, tool_calls=[{"index": 1, "name": "f"}]),
+                say.completed(),
+            ],
+            "follow",
+        ),
     ],
 )
 def test_a_stream_that_breaks_the_contract_raises(

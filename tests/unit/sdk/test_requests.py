@@ -11,7 +11,7 @@ import pytest
 from headrace import _calls
 from headrace._requests import deadline
 from headrace.errors import InvalidRequest
-from headrace.types import CompletionOptions, Message
+from headrace.types import CompletionOptions, Message, Tool, ToolCall
 from headrace.v1 import completion_pb2
 
 CHAT = [{"role": "user", "content": "hi"}]
@@ -97,6 +97,40 @@ def test_messages_are_mappings_or_values() -> None:
     assert request.chat.HasField("add_generation_prompt")
 
 
+def test_tools_are_mappings_or_values() -> None:
+    call = ToolCall("i", "f", '{"a": 1}')
+    request = build(
+        None,
+        messages=[
+            *CHAT,
+            Message("assistant", "", tool_calls=[call]),
+            {"role": "assistant", "tool_calls": [{"id": "j", "name": "f"}]},
+            Message("tool", "2", tool_call_id="i"),
+        ],
+        tools=[
+            Tool("f", "Does.", {"type": "object"}, strict=True),
+            {"name": "g", "parameters": Described},
+            Tool("h", parameters="{}"),
+        ],
+        tool_choice="g",
+    )
+    _, first, second, answer = request.chat.messages
+    assert [(c.id, c.name, c.arguments_json) for c in first.tool_calls] == [("i", "f", '{"a": 1}')]
+    assert [(c.id, c.name, c.arguments_json) for c in second.tool_calls] == [("j", "f", "")]
+    assert (answer.role, answer.tool_call_id) == (completion_pb2.CHAT_ROLE_TOOL, "i")
+    f, g, h = request.chat.tools
+    assert f == completion_pb2.Tool(
+        name="f", description="Does.", parameters_json_schema='{"type": "object"}', strict=True
+    )
+    assert g == completion_pb2.Tool(name="g", parameters_json_schema='{"type": "object"}')
+    assert h.parameters_json_schema == "{}"
+    choice = completion_pb2.ToolChoice
+    assert request.chat.tool_choice == choice(mode=choice.MODE_ONE, name="g")
+    for name in ("auto", "none", "required"):
+        request = build(None, messages=CHAT, tool_choice=name)
+        assert request.chat.tool_choice == choice(mode=choice.Mode.Value(f"MODE_{name.upper()}"))
+
+
 def test_token_ids_are_an_input_even_when_empty() -> None:
     assert build(None, token_ids=[]).WhichOneof("input") == "token_ids"
     assert list(build(None, token_ids=(1, 2)).token_ids.ids) == [1, 2]
@@ -139,6 +173,29 @@ def test_logprobs_may_be_a_flag() -> None:
             "JSON",
         ),
         ({"add_generation_prompt": True}, "chat.add_generation_prompt", "messages"),
+        ({"tools": []}, "chat.tools", "messages"),
+        ({"prompt": None, "messages": CHAT, "tools": "f"}, "chat.tools", "sequence"),
+        (
+            {"prompt": None, "messages": CHAT, "tools": ["f"]},
+            "chat.tools[0]",
+            "a Tool or a mapping",
+        ),
+        (
+            {"prompt": None, "messages": CHAT, "tools": [{"function": {}}]},
+            "chat.tools[0].function",
+            "no field of a tool",
+        ),
+        (
+            {"prompt": None, "messages": CHAT, "tools": [Tool("f", parameters={"a": object()})]},
+            "chat.tools[0].parameters",
+            "JSON",
+        ),
+        ({"prompt": None, "messages": CHAT, "tool_choice": 1}, "chat.tool_choice", "text"),
+        (
+            {"prompt": None, "messages": [{"role": "assistant", "tool_calls": [{"id": 1}]}]},
+            "chat.messages[0].tool_calls[0].id",
+            "text",
+        ),
         ({"prompt": None, "token_ids": [1, -1]}, "token_ids.ids[1]", "2^32"),
         ({"prompt": None, "token_ids": 5}, "token_ids.ids", "sequence"),
         ({"max_tokens": 2**31}, "max_tokens", "2^31"),

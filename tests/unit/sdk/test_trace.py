@@ -71,3 +71,15 @@ def test_without_a_tracer_each_call_has_an_id_of_its_own(fake: Fake) -> None:
         ids = [client.complete("m", "p").trace_id for _ in range(3)]
     assert ids == sent(fake)
     assert len(set(ids)) == 3
+
+
+async def test_a_call_for_a_model_can_be_told_by_its_header(fake: Fake) -> None:
+    fake.models["m"] = say.model("m")
+    with Client(fake.target) as client:
+        client.complete("m", "p")
+        client.list_models()
+        with pytest.raises(ModelNotFound):
+            client.get_model("é")
+    async with AsyncClient(fake.target) as client_:
+        await client_.get_model("m")
+    assert [metadata.get("headrace-model") for metadata in fake.metadata] == ["m", None, None, "m"]

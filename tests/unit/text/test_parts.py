@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace_runner.engine.text.calls import join
 from headrace_runner.engine.text.parts import Markup, Parts, Splitter, ToolCallPart
-from tests.unit.text.families import SAMPLES, TOOLS, Sample
+from tests.unit.text.families import REASONING, THINK, TOOLS
 
 # A call is a digit: as many calls as it says, and 0 is malformed.
 TOY = Markup(
@@ -51,10 +52,11 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=8)
 
 def markup(family: str) -> Markup:
     """As a model of that family has it, with reasoning."""
+    start, end = REASONING.get(family, THINK)
     module: Any = importlib.import_module(f"mlx_lm.tool_parsers.{family}")
     return Markup(
-        reasoning_start="<think>",
-        reasoning_end="</think>",
+        reasoning_start=start,
+        reasoning_end=end,
         call_start=module.tool_call_start,
         call_end=module.tool_call_end,
         parse=lambda text: module.parse_tool_call(text, TOOLS),
@@ -67,11 +69,9 @@ def split(markup: Markup, pieces: Iterable[str], *, cut: bool = False) -> Parts:
     found = [splitter.push(piece) for piece in pieces]
     found.append(splitter.finish(cut=cut))
     assert splitter.held == 0
-    whole = Parts(
-        "".join(part.text for part in found),
-        "".join(part.reasoning for part in found),
-        [call for part in found for call in part.tool_calls],
-    )
+    whole = Parts("".join(part.text for part in found), "".join(part.reasoning for part in found))
+    for part in found:
+        join(whole.tool_calls, part.tool_calls)
     assert splitter.calls == len(whole.tool_calls)
     assert [call.index for call in whole.tool_calls] == list(range(splitter.calls))
     return whole
@@ -160,45 +160,6 @@ def test_nothing_of_what_is_no_call_is_lost(text: str, cuts: list[int], cut: boo
 
     markup = Markup(call_start="<c>", call_end="</c>", parse=fails)
     assert split(markup, cut_at(text, cuts), cut=cut) == Parts(text)
-
-
-@pytest.mark.parametrize(
-    ("family", "sample"),
-    [(family, sample) for family, samples in SAMPLES.items() for sample in samples],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_every_family_cut_anywhere(family: str, sample: Sample) -> None:
-    text = sample.text
-    whole = split(markup(family), [text])
-    assert [(c.name, json.loads(c.arguments)) for c in whole.tool_calls] == sample.calls
-    assert [c.id for c in whole.tool_calls if c.id] == sample.ids
-    assert whole.text == sample.before + sample.after
-    assert whole.reasoning == sample.reasoning
-    assert split(markup(family), text) == whole
-    for place in range(len(text)):
-        assert split(markup(family), [text[:place], text[place:]]) == whole
-
-
-def test_every_parser_of_mlx_lm_has_a_sample() -> None:
-    import pkgutil
-
-    import mlx_lm.tool_parsers as package
-
-    assert {module.name for module in pkgutil.iter_modules(package.__path__)} == set(SAMPLES)
-
-
-@pytest.mark.parametrize(
-    ("family", "sample"),
-    [(family, samples[0]) for family, samples in SAMPLES.items()],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_call_that_was_cut_off_is_text(family: str, sample: Sample) -> None:
-    known = replace(markup(family), reasoning_start="", reasoning_end="")
-    start = sample.text.index(known.call_start)
-    end = sample.text.index(known.call_end, start) if known.call_end else len(sample.text)
-    for place in range(start + 1, end):
-        text = sample.text[:place]
-        assert split(known, text, cut=True) == Parts(text)
 
 
 def test_text_is_never_held_back_longer_than_it_could_be_a_marker() -> None:

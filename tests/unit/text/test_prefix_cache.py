@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from headrace_runner.engine.text.prefix_cache import Counters, PrefixCache, Tokens, _Node
+from tests.examples import examples
 
 Prefix: TypeAlias = tuple[int, ...]
 
@@ -258,7 +259,9 @@ class Comparison(RuleBasedStateMachine):
 
 
 TestComparison = Comparison.TestCase
-TestComparison.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+TestComparison.settings = settings(
+    max_examples=examples(250), stateful_step_count=40, deadline=None
+)
 
 
 def test_a_hit_is_exact_to_the_token() -> None:

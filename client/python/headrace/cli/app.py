@@ -18,12 +18,14 @@ COMMANDS = {
     "image": ("image", "Draw a picture."),
     "embed": ("embed", "Turn texts into vectors."),
     "tokenize": ("tokenize", "Show the tokens of a text."),
-    "pull": ("models", "Fetch a model of the catalogue."),
+    "pull": ("models", "Fetch a model into the store."),
     "import": ("models", "Bring in a GGUF file or an MLX or Hugging Face directory."),
     "list": ("models", "List the models of the store."),
     "show": ("models", "Show one model."),
     "cp": ("models", "Give a model a second name."),
     "rm": ("models", "Remove models from the store."),
+    "verify": ("upkeep", "Read models and find what is damaged."),
+    "gc": ("upkeep", "Remove what belongs to no model."),
     "serve": ("serve", "Run a controller."),
     "ps": ("runners", "List the loaded models."),
     "load": ("runners", "Load a model."),
@@ -31,6 +33,8 @@ COMMANDS = {
     "top": ("top", "Show live what models and runners do."),
     "logs": ("logs", "Show log lines of controllers and runners."),
     "trace": ("trace", "Draw a trace with its log lines."),
+    "token": ("tokens", "Make, list and revoke tokens for a server."),
+    "cert": ("certificates", "Make certificates to try TLS with."),
     "doctor": ("doctor", "Look at this machine and say what would help."),
     "version": ("about", "Show the version."),
     "completion": ("about", "Print the completion script of a shell."),
@@ -60,13 +64,18 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Environment:
-  HEADRACE_HOST  where the controller listens (default 127.0.0.1:50151, or unix:/path)
-  HEADRACE_HOME  where models are kept (default ~/.headrace)
+  HEADRACE_HOST   where the controller listens (default 127.0.0.1:50151; unix:/path; https://host)
+  HEADRACE_TOKEN  what it knows you by, where it asks for that
+  HEADRACE_HOME   where models are kept (default ~/.headrace)
 
 \b
 Exit codes:
   0  done            1  failed          2  wrong usage or invalid request
-  3  not found       4  unavailable     130  interrupted""",
+  3  not found       4  unavailable     5  not allowed
+  130  interrupted""",
+)
+@click.version_option(
+    None, "-V", "--version", package_name="headrace", message="headrace %(version)s"
 )
 def cli() -> None:
     """Run models for text, images and embeddings with MLX, over gRPC."""

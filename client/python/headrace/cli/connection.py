@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from headrace._target import resolve_target
+from headrace._target import is_local, resolve_target
 from headrace.cli.private import ControllerDied, PrivateController
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def controller(*, private: bool, preload: str | None = None) -> Iterator[Client]
     with ExitStack() as stack:
         own = None
         if not listening(target):
+            # Nobody names another machine in vain.
             if not (private and is_local(target) and find_spec("headrace_server")):
                 raise _nobody_listens(target, private)
             own = stack.enter_context(PrivateController(preload))
@@ -55,7 +56,8 @@ def controller(*, private: bool, preload: str | None = None) -> Iterator[Client]
                 "headrace-cli", instance_id=str(os.getpid()), log_format="text", level="WARNING"
             )
             stack.callback(telemetry.shutdown)
-        client = stack.enter_context(Client(target))
+        # The environment says also by what way, and as whom.
+        client = stack.enter_context(Client(own.target if own else None))
         try:
             if own:
                 own.wait()
@@ -87,12 +89,6 @@ def listening(target: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def is_local(target: str) -> bool:
-    """Whether a private controller may stand in for it: nobody names another machine in vain."""
-    host = target.rpartition(":")[0].strip("[]")
-    return target.startswith("unix:") or host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _nobody_listens(target: str, private: bool) -> Exception:

@@ -7,8 +7,7 @@ import re
 import click
 from grpc import StatusCode
 
-from headrace._target import resolve_target
-from headrace.cli.connection import is_local
+from headrace._target import is_local, resolve_target
 from headrace.errors import HeadraceError
 
 _EXIT_CODES = {
@@ -18,6 +17,8 @@ _EXIT_CODES = {
     StatusCode.UNAVAILABLE: 4,
     StatusCode.RESOURCE_EXHAUSTED: 4,
     StatusCode.DEADLINE_EXCEEDED: 4,
+    StatusCode.UNAUTHENTICATED: 5,
+    StatusCode.PERMISSION_DENIED: 5,
     StatusCode.CANCELLED: 130,
 }
 
@@ -28,10 +29,14 @@ _REMEDIES = {
     "LOAD_FAILED": "`headrace doctor` looks at this machine",
     "RUNNER_CRASHED": "ask again: a new runner is started",
     "CIRCUIT_OPEN": "`headrace doctor` looks at this machine",
-    "SOURCE_UNAVAILABLE": "check the network and pip's index settings, then try again",
+    "UNAUTHENTICATED": "HEADRACE_TOKEN is where the token is looked for",
+    "PERMISSION_DENIED": "`headrace token create --scope` makes a token that may do more",
+    "SOURCE_UNAVAILABLE": "check the network, then pull again: it goes on where it was",
+    "INSUFFICIENT_DISK": "`headrace gc` and `headrace rm` make room; `headrace list` shows sizes",
 }
 
 
+_HANDSHAKE_FAILED = "Tls handshake failed"
 _TRACE = re.compile(r"trace ([0-9a-f]{32})")
 _OBVIOUS = {StatusCode.INVALID_ARGUMENT, StatusCode.OUT_OF_RANGE, StatusCode.NOT_FOUND}
 """Whose message says all: no trace tells more."""
@@ -57,6 +62,8 @@ def report(error: HeadraceError) -> None:
     remedy = _REMEDIES.get(error.reason)
     if error.reason == "SOURCE_UNAVAILABLE" and error.retry_after is None:
         remedy = None  # It is not the network: the message says what it is.
+    if _HANDSHAKE_FAILED in error.message:
+        remedy = "HEADRACE_TLS_CA names the file with the authority to trust"
     if remedy and remedy not in error.message:
         click.echo(f"  {remedy}", err=True)
     if error.retry_after:

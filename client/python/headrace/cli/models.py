@@ -70,15 +70,55 @@ def show_command(model: str, as_json: bool) -> None:
             ("runners", ", ".join(f"{r.id} {r.state}" for r in found.runners)),
         )
     )
+    if found.memory_estimates:
+        click.echo("\nmemory by --context and --max-concurrency:")
+        _echo_memory(found)
 
 
 @click.command("pull")
 @click.argument("model")
+@click.option("--as", "name", metavar="NAME", help="Name to give it; default: one made of its own.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a repository.")
+@click.option(
+    "--file",
+    "files",
+    metavar="PATTERN",
+    multiple=True,
+    help="Weights to take from a repository, such as one of several GGUF files; repeatable.",
+)
+@click.option("--sha256", metavar="HEX", help="Of a GGUF file; needed for an address.")
+@click.option("--allow-http", is_flag=True, help="Take http:// from other machines too.")
 @json_option
-def pull_command(model: str, as_json: bool) -> None:
-    """Fetch MODEL of the catalogue into the store."""
+def pull_command(
+    model: str,
+    name: str | None,
+    revision: str | None,
+    files: tuple[str, ...],
+    sha256: str | None,
+    allow_http: bool,
+    as_json: bool,
+) -> None:
+    """Fetch MODEL into the store.
+
+    \b
+    MODEL is one of
+      NAME[:TAG]            of the catalogue
+      hf:ORG/REPO[@REV]     a repository of the Hugging Face hub
+      https://HOST/PATH     a GGUF file
+      ollama:NAME[:TAG]     of the Ollama store on the controller's machine
+
+    A pull that was broken off goes on where it was.
+    """
     with controller(private=True) as client:
-        found = follow(client.pull_model(model), model)
+        stream = client.pull_model(
+            model,
+            name=name,
+            revision=revision,
+            files=files,
+            sha256=sha256,
+            allow_http=allow_http or None,
+        )
+        found = follow(stream, name or model.partition("?")[0])
     _echo_arrival(found, as_json)
 
 
@@ -150,6 +190,16 @@ def _echo_arrival(model: Model, as_json: bool) -> None:
         echo_json(model)
     else:
         click.echo(f"{model.name} is in the store, {size(model.size_bytes)}")
+
+
+def _echo_memory(model: Model) -> None:
+    """The estimates: a row for each context, a column for each number of requests."""
+    together = sorted({estimate.concurrency for estimate in model.memory_estimates})
+    rows: dict[int, list[str]] = {}
+    for estimate in model.memory_estimates:
+        rows.setdefault(estimate.context_length, []).append(size(estimate.bytes))
+    headers = [f"{n} REQUEST" if n == 1 else f"{n} REQUESTS" for n in together]
+    echo_table(("CONTEXT", *headers), [(str(n), *cells) for n, cells in rows.items()])
 
 
 def _of_kind(model: Model) -> tuple[tuple[str, str], ...]:

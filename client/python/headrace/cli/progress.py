@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
     from headrace._streams import TransferStream
     from headrace.types import Model, Progress
 
@@ -33,7 +35,8 @@ def follow(stream: TransferStream, name: str) -> Model:
         return stream.collect()
 
 
-def _bar(stream: TransferStream, name: str) -> Model:
+def bytes_bar() -> Bar:
+    """A bar that counts bytes, on stderr; wiped away when its `with` block ends."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -51,7 +54,11 @@ def _bar(stream: TransferStream, name: str) -> Model:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _bar(stream: TransferStream, name: str) -> Model:
+    with bytes_bar() as bar:
         task, phase = None, ""
         for progress in stream:
             if task is None or progress.phase != phase:

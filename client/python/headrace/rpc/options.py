@@ -12,6 +12,7 @@ over the limit is read and refused with a typed error."""
 UNARY_METHODS: Final = {
     "headrace.v1.EmbeddingService": ("Embed",),
     "headrace.v1.ModelService": (
+        "CollectGarbage",
         "CopyModel",
         "DeleteModel",
         "GetModel",

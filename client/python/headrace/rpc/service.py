@@ -32,6 +32,7 @@ from headrace.errors import (
     to_status,
     trailing_metadata,
 )
+from headrace.rpc.access import Access, AccessInterceptor
 from headrace.telemetry import names
 from headrace.telemetry.rpc import TelemetryServerInterceptor
 
@@ -44,9 +45,13 @@ _LIST_ALL_BYTES: Final = 65_536
 than reading it did, however many rules it breaks."""
 
 
-def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
-    """Give the interceptors of a service in their order: telemetry, errors, validation."""
-    return [TelemetryServerInterceptor(), ErrorInterceptor(), ValidationInterceptor()]
+def server_interceptors(access: Access | None = None) -> list[grpc.aio.ServerInterceptor]:
+    """Give the interceptors of a service in their order: telemetry, errors, access, validation.
+
+    `access`: who may call what; None: everybody everything.
+    """
+    guards = [] if access is None else [AccessInterceptor(access)]
+    return [TelemetryServerInterceptor(), ErrorInterceptor(), *guards, ValidationInterceptor()]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):

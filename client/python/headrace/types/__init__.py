@@ -14,6 +14,8 @@ from headrace.types.completion import (
     Started,
     Timings,
     TokenLogprob,
+    ToolCall,
+    ToolCallPart,
     Usage,
 )
 from headrace.types.embeddings import EmbeddingInput, Embeddings
@@ -38,9 +40,11 @@ from headrace.types.inputs import (
     HasJsonSchema,
     Message,
     Role,
+    Tool,
 )
 from headrace.types.models import (
     Loaded,
+    MemoryEstimate,
     Model,
     ModelChanged,
     ModelDeleted,
@@ -63,6 +67,17 @@ from headrace.types.tokens import (
     TokenPiece,
     Tokens,
 )
+from headrace.types.upkeep import (
+    DamagedFile,
+    FileDamage,
+    Garbage,
+    GarbageItem,
+    GarbageKind,
+    Verification,
+    VerifiedModel,
+    VerifyEvent,
+    VerifyProgress,
+)
 
 __all__ = [
     "ChatMessage",
@@ -70,11 +85,16 @@ __all__ = [
     "Completion",
     "CompletionEvent",
     "CompletionOptions",
+    "DamagedFile",
     "Delta",
     "Detokenized",
     "EmbeddingInput",
     "Embeddings",
+    "FileDamage",
     "FinishReason",
+    "Garbage",
+    "GarbageItem",
+    "GarbageKind",
     "HasJsonSchema",
     "ImageChunk",
     "ImageCompleted",
@@ -90,6 +110,7 @@ __all__ = [
     "Images",
     "InputImage",
     "Loaded",
+    "MemoryEstimate",
     "Message",
     "Model",
     "ModelChanged",
@@ -111,8 +132,15 @@ __all__ = [
     "TokenLogprob",
     "TokenPiece",
     "Tokens",
+    "Tool",
+    "ToolCall",
+    "ToolCallPart",
     "TransferPhase",
     "TransferProgress",
     "Usage",
+    "Verification",
+    "VerifiedModel",
+    "VerifyEvent",
+    "VerifyProgress",
     "WatchCheckpoint",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, NoReturn
 
 
 class FinishReason(StrEnum):
@@ -40,6 +42,62 @@ class TokenLogprob:
 
     top: tuple[TokenLogprob, ...] = ()
     """The likeliest tokens at this position, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPart:
+    """A piece of a tool call. The first of a call has its id and name."""
+
+    index: int
+    """Which call of the output, from 0."""
+
+    arguments_json: str
+    """Text to append to the arguments' JSON."""
+
+    id: str | None = None
+    """Id that ties the call to its result. None but in the first part."""
+
+    name: str | None = None
+    """Name of the tool. None but in the first part."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool, as far as it was written."""
+
+    id: str
+    """Id that ties the call to its result."""
+
+    name: str
+    """Name of the tool."""
+
+    arguments_json: str = "{}"
+    """The arguments as the model wrote them. JSON, if the call is complete."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the arguments are a JSON object. They are not where the output ended in the
+        midst of the call, or the model wrote something else."""
+        return self._read() is not None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments. Raises ValueError where the call is not complete."""
+        found = self._read()
+        if found is None:
+            raise ValueError(f"the call of {self.name} is not complete: {self.arguments_json}")
+        return found
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads(self.arguments_json, parse_constant=_refuse)
+        except (ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +196,9 @@ class Delta:
     output_tokens: int
     """Output tokens so far, these included."""
 
+    tool_calls: tuple[ToolCallPart, ...] = ()
+    """Parts of tool calls, in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:
@@ -190,6 +251,10 @@ class Completion:
 
     trace_id: str
     """The trace of this call: 32 hexadecimal digits, to look for in logs and traces."""
+
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The tools that the model asks for. The last one may not be `complete`, if the output was cut.
+    """
 
     @property
     def finish_reason(self) -> FinishReason:

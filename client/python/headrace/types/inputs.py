@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, Protocol, TypedDict
 
+from headrace.types.completion import ToolCall
+
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 
 
@@ -26,8 +28,14 @@ class Message:
     reasoning: str | None = None
     """The assistant's reasoning that led to the content, for templates that use it."""
 
+    tool_calls: Sequence[ToolCall | Mapping[str, str]] = ()
+    """Tools that the assistant asked for. They have to be complete."""
 
-ChatMessage = Message | Mapping[str, str | None]
+    tool_call_id: str | None = None
+    """For the role "tool": the id of the call that this answers."""
+
+
+ChatMessage = Message | Mapping[str, Any]
 """A message as calls take it: a `Message`, or a mapping with its fields."""
 
 
@@ -36,6 +44,24 @@ class HasJsonSchema(Protocol):
 
     def model_json_schema(self) -> dict[str, Any]:
         """The JSON Schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may ask to have called."""
+
+    name: str
+    """Name of the function."""
+
+    description: str | None = None
+    """What it does, for the model to decide by."""
+
+    parameters: str | Mapping[str, Any] | HasJsonSchema | None = None
+    """JSON Schema of the arguments, an object: as text, as a mapping, or as a class that has one.
+    None: it takes none."""
+
+    strict: bool | None = None
+    """Whether the arguments are held to the schema where the model chooses to call it."""
 
 
 class CompletionOptions(TypedDict, total=False):
@@ -92,6 +118,12 @@ class CompletionOptions(TypedDict, total=False):
 
     choices: Sequence[str] | None
     """The only outputs there may be."""
+
+    tools: Sequence[Tool | Mapping[str, Any]] | None
+    """Tools that the model of a chat may call: a `Tool` each, or a mapping with its fields."""
+
+    tool_choice: str | None
+    """Whether one is called: "auto", "none", "required", or the name of the one that is."""
 
     reasoning_max_tokens: int | None
     """Tokens after which reasoning is ended. Absent: no limit."""

@@ -193,6 +193,25 @@ class Model:
     embedding_dimensions: int = 0
     """Length of its vectors, where a request does not say. 0: it makes none."""
 
+    memory_estimates: tuple[MemoryEstimate, ...] = ()
+    """What loading it would set aside by how much is asked of it, the shorter context first, then
+    the fewer requests. Empty: it depends on neither."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """What loading a model would set aside, were it served so."""
+
+    context_length: int
+    """Longest context, in tokens."""
+
+    concurrency: int
+    """Requests that are computed together."""
+
+    bytes: int
+    """Memory: weights as they would be loaded, KV cache and activations. Not every request has room
+    for the whole context in it; further ones wait."""
+
 
 class TransferPhase(StrEnum):
     """A part of bringing a model into the store."""

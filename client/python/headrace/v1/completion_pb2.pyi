@@ -1077,15 +1077,15 @@ class CompletionDelta(_message.Message):
     """
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallPart]:
-        """Parts of tool calls. A call comes whole, when its end has come."""
+        """Parts of tool calls, in order."""
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens behind this delta, in order. A token comes with the first of
         its text that leaves. While all its text is held back (half a character, a
-        possible stop or marker, an unfinished tool call) it waits too, but for
-        rare runs that keep looking like a stop. The last delta has what is left,
-        the tokens of the stop and the end-of-text token included.
+        possible stop or marker, a tool call of which nothing can be sent yet) it
+        waits too, but for rare runs that keep looking like a stop. The last delta
+        has what is left, the tokens of the stop and the end-of-text token included.
         """
 
     @_builtins.property
@@ -1113,7 +1113,12 @@ Global___CompletionDelta: _TypeAlias = CompletionDelta  # noqa: Y015
 
 @_typing.final
 class ToolCallPart(_message.Message):
-    """ToolCallPart is a piece of a tool call while it is being generated."""
+    """ToolCallPart is a piece of a tool call while it is being generated. A call
+    that is a JSON object between markers comes as it is written; any other in one
+    part, when its end has come. The call is whole if, and only if, the
+    `arguments_json` of its parts, joined, are a JSON object: they are not if the
+    output ended in the midst of it, or if the model wrote no JSON.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

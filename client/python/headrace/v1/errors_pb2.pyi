@@ -120,6 +120,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE. A model's source could not be reached or read. RetryInfo where
     it may be later. Metadata: `source`.
     """
+    ERROR_REASON_INSUFFICIENT_DISK: _ErrorReason.ValueType  # 23
+    """RESOURCE_EXHAUSTED. The store's disk has no room for the model. Nothing
+    frees it by itself, so there is no RetryInfo. Metadata: `needs` (bytes),
+    `free` (bytes).
+    """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 24
+    """RESOURCE_EXHAUSTED, RetryInfo. The caller's token may not have more at this
+    time. Metadata: `limit` (max_requests or tokens_per_minute).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the machine-readable reason of a failed call.
@@ -233,5 +242,14 @@ its requests. Metadata: `model`.
 ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 22
 """UNAVAILABLE. A model's source could not be reached or read. RetryInfo where
 it may be later. Metadata: `source`.
+"""
+ERROR_REASON_INSUFFICIENT_DISK: ErrorReason.ValueType  # 23
+"""RESOURCE_EXHAUSTED. The store's disk has no room for the model. Nothing
+frees it by itself, so there is no RetryInfo. Metadata: `needs` (bytes),
+`free` (bytes).
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 24
+"""RESOURCE_EXHAUSTED, RetryInfo. The caller's token may not have more at this
+time. Metadata: `limit` (max_requests or tokens_per_minute).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -85,6 +85,82 @@ IMPORT_QUANTIZATION_8_BITS: ImportQuantization.ValueType  # 3
 """Matrices of more than 8 bits are quantised to 8."""
 Global___ImportQuantization: _TypeAlias = ImportQuantization  # noqa: Y015
 
+class _FileDamage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FileDamageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileDamage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FILE_DAMAGE_UNSPECIFIED: _FileDamage.ValueType  # 0
+    """Not said."""
+    FILE_DAMAGE_MISSING: _FileDamage.ValueType  # 1
+    """It is not there."""
+    FILE_DAMAGE_SIZE: _FileDamage.ValueType  # 2
+    """It has not the size that it was stored with."""
+    FILE_DAMAGE_CHECKSUM: _FileDamage.ValueType  # 3
+    """It has the size, and not the checksum."""
+    FILE_DAMAGE_UNREADABLE: _FileDamage.ValueType  # 4
+    """It cannot be read."""
+    FILE_DAMAGE_MANIFEST: _FileDamage.ValueType  # 5
+    """It is the manifest, and says nothing that makes sense."""
+
+class FileDamage(_FileDamage, metaclass=_FileDamageEnumTypeWrapper):
+    """FileDamage is a way in which a file is damaged."""
+
+FILE_DAMAGE_UNSPECIFIED: FileDamage.ValueType  # 0
+"""Not said."""
+FILE_DAMAGE_MISSING: FileDamage.ValueType  # 1
+"""It is not there."""
+FILE_DAMAGE_SIZE: FileDamage.ValueType  # 2
+"""It has not the size that it was stored with."""
+FILE_DAMAGE_CHECKSUM: FileDamage.ValueType  # 3
+"""It has the size, and not the checksum."""
+FILE_DAMAGE_UNREADABLE: FileDamage.ValueType  # 4
+"""It cannot be read."""
+FILE_DAMAGE_MANIFEST: FileDamage.ValueType  # 5
+"""It is the manifest, and says nothing that makes sense."""
+Global___FileDamage: _TypeAlias = FileDamage  # noqa: Y015
+
+class _GarbageKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GarbageKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GarbageKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GARBAGE_KIND_UNSPECIFIED: _GarbageKind.ValueType  # 0
+    """Not said."""
+    GARBAGE_KIND_SNAPSHOT: _GarbageKind.ValueType  # 1
+    """A model's directory that has no name."""
+    GARBAGE_KIND_BLOB: _GarbageKind.ValueType  # 2
+    """A file that no model has."""
+    GARBAGE_KIND_DOWNLOAD: _GarbageKind.ValueType  # 3
+    """What a pull has fetched and not brought into the store."""
+    GARBAGE_KIND_UNFINISHED: _GarbageKind.ValueType  # 4
+    """Work of a process that was killed."""
+    GARBAGE_KIND_DUPLICATE: _GarbageKind.ValueType  # 5
+    """A file of a model that is there once more. It is replaced by a link, if the
+    two are found to be the same.
+    """
+
+class GarbageKind(_GarbageKind, metaclass=_GarbageKindEnumTypeWrapper):
+    """GarbageKind is a kind of thing that belongs to no model."""
+
+GARBAGE_KIND_UNSPECIFIED: GarbageKind.ValueType  # 0
+"""Not said."""
+GARBAGE_KIND_SNAPSHOT: GarbageKind.ValueType  # 1
+"""A model's directory that has no name."""
+GARBAGE_KIND_BLOB: GarbageKind.ValueType  # 2
+"""A file that no model has."""
+GARBAGE_KIND_DOWNLOAD: GarbageKind.ValueType  # 3
+"""What a pull has fetched and not brought into the store."""
+GARBAGE_KIND_UNFINISHED: GarbageKind.ValueType  # 4
+"""Work of a process that was killed."""
+GARBAGE_KIND_DUPLICATE: GarbageKind.ValueType  # 5
+"""A file of a model that is there once more. It is replaced by a link, if the
+two are found to be the same.
+"""
+Global___GarbageKind: _TypeAlias = GarbageKind  # noqa: Y015
+
 @_typing.final
 class Model(_message.Message):
     """Model is one model of the store."""
@@ -109,6 +185,7 @@ class Model(_message.Message):
     RUNNERS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     EMBEDDING_DIMENSIONS_FIELD_NUMBER: _builtins.int
+    MEMORY_ESTIMATES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name with the tag, such as "smollm2:135m"."""
     kind: _common_pb2.ModelKind.ValueType
@@ -119,7 +196,7 @@ class Model(_message.Message):
     """The network's architecture, such as "llama"."""
     digest: _builtins.str
     """Digest of all its files, "sha256:" and 64 hexadecimal digits. Names with
-    the same digest share their files; and their runner, unless the
+    the same digest share all their files; and their runner, unless the
     controller's settings differ between them.
     """
     parameters: _builtins.int
@@ -156,6 +233,12 @@ class Model(_message.Message):
     def image(self) -> Global___ImageTraits:
         """What it can be asked for. Absent: it draws no images."""
 
+    @_builtins.property
+    def memory_estimates(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryEstimate]:
+        """What loading it would set aside by how much is asked of it, the shorter
+        context first, then the fewer requests. Empty: it depends on neither.
+        """
+
     def __init__(
         self,
         *,
@@ -177,14 +260,47 @@ class Model(_message.Message):
         runners: _abc.Iterable[_common_pb2.RunnerStatus] | None = ...,
         image: Global___ImageTraits | None = ...,
         embedding_dimensions: _builtins.int = ...,
+        memory_estimates: _abc.Iterable[Global___MemoryEstimate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "context_length", b"context_length", "created_at", b"created_at", "digest", b"digest", "embedding_dimensions", b"embedding_dimensions", "format", b"format", "image", b"image", "kind", b"kind", "license", b"license", "memory_estimate_bytes", b"memory_estimate_bytes", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "runners", b"runners", "size_bytes", b"size_bytes", "source", b"source", "tensor_bytes", b"tensor_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "context_length", b"context_length", "created_at", b"created_at", "digest", b"digest", "embedding_dimensions", b"embedding_dimensions", "format", b"format", "image", b"image", "kind", b"kind", "license", b"license", "memory_estimate_bytes", b"memory_estimate_bytes", "memory_estimates", b"memory_estimates", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "runners", b"runners", "size_bytes", b"size_bytes", "source", b"source", "tensor_bytes", b"tensor_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class MemoryEstimate(_message.Message):
+    """MemoryEstimate is what loading a model would set aside, were it served so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    context_length: _builtins.int
+    """Longest context, in tokens."""
+    concurrency: _builtins.int
+    """Requests that are computed together."""
+    bytes: _builtins.int
+    """Bytes of memory: weights as they would be loaded, KV cache and activations.
+    Not every request has room for the whole context in it; further ones wait.
+    """
+    def __init__(
+        self,
+        *,
+        context_length: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "concurrency", b"concurrency", "context_length", b"context_length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryEstimate: _TypeAlias = MemoryEstimate  # noqa: Y015
 
 @_typing.final
 class ImageTraits(_message.Message):
@@ -396,18 +512,78 @@ class StreamPullModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    ALLOW_HTTP_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Name of the model in the catalogue. Required."""
+    """What to fetch. Required. One of:
+
+    - a name of the catalogue, such as "smollm2:135m";
+    - "hf:ORG/REPO" or "hf:ORG/REPO@REVISION", a repository of the Hugging Face
+      hub; its address "https://huggingface.co/ORG/REPO" means the same;
+    - "https://HOST/PATH", a GGUF file; it needs `sha256`;
+    - "ollama:MODEL" or "ollama:MODEL:TAG", a model in the Ollama store of the
+      controller's user. Nothing is downloaded.
+
+    A field below that does not apply to it is an error.
+    """
+    name: _builtins.str
+    """Name to give it in the store, with or without a tag. Absent: one made of
+    the source's own. Not for the catalogue, whose models have names.
+    """
+    revision: _builtins.str
+    """Branch, tag or commit of a hub's repository. Absent: the one that `model`
+    has behind its "@", or "main".
+    """
+    sha256: _builtins.str
+    """SHA-256 of the GGUF file, 64 hex digits. Required for "https://"; with a GGUF
+    file of the hub it must be what the hub says.
+    """
+    allow_http: _builtins.bool
+    """Whether "http://" is good enough for hosts other than this machine. Absent:
+    false. The SHA-256 is checked all the same.
+    """
+    @_builtins.property
+    def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which of the weights of a hub's repository to take: paths there, or patterns
+        with "*", "?" and "[…]". Exactly one GGUF file, or files of safetensors.
+        Absent: "model*.safetensors", or the repository's only GGUF file.
+        Configuration, tokenizer, README and licence come along with safetensors.
+        Pickles are never fetched.
+        """
+
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        revision: _builtins.str | None = ...,
+        files: _abc.Iterable[_builtins.str] | None = ...,
+        sha256: _builtins.str | None = ...,
+        allow_http: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_http", b"_allow_http", "_name", b"_name", "_revision", b"_revision", "_sha256", b"_sha256", "allow_http", b"allow_http", "name", b"name", "revision", b"revision", "sha256", b"sha256"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_http", b"_allow_http", "_name", b"_name", "_revision", b"_revision", "_sha256", b"_sha256", "allow_http", b"allow_http", "files", b"files", "model", b"model", "name", b"name", "revision", b"revision", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__allow_http: _TypeAlias = _typing.Literal["allow_http"]  # noqa: Y015
+    _WhichOneofArgType__allow_http: _TypeAlias = _typing.Literal["_allow_http", b"_allow_http"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
+    _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015
+    _WhichOneofReturnType__sha256: _TypeAlias = _typing.Literal["sha256"]  # noqa: Y015
+    _WhichOneofArgType__sha256: _TypeAlias = _typing.Literal["_sha256", b"_sha256"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_http) -> _WhichOneofReturnType__allow_http | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision) -> _WhichOneofReturnType__revision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sha256) -> _WhichOneofReturnType__sha256 | None: ...
 
 Global___StreamPullModelRequest: _TypeAlias = StreamPullModelRequest  # noqa: Y015
 
@@ -606,7 +782,9 @@ class DeleteModelResponse(_message.Message):
 
     FREED_BYTES_FIELD_NUMBER: _builtins.int
     freed_bytes: _builtins.int
-    """Bytes that were freed. 0 when another name still holds the files."""
+    """Bytes that were freed: of the files that no other model has. 0 when another
+    name still holds all of them.
+    """
     def __init__(
         self,
         *,
@@ -619,6 +797,308 @@ class DeleteModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteModelResponse: _TypeAlias = DeleteModelResponse  # noqa: Y015
+
+@_typing.final
+class StreamVerifyModelsRequest(_message.Message):
+    """StreamVerifyModelsRequest asks for models to be verified."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their names. Empty: all models of the store."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamVerifyModelsRequest: _TypeAlias = StreamVerifyModelsRequest  # noqa: Y015
+
+@_typing.final
+class StreamVerifyModelsResponse(_message.Message):
+    """StreamVerifyModelsResponse is one event of a verification."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    VERIFIED_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___VerifyProgress:
+        """How far it is."""
+
+    @_builtins.property
+    def verified(self) -> Global___VerifiedModel:
+        """What was found of one model. Once for each, unless it is removed
+        meanwhile.
+        """
+
+    @_builtins.property
+    def completed(self) -> Global___VerifyCompleted:
+        """All have been read. Exactly once, and last."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___VerifyProgress | None = ...,
+        verified: Global___VerifiedModel | None = ...,
+        completed: Global___VerifyCompleted | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "progress", b"progress", "verified", b"verified"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "progress", b"progress", "verified", b"verified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "verified", "completed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___StreamVerifyModelsResponse: _TypeAlias = StreamVerifyModelsResponse  # noqa: Y015
+
+@_typing.final
+class VerifyProgress(_message.Message):
+    """VerifyProgress says how far a verification is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model that is being read, with the tag."""
+    done_bytes: _builtins.int
+    """Bytes that have been read. What models share is read once."""
+    total_bytes: _builtins.int
+    """Bytes in all."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "model", b"model", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyProgress: _TypeAlias = VerifyProgress  # noqa: Y015
+
+@_typing.final
+class VerifiedModel(_message.Message):
+    """VerifiedModel says what was found of one model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name with the tag."""
+    digest: _builtins.str
+    """Its digest. Empty: its manifest is damaged."""
+    size_bytes: _builtins.int
+    """Bytes of all its files, as its manifest says."""
+    remedy: _builtins.str
+    """What gets it right again, in words. Empty: nothing is damaged."""
+    @_builtins.property
+    def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___DamagedFile]:
+        """Its damaged files. Empty: all of it is as it was stored."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        damaged: _abc.Iterable[Global___DamagedFile] | None = ...,
+        remedy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged", b"damaged", "digest", b"digest", "model", b"model", "remedy", b"remedy", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifiedModel: _TypeAlias = VerifiedModel  # noqa: Y015
+
+@_typing.final
+class DamagedFile(_message.Message):
+    """DamagedFile is a file of a model that is not as it was stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """Its path inside the model."""
+    damage: Global___FileDamage.ValueType
+    """How it is damaged."""
+    description: _builtins.str
+    """The same in words, with what was found, such as "has 1000 bytes, not 1234"."""
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        damage: Global___FileDamage.ValueType = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damage", b"damage", "description", b"description", "file", b"file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DamagedFile: _TypeAlias = DamagedFile  # noqa: Y015
+
+@_typing.final
+class VerifyCompleted(_message.Message):
+    """VerifyCompleted ends a verification."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GARBAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def garbage(self) -> Global___Garbage:
+        """What CollectGarbage would remove."""
+
+    def __init__(
+        self,
+        *,
+        garbage: Global___Garbage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["garbage", b"garbage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["garbage", b"garbage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyCompleted: _TypeAlias = VerifyCompleted  # noqa: Y015
+
+@_typing.final
+class CollectGarbageRequest(_message.Message):
+    """CollectGarbageRequest asks for the store to be cleaned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Whether to say only what would be removed. Absent: false."""
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run", "dry_run", b"dry_run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run", "dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dry_run: _TypeAlias = _typing.Literal["dry_run"]  # noqa: Y015
+    _WhichOneofArgType__dry_run: _TypeAlias = _typing.Literal["_dry_run", b"_dry_run"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dry_run) -> _WhichOneofReturnType__dry_run | None: ...
+
+Global___CollectGarbageRequest: _TypeAlias = CollectGarbageRequest  # noqa: Y015
+
+@_typing.final
+class CollectGarbageResponse(_message.Message):
+    """CollectGarbageResponse says what was removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GARBAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def garbage(self) -> Global___Garbage:
+        """What was removed; or would be."""
+
+    def __init__(
+        self,
+        *,
+        garbage: Global___Garbage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["garbage", b"garbage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["garbage", b"garbage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectGarbageResponse: _TypeAlias = CollectGarbageResponse  # noqa: Y015
+
+@_typing.final
+class Garbage(_message.Message):
+    """Garbage is what takes room in the store and belongs to no model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    DOWNLOADS_IN_USE_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    """Bytes that are free once all of it is gone."""
+    downloads_in_use: _builtins.bool
+    """Whether downloads are left alone, since a pull is under way that may use
+    them.
+    """
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GarbageItem]:
+        """Each thing."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___GarbageItem] | None = ...,
+        freed_bytes: _builtins.int = ...,
+        downloads_in_use: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["downloads_in_use", b"downloads_in_use", "freed_bytes", b"freed_bytes", "items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Garbage: _TypeAlias = Garbage  # noqa: Y015
+
+@_typing.final
+class GarbageItem(_message.Message):
+    """GarbageItem is one thing that belongs to no model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    kind: Global___GarbageKind.ValueType
+    """What it is."""
+    name: _builtins.str
+    """Its digest or name in the store; of a duplicate the model's name and the
+    file's, with a space between.
+    """
+    size_bytes: _builtins.int
+    """Bytes that it has. What several items share counts for each."""
+    def __init__(
+        self,
+        *,
+        kind: Global___GarbageKind.ValueType = ...,
+        name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GarbageItem: _TypeAlias = GarbageItem  # noqa: Y015
 
 @_typing.final
 class LoadModelRequest(_message.Message):

@@ -66,6 +66,16 @@ class ModelServiceStub:
                 request_serializer=headrace_dot_v1_dot_model__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=headrace_dot_v1_dot_model__pb2.DeleteModelResponse.FromString,
                 _registered_method=True)
+        self.StreamVerifyModels = channel.unary_stream(
+                '/headrace.v1.ModelService/StreamVerifyModels',
+                request_serializer=headrace_dot_v1_dot_model__pb2.StreamVerifyModelsRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_model__pb2.StreamVerifyModelsResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/headrace.v1.ModelService/CollectGarbage',
+                request_serializer=headrace_dot_v1_dot_model__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=headrace_dot_v1_dot_model__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/headrace.v1.ModelService/LoadModel',
                 request_serializer=headrace_dot_v1_dot_model__pb2.LoadModelRequest.SerializeToString,
@@ -109,7 +119,8 @@ class ModelServiceServicer:
 
     def StreamPullModel(self, request, context):
         """StreamPullModel fetches a model into the store. Cancelling the call keeps
-        what can be reused and makes nothing visible.
+        what can be reused and makes nothing visible: the next call goes on from the
+        last byte.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,8 +142,25 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """DeleteModel removes a name, and the files when it was their last. A loaded
+        """DeleteModel removes a name, and the files that no other has. A loaded
         model is unloaded first; a busy one is MODEL_IN_USE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamVerifyModels(self, request, context):
+        """StreamVerifyModels reads every byte of models and compares it with what was
+        stored. A damaged file is no error of the call: it is part of what is said
+        of its model, and from then on loads of that model are MODEL_CORRUPT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """CollectGarbage removes what takes room in the store and belongs to no
+        model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,6 +231,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.DeleteModel,
                     request_deserializer=headrace_dot_v1_dot_model__pb2.DeleteModelRequest.FromString,
                     response_serializer=headrace_dot_v1_dot_model__pb2.DeleteModelResponse.SerializeToString,
+            ),
+            'StreamVerifyModels': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamVerifyModels,
+                    request_deserializer=headrace_dot_v1_dot_model__pb2.StreamVerifyModelsRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_model__pb2.StreamVerifyModelsResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=headrace_dot_v1_dot_model__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=headrace_dot_v1_dot_model__pb2.CollectGarbageResponse.SerializeToString,
             ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
@@ -389,6 +427,60 @@ class ModelService:
             '/headrace.v1.ModelService/DeleteModel',
             headrace_dot_v1_dot_model__pb2.DeleteModelRequest.SerializeToString,
             headrace_dot_v1_dot_model__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamVerifyModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/headrace.v1.ModelService/StreamVerifyModels',
+            headrace_dot_v1_dot_model__pb2.StreamVerifyModelsRequest.SerializeToString,
+            headrace_dot_v1_dot_model__pb2.StreamVerifyModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.v1.ModelService/CollectGarbage',
+            headrace_dot_v1_dot_model__pb2.CollectGarbageRequest.SerializeToString,
+            headrace_dot_v1_dot_model__pb2.CollectGarbageResponse.FromString,
             options,
             channel_credentials,
             insecure,

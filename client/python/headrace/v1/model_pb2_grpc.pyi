@@ -41,7 +41,8 @@ class ModelServiceStub:
     """GetModel gives one model of the store."""
     StreamPullModel: _grpc.UnaryStreamMultiCallable[_model_pb2.StreamPullModelRequest, _model_pb2.StreamPullModelResponse]
     """StreamPullModel fetches a model into the store. Cancelling the call keeps
-    what can be reused and makes nothing visible.
+    what can be reused and makes nothing visible: the next call goes on from the
+    last byte.
     """
     StreamImportModel: _grpc.UnaryStreamMultiCallable[_model_pb2.StreamImportModelRequest, _model_pb2.StreamImportModelResponse]
     """StreamImportModel brings a model on the controller's machine into the
@@ -50,8 +51,17 @@ class ModelServiceStub:
     CopyModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.CopyModelRequest, _model_pb2.CopyModelResponse]
     """CopyModel gives a model a second name. No weights are copied."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]
-    """DeleteModel removes a name, and the files when it was their last. A loaded
+    """DeleteModel removes a name, and the files that no other has. A loaded
     model is unloaded first; a busy one is MODEL_IN_USE.
+    """
+    StreamVerifyModels: _grpc.UnaryStreamMultiCallable[_model_pb2.StreamVerifyModelsRequest, _model_pb2.StreamVerifyModelsResponse]
+    """StreamVerifyModels reads every byte of models and compares it with what was
+    stored. A damaged file is no error of the call: it is part of what is said
+    of its model, and from then on loads of that model are MODEL_CORRUPT.
+    """
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_model_pb2.CollectGarbageRequest, _model_pb2.CollectGarbageResponse]
+    """CollectGarbage removes what takes room in the store and belongs to no
+    model.
     """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]
     """LoadModel loads a model and answers when it serves."""
@@ -82,7 +92,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """GetModel gives one model of the store."""
     StreamPullModel: _aio.UnaryStreamMultiCallable[_model_pb2.StreamPullModelRequest, _model_pb2.StreamPullModelResponse]  # type: ignore[assignment]
     """StreamPullModel fetches a model into the store. Cancelling the call keeps
-    what can be reused and makes nothing visible.
+    what can be reused and makes nothing visible: the next call goes on from the
+    last byte.
     """
     StreamImportModel: _aio.UnaryStreamMultiCallable[_model_pb2.StreamImportModelRequest, _model_pb2.StreamImportModelResponse]  # type: ignore[assignment]
     """StreamImportModel brings a model on the controller's machine into the
@@ -91,8 +102,17 @@ class ModelServiceAsyncStub(ModelServiceStub):
     CopyModel: _aio.UnaryUnaryMultiCallable[_model_pb2.CopyModelRequest, _model_pb2.CopyModelResponse]  # type: ignore[assignment]
     """CopyModel gives a model a second name. No weights are copied."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """DeleteModel removes a name, and the files when it was their last. A loaded
+    """DeleteModel removes a name, and the files that no other has. A loaded
     model is unloaded first; a busy one is MODEL_IN_USE.
+    """
+    StreamVerifyModels: _aio.UnaryStreamMultiCallable[_model_pb2.StreamVerifyModelsRequest, _model_pb2.StreamVerifyModelsResponse]  # type: ignore[assignment]
+    """StreamVerifyModels reads every byte of models and compares it with what was
+    stored. A damaged file is no error of the call: it is part of what is said
+    of its model, and from then on loads of that model are MODEL_CORRUPT.
+    """
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_model_pb2.CollectGarbageRequest, _model_pb2.CollectGarbageResponse]  # type: ignore[assignment]
+    """CollectGarbage removes what takes room in the store and belongs to no
+    model.
     """
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]  # type: ignore[assignment]
     """LoadModel loads a model and answers when it serves."""
@@ -138,7 +158,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_pb2.StreamPullModelResponse], _abc.AsyncIterator[_model_pb2.StreamPullModelResponse]]:
         """StreamPullModel fetches a model into the store. Cancelling the call keeps
-        what can be reused and makes nothing visible.
+        what can be reused and makes nothing visible: the next call goes on from the
+        last byte.
         """
 
     @_abc_1.abstractmethod
@@ -165,8 +186,29 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]:
-        """DeleteModel removes a name, and the files when it was their last. A loaded
+        """DeleteModel removes a name, and the files that no other has. A loaded
         model is unloaded first; a busy one is MODEL_IN_USE.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamVerifyModels(
+        self,
+        request: _model_pb2.StreamVerifyModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_model_pb2.StreamVerifyModelsResponse], _abc.AsyncIterator[_model_pb2.StreamVerifyModelsResponse]]:
+        """StreamVerifyModels reads every byte of models and compares it with what was
+        stored. A damaged file is no error of the call: it is part of what is said
+        of its model, and from then on loads of that model are MODEL_CORRUPT.
+        """
+
+    @_abc_1.abstractmethod
+    def CollectGarbage(
+        self,
+        request: _model_pb2.CollectGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.CollectGarbageResponse, _abc.Awaitable[_model_pb2.CollectGarbageResponse]]:
+        """CollectGarbage removes what takes room in the store and belongs to no
+        model.
         """
 
     @_abc_1.abstractmethod

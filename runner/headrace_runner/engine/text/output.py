@@ -12,9 +12,10 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
+from headrace_runner.engine.text.calls import ToolCallPart, join
 from headrace_runner.engine.text.detokenizer import Detokenizer
 from headrace_runner.engine.text.logprobs import Logprobs
-from headrace_runner.engine.text.parts import Parts, Splitter, ToolCallPart
+from headrace_runner.engine.text.parts import Parts, Splitter
 from headrace_runner.engine.text.request import ChoiceEnd, Delta, Finish, GenerationRequest
 from headrace_runner.engine.text.stop import StopMatcher
 from headrace_runner.models.tokenizer import Tokenizer
@@ -120,12 +121,12 @@ class Output:
         unsent = self._unsent
         unsent.text += parts.text
         unsent.reasoning += parts.reasoning
-        unsent.tool_calls += map(self._with_id, parts.tool_calls)
+        join(unsent.tool_calls, [self._with_id(part) for part in parts.tool_calls])
 
     def _with_id(self, call: ToolCallPart) -> ToolCallPart:
-        """Names a call that has no id, always by the same one: it may come again in a resumed
-        stream."""
-        if call.id is not None:
+        """Names a call that has no id, in its first part, always by the same one: it may come again
+        in a resumed stream."""
+        if call.id is not None or call.name is None:
             return call
         name = f"{self._request.id}/{self._choice}/{call.index}"
         return replace(call, id=f"call_{hashlib.sha256(name.encode()).hexdigest()[:24]}")

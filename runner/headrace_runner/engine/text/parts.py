@@ -1,40 +1,22 @@
 """Sets reasoning and tool calls apart from the text while it streams. Pure.
 
 The states and their changes are those of mlx-lm's server: text, reasoning, and a tool call, which
-ends the reasoning that it stands in. A call is known when its end has come, so it is sent whole.
-What only looked like a call goes back to where it stood, its markers included: nothing is lost.
-The result depends on the output alone and not on how it was cut. Never raises.
+ends the reasoning that it stands in. A call that is a JSON object is sent in parts, from the moment
+that its name and the beginning of its arguments are known; what was sent of it stands. Any other
+is known when its end has come, and is sent whole. What only looked like a call goes back to where
+it stood, its markers included: nothing is lost. The result depends on the output alone and not on
+how it was cut. Never raises.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass, field
-from typing import Any
 
+from headrace_runner.engine.text.calls import JsonCall, ToolCallPart, join, read_calls
 from headrace_runner.engine.text.stop import Finder
 from headrace_runner.models.markup import Markup
 
 __all__ = ["Markup", "Parts", "Splitter", "ToolCallPart"]
-
-_NAME = re.compile(r"[^\s<>\x00-\x1f]+")
-"""What the name of a function can be at all: a parser that guesses takes prose for one."""
-_MAX_BYTES = 256
-"""Of a name and of an id, as the contract has it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallPart:
-    """A piece of a tool call."""
-
-    index: int
-    arguments: str
-    """Text to append to the arguments' JSON."""
-    id: str | None = None
-    """In the first piece, if the model gave the call one of its own."""
-    name: str | None = None
-    """In the first piece."""
 
 
 @dataclass(slots=True)
@@ -52,8 +34,9 @@ class Splitter:
     def __init__(self, markup: Markup) -> None:
         self._markup = markup
         self._reasoning = markup.in_reasoning
-        # The text of the call under way, which has begun but not ended.
+        # Of the call under way, which has begun but not ended, the text that was not sent.
         self._call: list[str] | None = None
+        self._reader: JsonCall | None = None
         self._call_size = 0
         self._finders: dict[tuple[str, ...], Finder] = {}
         self._finder = self._finder_here()
@@ -67,8 +50,8 @@ class Splitter:
 
     @property
     def in_call(self) -> bool:
-        """Whether a call is under way."""
-        return self._call is not None
+        """Whether a call is under way of which nothing is known yet."""
+        return self._call is not None and not self._is_sent
 
     def push(self, text: str) -> Parts:
         """Take more output; give what is certain by now."""
@@ -80,10 +63,9 @@ class Splitter:
                 if marker is not None:
                     self._pass(marker)
             else:
-                self._call.append(free)
-                self._call_size += len(free)
+                self._go_on(parts, free)
                 if marker is not None:
-                    self._end_call(parts, marker)
+                    self._pass_in_call(parts, marker)
         return parts
 
     def finish(self, *, cut: bool = False) -> Parts:
@@ -96,9 +78,16 @@ class Splitter:
         if self._call is None:
             self._add(parts, held)
         else:
-            self._call.append(held)
+            # Behind the arguments it is a marker that was begun.
+            if self._reader is None or not self._reader.ended:
+                self._go_on(parts, held)
             self._end_call(parts, "", cut=cut)
         return parts
+
+    @property
+    def _is_sent(self) -> bool:
+        """Whether a part of the call under way has been sent."""
+        return self._reader is not None and self._reader.begun
 
     def _add(self, parts: Parts, text: str) -> None:
         if self._reasoning:
@@ -110,6 +99,8 @@ class Splitter:
         """Change the state by a marker of text or of reasoning."""
         if marker == self._markup.call_start:
             self._call, self._call_size = [], len(marker)
+            offered = self._markup.offered
+            self._reader = None if offered is None else JsonCall(offered)
         elif marker not in self._markup.dropped:
             self._reasoning = not self._reasoning
         self._finder = self._finder_here()
@@ -118,7 +109,7 @@ class Splitter:
         """What looks for the markers of the present state. It begins anew whenever it is left."""
         markup = self._markup
         if self._call is not None:
-            markers = [markup.call_end]
+            markers = [markup.call_end, markup.call_start if self._reader else ""]
         elif self._reasoning:
             markers = [markup.reasoning_end]
         else:
@@ -130,11 +121,45 @@ class Splitter:
             self._finders[key] = Finder(key)
         return self._finders[key]
 
+    def _go_on(self, parts: Parts, text: str) -> None:
+        """Take more of the call under way."""
+        assert self._call is not None
+        reader, begun = self._reader, self._is_sent
+        if reader is not None:
+            arguments, text = reader.push(text)
+            if arguments:
+                self._add_part(parts, reader, arguments, first=not begun)
+                self._call, self._call_size = [], 0
+        self._call.append(text)
+        self._call_size += len(text)
+
+    def _add_part(self, parts: Parts, reader: JsonCall, arguments: str, *, first: bool) -> None:
+        if first:
+            part = ToolCallPart(self.calls, arguments, reader.id, reader.name)
+            self.calls += 1
+            self._reasoning = False
+        else:
+            part = ToolCallPart(self.calls - 1, arguments)
+        join(parts.tool_calls, [part])
+
+    def _pass_in_call(self, parts: Parts, marker: str) -> None:
+        """Go on by a marker that stands in a call."""
+        if marker == self._markup.call_end:
+            self._end_call(parts, marker)
+        elif not self._is_sent or (self._reader and self._reader.in_string):
+            self._go_on(parts, marker)
+        else:  # The call has lost its end, and the next one begins.
+            self._end_call(parts, "")
+            self._pass(marker)
+
     def _end_call(self, parts: Parts, end: str, *, cut: bool = False) -> None:
         assert self._call is not None
-        body = "".join(self._call)
-        self._call, self._call_size = None, 0
-        if cut:
+        body, reader = "".join(self._call), self._reader
+        self._call, self._call_size, self._reader = None, 0, None
+        if reader is not None and reader.begun:
+            if not reader.closed_by(body):
+                self._add_plain(parts, body)
+        elif cut:
             self._add_plain(parts, self._markup.call_start + body)
         elif not self._add_calls(parts, body):
             self._add_failed(parts, body, end)
@@ -166,7 +191,7 @@ class Splitter:
         """Add the calls that `body` holds; False if it is malformed."""
         assert self._markup.parse is not None
         try:
-            calls = _read(self._markup.parse(body.strip())) if body.strip() else []
+            calls = read_calls(self._markup.parse(body.strip())) if body.strip() else []
         except Exception:  # noqa: BLE001 - a parser raises whatever its input leads it to
             return False
         for id_, name, arguments in calls:
@@ -175,31 +200,3 @@ class Splitter:
         if calls:
             self._reasoning = False
         return bool(calls)
-
-
-def _read(found: Any) -> list[tuple[str | None, str, str]]:
-    """What a parser found, as ids, names and JSON objects. Raises anything if it is no call."""
-    calls = []
-    for call in found if isinstance(found, list) else [found]:
-        name, id_ = call["name"], call.get("id")
-        if not _NAME.fullmatch(name) or len(name.encode()) > _MAX_BYTES:
-            raise ValueError("no name of a function")
-        if not isinstance(id_, str) or not 0 < len(id_.encode()) <= _MAX_BYTES:
-            id_ = None
-        calls.append((id_, name, _json_object(call.get("arguments"))))
-    return calls
-
-
-def _json_object(value: object) -> str:
-    if isinstance(value, str):
-        value = json.loads(value)
-    if value is None:
-        value = {}
-    if not isinstance(value, dict):
-        raise TypeError("arguments are an object")
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can only escape
-        text = json.dumps(value, allow_nan=False)
-    return text

@@ -11,9 +11,10 @@ from enum import Enum
 from typing import TypeAlias
 
 from headrace_runner.engine.stream import Failed, Last
+from headrace_runner.engine.text.calls import ToolCallPart, join
 from headrace_runner.engine.text.guide import Guidance
 from headrace_runner.engine.text.logprobs import Logprobs
-from headrace_runner.engine.text.parts import Markup, ToolCallPart
+from headrace_runner.engine.text.parts import Markup
 from headrace_runner.engine.text.sampling import SamplingParams
 
 
@@ -107,7 +108,7 @@ class Delta:
         """Takes in the delta that follows this one, of the same choice."""
         self.text += later.text
         self.reasoning += later.reasoning
-        self.tool_calls += later.tool_calls
+        join(self.tool_calls, later.tool_calls)
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.output_tokens = later.output_tokens

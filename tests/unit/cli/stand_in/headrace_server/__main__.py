@@ -20,6 +20,7 @@ parser.add_argument("--preload")
 parser.add_argument("--log-format")
 parser.add_argument("--grace")
 parser.add_argument("--no-spare", action="store_true")
+parser.add_argument("--tokens")
 options = parser.parse_args()
 
 # The test learns from this file that it ran, what it was told, and how it ended.

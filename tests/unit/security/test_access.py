@@ -1,0 +1,280 @@
+"""Every method of every service, with every kind of token; and how much one may ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from headrace.errors import HeadraceError, RateLimited, Unauthenticated, from_rpc_error
+from headrace.rpc.access import Access, Account, charge, scopes_of
+from headrace.rpc.protection import Protection
+from headrace.rpc.tokens import SCOPES, Token, Tokens, TokensError, new_token, write_tokens
+from headrace.v1 import completion_pb2, embedding_pb2, image_pb2, model_pb2, tokenize_pb2
+from headrace_server.app import SERVICES, App
+from headrace_server.config import ServerConfig
+from tests.unit.control.fakes import put_manifest
+
+_FILES: tuple[FileDescriptor, ...] = tuple(
+    module.DESCRIPTOR
+    for module in (
+        completion_pb2,
+        embedding_pb2,
+        image_pb2,
+        model_pb2,
+        tokenize_pb2,
+        health_pb2,
+        reflection_pb2,
+    )
+)
+_REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+_OPEN = {f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch")}
+
+
+def methods() -> Iterator[MethodDescriptor]:
+    for file in _FILES:
+        for service in file.services_by_name.values():
+            yield from service.methods
+
+
+def path_of(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
+every_method = pytest.mark.parametrize("method", [*methods()], ids=lambda m: m.full_name)
+
+
+class Desk:
+    """A controller that asks for tokens, and a token of each scope."""
+
+    def __init__(self, channel: grpc.aio.Channel, file: Path) -> None:
+        self.channel = channel
+        self.file = file
+        self._tokens: list[Token] = []
+        self.secrets = {scope: self.give([scope]) for scope in SCOPES}
+
+    def give(self, scopes: list[str], **options: object) -> str:
+        token, secret = new_token(scopes, **options)  # type: ignore[arg-type]
+        self._tokens.append(token)
+        self._save()
+        return secret
+
+    def revoke(self, secret: str) -> None:
+        self._tokens = [token for token in self._tokens if token.id not in secret]
+        self._save()
+
+    def _save(self) -> None:
+        write_tokens(self.file, Tokens(tuple(self._tokens)))
+
+    async def ask(self, method: MethodDescriptor, *values: str) -> grpc.StatusCode:
+        """The status of a call that says nothing beside its tokens."""
+        metadata = [("authorization", value) for value in values]
+        error = await self.error(method, metadata)
+        return grpc.StatusCode.OK if error is None else error.code
+
+    async def error(
+        self, method: MethodDescriptor, metadata: list[tuple[str, str]]
+    ) -> HeadraceError | None:
+        """How a call fails; None where it is let in and goes well."""
+        path = path_of(method)
+        channel: Any = self.channel
+        options = {"metadata": metadata, "timeout": 10}
+        try:
+            if method.client_streaming:
+                both = channel.stream_stream(path)(iter([b""]), **options)
+                await both.read()
+                both.cancel()
+            elif method.server_streaming:
+                stream = channel.unary_stream(path)(b"", **options)
+                await stream.read()
+                stream.cancel()
+            else:
+                await channel.unary_unary(path)(b"", **options)
+        except grpc.RpcError as error:
+            return from_rpc_error(error)
+        return None
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def desk(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desk]:
+    tmp_path = tmp_path_factory.mktemp("desk")
+    put_manifest(tmp_path, "words", "text")
+    file = tmp_path / "tokens.json"
+    write_tokens(file, Tokens())
+    config = ServerConfig(listen=f"unix:{tmp_path}/c.sock", home=tmp_path, memory=1 << 30)
+    app = App(config, protection=Protection.read(tokens=file))
+    address = await app.start()
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Desk(channel, file)
+    finally:
+        await app.close()
+
+
+def test_the_table_has_all_that_is_served() -> None:
+    """A service that is new has to be thought of: `manage` alone may use what nobody named."""
+    served = {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert {method.containing_service.full_name for method in methods()} == served
+    assert scopes_of("/headrace.v1.FutureService/Do") == ("manage",)
+    assert {path_of(method) for method in methods() if not scopes_of(path_of(method))} == _OPEN
+
+
+@every_method
+@in_one_loop
+async def test_a_method_lets_in_whom_it_should(desk: Desk, method: MethodDescriptor) -> None:
+    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    expired = desk.give([*SCOPES], expires_at=past)
+    revoked = desk.give([*SCOPES])
+    desk.revoke(revoked)
+    good = desk.give([*SCOPES])
+    wanted = scopes_of(path_of(method))
+    bad = [
+        (),
+        ("",),
+        ("Bearer",),
+        ("Bearer nonsense",),
+        (good,),
+        (f"Basic {good}",),
+        (f"Bearer {good}x",),
+        (f"Bearer {expired}",),
+        (f"Bearer {revoked}",),
+        (f"Bearer {good}", f"Bearer {good}"),
+    ]
+    for values in bad:
+        code = await desk.ask(method, *values)
+        if wanted:
+            assert code is grpc.StatusCode.UNAUTHENTICATED, values
+        else:
+            assert code not in _REFUSALS
+    for scope, secret in desk.secrets.items():
+        code = await desk.ask(method, f"Bearer {secret}")
+        if wanted and scope not in wanted:
+            assert code is grpc.StatusCode.PERMISSION_DENIED
+        else:
+            assert code not in _REFUSALS
+    assert await desk.ask(method, f"bearer {good}") not in _REFUSALS
+
+
+@in_one_loop
+async def test_refusals_say_what_is_missing(desk: Desk) -> None:
+    load = next(method for method in methods() if method.name == "LoadModel")
+    refused = await desk.error(load, [("authorization", f"Bearer {desk.secrets['infer']}")])
+    assert refused is not None
+    assert refused.reason == "PERMISSION_DENIED"
+    assert refused.metadata == {"scope": "manage"}
+    nobody = await desk.error(load, [])
+    assert isinstance(nobody, Unauthenticated)
+    assert "HEADRACE_TOKEN" in nobody.message
+
+
+@in_one_loop
+async def test_a_broken_file_changes_nothing(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    listing = next(method for method in methods() if method.name == "ListModels")
+    good = f"Bearer {desk.secrets['infer']}"
+    file = desk.file
+    kept = file.read_bytes()
+    assert await desk.ask(listing, good) is grpc.StatusCode.OK
+    for harm in (lambda: file.write_text("{"), file.unlink):
+        caplog.clear()
+        harm()
+        for _ in range(3):
+            assert await desk.ask(listing, good) is grpc.StatusCode.OK
+        told = [record for record in caplog.records if record.name == "headrace.rpc.access"]
+        assert len(told) == 1
+        assert "tokens.json" in told[0].message
+    file.write_bytes(kept)
+    gone = desk.give(["infer"])
+    assert await desk.ask(listing, f"Bearer {gone}") is grpc.StatusCode.OK
+    desk.revoke(gone)
+    assert await desk.ask(listing, f"Bearer {gone}") is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_server_does_not_start_without_its_file(tmp_path: Path) -> None:
+    with pytest.raises(TokensError, match="token create"):
+        Access(tmp_path / "none.json")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_requests_at_once_are_bounded() -> None:
+    token = replace(new_token(["infer"])[0], max_requests=2)
+    account = Account(Clock())
+    with account.entered(token), account.entered(token):
+        with pytest.raises(RateLimited) as caught:
+            account.entered(token).__enter__()
+        assert caught.value.metadata == {"limit": "max_requests"}
+        assert caught.value.retry_after == 1.0
+    with account.entered(token), pytest.raises(ZeroDivisionError), account.entered(token):
+        raise ZeroDivisionError
+    with account.entered(token), account.entered(token):
+        pass
+
+
+def test_tokens_a_minute_are_paid_back_by_time() -> None:
+    token = replace(new_token(["infer"])[0], tokens_per_minute=600)
+    clock = Clock()
+    account = Account(clock)
+    with account.entered(token):
+        account.charge(900)  # Known only afterwards: what runs is not cut off.
+    with pytest.raises(RateLimited) as caught:
+        account.entered(token).__enter__()
+    assert caught.value.metadata == {"limit": "tokens_per_minute"}
+    assert caught.value.retry_after == pytest.approx(30.0)
+    clock.now += 29.9
+    with pytest.raises(RateLimited):
+        account.entered(token).__enter__()
+    clock.now += 0.2
+    with account.entered(token):
+        account.charge(1)
+    clock.now += 3600  # Who was away has not saved up more than a minute's worth.
+    with account.entered(token):
+        account.charge(600)
+    with pytest.raises(RateLimited):
+        account.entered(token).__enter__()
+
+
+def test_a_call_is_charged_to_its_token(tmp_path: Path) -> None:
+    clock = Clock()
+    token, secret = new_token(["infer"], tokens_per_minute=60)
+    other, _ = new_token(["infer"], tokens_per_minute=60)
+    file = tmp_path / "tokens.json"
+    write_tokens(file, Tokens((token, other)))
+    access = Access(file, clock)
+    charge(1_000_000)  # Nobody's.
+    found = access.token(
+        "/headrace.v1.CompletionService/StreamCompletion", [("authorization", f"Bearer {secret}")]
+    )
+    assert found == token
+    with access.entered(token):
+        charge(60)
+    with access.entered(other):
+        pass
+    with pytest.raises(RateLimited):
+        access.entered(token).__enter__()
+    os.utime(file)  # The file is read again, and the debt stays.
+    assert (
+        access.token(
+            "/headrace.v1.CompletionService/StreamCompletion",
+            [("authorization", f"Bearer {secret}")],
+        )
+        == token
+    )
+    with pytest.raises(RateLimited):
+        access.entered(token).__enter__()
