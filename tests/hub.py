@@ -20,7 +20,6 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _LFS = (".safetensors", ".gguf", ".bin")
-_CHUNK = 1 << 14
 
 
 @dataclass
@@ -77,6 +76,10 @@ class Hub:
         self.redirects: dict[str, str] = {}
         """Of the file server: where a path leads."""
         self.asked: list[Asked] = []
+        self.promised = 0
+        """Bytes of files that answers were to have, in all: what was asked for."""
+        self.chunk = 1 << 14
+        """Bytes that are sent at a time."""
         self.sent = 0
         """Bytes of files, in all."""
         self.ranges = True
@@ -126,6 +129,10 @@ class Hub:
     def note(self, asked: Asked) -> None:
         with self._lock:
             self.asked.append(asked)
+
+    def promise(self, length: int) -> None:
+        with self._lock:
+            self.promised += length
 
     def count(self, sent: int) -> None:
         with self._lock:
@@ -212,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         condition = self.headers.get("If-Range")
         if not self.hub.ranges or (condition is not None and condition != etag):
             start = 0
-        if start > len(data):
+        if start and start >= len(data):
             self._say(416, {"Content-Range": f"bytes */{len(data)}"})
             return
         body = data[start:]
@@ -229,6 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        self.hub.promise(len(body))
         fault = self._fault or Fault()
         if fault.wrong:
             body = body[:-1] + bytes([body[-1] ^ 1])
@@ -236,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
         hang = len(body) if fault.hang is None else fault.hang
         sent = 0
         while sent < min(len(body), cut, hang):
-            piece = body[sent : min(sent + _CHUNK, cut, hang)]
+            piece = body[sent : min(sent + self.hub.chunk, cut, hang)]
             self.wfile.write(piece)
             sent += len(piece)
             self.hub.count(len(piece))

@@ -16,6 +16,7 @@ from headrace.v1 import (
     completion_pb2_grpc,
     embedding_pb2_grpc,
     image_pb2_grpc,
+    score_pb2_grpc,
     tokenize_pb2_grpc,
 )
 from headrace_runner.config import RunnerConfig
@@ -23,6 +24,7 @@ from headrace_runner.services.other_kind import (
     NoCompletions,
     NoEmbeddings,
     NoImages,
+    NoScores,
     NoTokens,
     Refusing,
 )
@@ -41,6 +43,7 @@ _SERVICES: Mapping[str, tuple[Callable[[Any, grpc.aio.Server], None], type[Refus
         tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server,
         NoTokens,
     ),
+    "headrace.v1.ScoreService": (score_pb2_grpc.add_ScoreServiceServicer_to_server, NoScores),
     "headrace.v1.ImageService": (image_pb2_grpc.add_ImageServiceServicer_to_server, NoImages),
     "headrace.v1.EmbeddingService": (
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server,

@@ -19,6 +19,7 @@ from headrace_runner.models.markup import load_markup
 from headrace_runner.models.tokenizer import Tokenizer
 from headrace_runner.served import Served, weights_type
 from headrace_runner.services.completion import CompletionServicer
+from headrace_runner.services.score import ScoreServicer
 from headrace_runner.services.tokenize import TokenizeServicer
 from headrace_runner.starting import Start
 from headrace_runner.text_state import TextRunner
@@ -67,5 +68,6 @@ def prepare(config: RunnerConfig, machine: Machine, report: ReportWriter, start:
     servicers = {
         "headrace.v1.CompletionService": CompletionServicer(runner),
         "headrace.v1.TokenizeService": TokenizeServicer(runner),
+        "headrace.v1.ScoreService": ScoreServicer(runner),
     }
     return Served(runner, servicers, {"context_length": runner.context_length})

@@ -37,6 +37,7 @@ from headrace_server.services.completion import CompletionServicer
 from headrace_server.services.embedding import EmbeddingServicer
 from headrace_server.services.image import ImageServicer
 from headrace_server.services.model import ModelServicer
+from headrace_server.services.score import ScoreServicer
 from headrace_server.services.tokenize import TokenizeServicer
 from headrace_server.services.watch import Watch, model_view
 from headrace_server.store import Store
@@ -49,6 +50,7 @@ SERVICES = (
     "headrace.v1.ModelService",
     "headrace.v1.ImageService",
     "headrace.v1.EmbeddingService",
+    "headrace.v1.ScoreService",
 )
 _MEMORY_SHARE = 0.8
 """Of the memory that is available at the start, where the settings name no budget."""
@@ -261,6 +263,7 @@ class App:
         TokenizeServicer(planner, relay).add_to(server)
         ImageServicer(planner, relay).add_to(server)
         EmbeddingServicer(planner, relay).add_to(server)
+        ScoreServicer(planner, relay).add_to(server)
         models = ModelServicer(
             self._store,
             planner,

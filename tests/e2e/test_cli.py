@@ -134,7 +134,10 @@ def test_run_without_a_controller_leaves_nothing(place: Place) -> None:
     left_nothing(place)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_in_the_middle_of_an_answer(
     number: signal.Signals, code: int, place: Place
 ) -> None:

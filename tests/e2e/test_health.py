@@ -85,6 +85,7 @@ async def test_the_services_and_the_models_have_a_health(channel: grpc.aio.Chann
         "headrace.v1.ModelService": SERVING,
         "headrace.v1.ImageService": SERVING,
         "headrace.v1.EmbeddingService": SERVING,
+        "headrace.v1.ScoreService": SERVING,
     }
     assert listed.keys() == services.keys() | {f"model/{MODEL}", f"model/{TINY}"}
     for service, status in services.items():

@@ -251,7 +251,7 @@ async def test_a_runner_that_is_drained_by_hand_loses_no_stream(start: StartCont
     assert answer.completed.resumed >= 1
 
 
-@pytest.mark.parametrize("how", ["signal", "call"])
+@pytest.mark.parametrize("how", ["signal", pytest.param("call", marks=pytest.mark.slow)])
 async def test_a_stream_that_can_end_within_the_grace_ends_where_it_is(
     start: StartController, how: str
 ) -> None:

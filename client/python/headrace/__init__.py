@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from headrace.types import Message as Message
     from headrace.types import Model as Model
     from headrace.types import Progress as Progress
+    from headrace.types import Scores as Scores
     from headrace.types import Started as Started
     from headrace.types import Tool as Tool
     from headrace.types import ToolCall as ToolCall
@@ -65,6 +66,7 @@ _HOMES = {
     "Message": "headrace.types",
     "Model": "headrace.types",
     "Progress": "headrace.types",
+    "Scores": "headrace.types",
     "Started": "headrace.types",
     "Tool": "headrace.types",
     "ToolCall": "headrace.types",

@@ -17,9 +17,32 @@ from headrace import _convert, _convert_upkeep, types
 from headrace._folds import CompletionFold, Fold, TransferFold, VerifyFold, WatchFold
 from headrace._image_fold import ImageFold
 from headrace._image_requests import image
-from headrace._requests import chat, completion, fill_input, invalid, put, put_all, put_duration
-from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
-from headrace.v1 import completion_pb2, embedding_pb2, image_pb2, model_pb2, tokenize_pb2
+from headrace._requests import (
+    chat,
+    completion,
+    fill_input,
+    invalid,
+    put,
+    put_all,
+    put_duration,
+    score,
+)
+from headrace.types import (
+    ChatMessage,
+    CompletionOptions,
+    Continuation,
+    EmbeddingInput,
+    ImageOptions,
+    ScoreOptions,
+)
+from headrace.v1 import (
+    completion_pb2,
+    embedding_pb2,
+    image_pb2,
+    model_pb2,
+    score_pb2,
+    tokenize_pb2,
+)
 
 _QUANTIZATIONS: Mapping[types.Quantize, model_pb2.ImportQuantization.ValueType] = {
     4: model_pb2.IMPORT_QUANTIZATION_4_BITS,
@@ -124,6 +147,22 @@ def embed(
         request,
         embedding_pb2.EmbedResponse,
         _convert.embeddings,
+    )
+
+
+def score_continuations(
+    model: str,
+    prompt: str | None,
+    continuations: Iterable[Continuation],
+    messages: Sequence[ChatMessage] | None,
+    token_ids: Iterable[int] | None,
+    options: ScoreOptions,
+) -> Unary[score_pb2.ScoreResponse, types.Scores]:
+    return Unary(
+        "/headrace.v1.ScoreService/Score",
+        score(model, prompt, continuations, messages, token_ids, options),
+        score_pb2.ScoreResponse,
+        _convert.scores,
     )
 
 

@@ -16,6 +16,7 @@ from headrace.v1 import (
     image_pb2,
     model_pb2,
     runner_pb2,
+    score_pb2,
     tokenize_pb2,
 )
 
@@ -74,6 +75,24 @@ def embeddings(message: embedding_pb2.EmbedResponse) -> types.Embeddings:
         prompt_tokens=tuple(embedding.prompt_tokens for embedding in message.embeddings),
         truncated=tuple(embedding.truncated for embedding in message.embeddings),
         usage=_usage(message.usage),
+        digest=message.digest,
+    )
+
+
+def scores(message: score_pb2.ScoreResponse) -> types.Scores:
+    """How likely continuations are."""
+    return types.Scores(
+        scores=tuple(
+            types.ContinuationScore(
+                logprob=score.logprob,
+                token_ids=tuple(score.token_ids),
+                is_greedy=score.is_greedy,
+                logprobs=tuple(_logprob(entry) for entry in score.logprobs),
+            )
+            for score in message.scores
+        ),
+        usage=_usage(message.usage),
+        timings=_timings(message.timings),
         digest=message.digest,
     )
 

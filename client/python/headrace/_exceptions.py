@@ -70,10 +70,17 @@ class ContextLengthExceeded(HeadraceError):
     code = StatusCode.INVALID_ARGUMENT
     reason = "CONTEXT_LENGTH_EXCEEDED"
 
-    def __init__(self, *, limit: int, actual: int, field: str | None = None) -> None:
-        """`field`: an input that can be cut; None: the prompt, which cannot."""
+    def __init__(
+        self,
+        *,
+        limit: int,
+        actual: int,
+        field: str | None = None,
+        remedy: str = "shorten it, or have it cut with `truncate`",
+    ) -> None:
+        """`field`: an input of several, with its `remedy`; None: the prompt."""
         has = f"{actual} tokens and the context holds {limit}"
-        cut = f"has {has}; shorten it, or have it cut with `truncate`"
+        cut = f"has {has}; {remedy}"
         super().__init__(
             f"the prompt has {has}; shorten the prompt" if field is None else f"{field} {cut}",
             metadata={"limit": limit, "actual": actual},

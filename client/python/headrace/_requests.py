@@ -19,8 +19,17 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message as ProtoMessage
 
 from headrace.errors import FieldViolation, InvalidRequest
-from headrace.types import ChatMessage, CompletionOptions, HasJsonSchema, Message, Tool, ToolCall
-from headrace.v1 import completion_pb2
+from headrace.types import (
+    ChatMessage,
+    CompletionOptions,
+    Continuation,
+    HasJsonSchema,
+    Message,
+    ScoreOptions,
+    Tool,
+    ToolCall,
+)
+from headrace.v1 import completion_pb2, score_pb2
 
 _KINDS = {
     FieldDescriptor.TYPE_STRING: "text",
@@ -205,6 +214,45 @@ def completion(
         options.get("reasoning_max_tokens"),
         path="reasoning.max_tokens",
     )
+    keep_alive = options.get("keep_alive")
+    if keep_alive is not None:
+        put_duration(request.keep_alive, keep_alive, path="keep_alive")
+    return request
+
+
+def score(
+    model: str,
+    prompt: str | None,
+    continuations: Iterable[Continuation],
+    messages: Sequence[ChatMessage] | None,
+    token_ids: Iterable[int] | None,
+    options: ScoreOptions,
+) -> score_pb2.ScoreRequest:
+    """A request to score."""
+    for name in options.keys() - ScoreOptions.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {name!r}")
+    if isinstance(continuations, str | bytes) or not isinstance(continuations, Iterable):
+        raise invalid("continuations", "must be a sequence of texts: put a single one in a list")
+    request = score_pb2.ScoreRequest()
+    put(request, "model", model)
+    fill_input(
+        request.input,
+        prompt,
+        messages,
+        token_ids,
+        options.get("template_options"),
+        options.get("add_generation_prompt"),
+    )
+    for index, given in enumerate(continuations):
+        path, target = f"continuations[{index}]", request.continuations.add()
+        if isinstance(given, str):
+            put(target, "text", given, path=f"{path}.text")
+        else:
+            # Also where there are none: it is tokens all the same.
+            target.token_ids.SetInParent()
+            put_all(target.token_ids, "ids", given, path=f"{path}.token_ids.ids")
+    _logprobs(request.logprobs, options.get("logprobs"))
+    put(request, "priority", options.get("priority"))
     keep_alive = options.get("keep_alive")
     if keep_alive is not None:
         put_duration(request.keep_alive, keep_alive, path="keep_alive")

@@ -114,7 +114,7 @@ def _from_details(status: Status, code: grpc.StatusCode, otherwise: str) -> Head
             retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         elif bad := _unpack(detail, BadRequest):
             violations = [FieldViolation(v.field, v.description) for v in bad.field_violations]
-    if not reason and code is grpc.StatusCode.INTERNAL and _BROKEN_OFF in (error.details() or ""):
+    if not reason and code is grpc.StatusCode.INTERNAL and _BROKEN_OFF in otherwise:
         # Headrace's own INTERNAL has a reason. This is how gRPC names a stream that a proxy breaks
         # off because the server behind it is gone.
         code = grpc.StatusCode.UNAVAILABLE

@@ -26,7 +26,14 @@ from headrace._endpoint import Endpoint
 from headrace._requests import deadline
 from headrace._trace import TraceSlot, aio_trace_ids, failure
 from headrace.telemetry.rpc import aio_client_interceptors
-from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
+from headrace.types import (
+    ChatMessage,
+    CompletionOptions,
+    Continuation,
+    EmbeddingInput,
+    ImageOptions,
+    ScoreOptions,
+)
 
 _MessageT = TypeVar("_MessageT", bound=ProtoMessage)
 _ResultT = TypeVar("_ResultT")
@@ -149,6 +156,23 @@ class AsyncClient:
     ) -> types.Embeddings:
         """Gives a vector for each input."""
         call = _calls.embed(model, inputs, dimensions, normalize, truncate, keep_alive)
+        return await self._unary(call, timeout)
+
+    async def score(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        continuations: Iterable[Continuation],
+        messages: Sequence[ChatMessage] | None = None,
+        token_ids: Iterable[int] | None = None,
+        timeout: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> types.Scores:
+        """Says how likely each continuation of a prompt is. See `Client.score`."""
+        call = _calls.score_continuations(
+            model, prompt, continuations, messages, token_ids, options
+        )
         return await self._unary(call, timeout)
 
     async def tokenize(

@@ -24,7 +24,14 @@ from headrace._streams import (
 )
 from headrace._trace import SyncTraceIds, TraceSlot, failure
 from headrace.telemetry.rpc import SyncClientInterceptor
-from headrace.types import ChatMessage, CompletionOptions, EmbeddingInput, ImageOptions
+from headrace.types import (
+    ChatMessage,
+    CompletionOptions,
+    Continuation,
+    EmbeddingInput,
+    ImageOptions,
+    ScoreOptions,
+)
 
 _MessageT = TypeVar("_MessageT", bound=ProtoMessage)
 _ResultT = TypeVar("_ResultT")
@@ -185,6 +192,35 @@ class Client:
             timeout: seconds that the call may take.
         """
         call = _calls.embed(model, inputs, dimensions, normalize, truncate, keep_alive)
+        return self._unary(call, timeout)
+
+    def score(
+        self,
+        model: str,
+        prompt: str | None = None,
+        *,
+        continuations: Iterable[Continuation],
+        messages: Sequence[ChatMessage] | None = None,
+        token_ids: Iterable[int] | None = None,
+        timeout: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> types.Scores:
+        """Says how likely each continuation of a prompt is. The prompt is computed once.
+
+        Exactly one of `prompt`, `messages` and `token_ids` is required.
+
+        Args:
+            model: name of the model, such as "smollm2:135m".
+            prompt: text that is continued.
+            continuations: 1 to 1,024 texts; instead of a text also tokens, taken as they are.
+            messages: a chat, put into the model's own template.
+            token_ids: tokens, taken as they are.
+            timeout: seconds that the call may take.
+            options: see `ScoreOptions`.
+        """
+        call = _calls.score_continuations(
+            model, prompt, continuations, messages, token_ids, options
+        )
         return self._unary(call, timeout)
 
     def tokenize(

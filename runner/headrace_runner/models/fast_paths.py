@@ -36,7 +36,7 @@ class Head:
     def __init__(self) -> None:
         self.used = False
         """Whether the model has asked it yet: there may be a head of another name."""
-        self._rows: int | None = None
+        self._wanted: slice | mx.array | None = None
         self._seen: list[mx.array] | None = None
 
     @contextmanager
@@ -49,20 +49,21 @@ class Head:
             self._seen = None
 
     @contextmanager
-    def first(self, rows: int) -> Iterator[None]:
-        """Meanwhile the model computes logits for its first inputs alone, of [tokens, 1, size]."""
-        self._rows = rows
+    def only(self, wanted: slice | mx.array) -> Iterator[None]:
+        """Meanwhile the model computes logits for some of its inputs alone, of [tokens, 1, size].
+        An array has their places."""
+        self._wanted = wanted
         try:
             yield
         finally:
-            self._rows = None
+            self._wanted = None
 
     def inputs(self, x: mx.array) -> mx.array:
         """What of the inputs the logits are wanted for."""
         self.used = True
         if self._seen is not None:
             self._seen.append(x)
-        return x if self._rows is None else x[: self._rows]
+        return x if self._wanted is None else x[self._wanted]
 
 
 def trim_head(model: Any) -> Head:

@@ -42,7 +42,7 @@ def delta(event: Delta, tokenizer: Tokenizer) -> CompletionDelta:
         token_ids=event.token_ids,
         # Absent unless asked for: most deltas have none.
         logprobs=[
-            _logprob(token, logprobs, tokenizer)
+            token_logprob(token, logprobs, tokenizer)
             for token, logprobs in zip(event.token_ids, event.logprobs, strict=False)
         ],
         output_tokens=event.output_tokens,
@@ -60,13 +60,18 @@ def completed(
             cached_tokens=cached_tokens,
             output_tokens=sum(end.output_tokens for end in event.choices),
         ),
-        timings=Timings(
-            queue=_span(arrived, event.started_at),
-            load=Duration(),
-            prefill=_span(event.started_at, event.first_token_at),
-            decode=_span(event.first_token_at, event.at),
-            total=_span(arrived, time.perf_counter_ns()),
-        ),
+        timings=timings(arrived, event.started_at, event.first_token_at, event.at),
+    )
+
+
+def timings(arrived: int, started_at: int, prefilled_at: int, ended_at: int) -> Timings:
+    """Where the time went until now, between these times of `perf_counter_ns`."""
+    return Timings(
+        queue=_span(arrived, started_at),
+        load=Duration(),
+        prefill=_span(started_at, prefilled_at),
+        decode=_span(prefilled_at, ended_at),
+        total=_span(arrived, time.perf_counter_ns()),
     )
 
 
@@ -81,7 +86,8 @@ def _choice(index: int, end: ChoiceEnd) -> ChoiceResult:
     return choice
 
 
-def _logprob(token: int, logprobs: Logprobs, tokenizer: Tokenizer) -> TokenLogprob:
+def token_logprob(token: int, logprobs: Logprobs, tokenizer: Tokenizer) -> TokenLogprob:
+    """A token with its log-probability and those of the likeliest in its place."""
     return TokenLogprob(
         token_id=token,
         logprob=logprobs.token,

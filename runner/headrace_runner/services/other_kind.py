@@ -15,6 +15,8 @@ from headrace.v1.embedding_pb2 import EmbedRequest, EmbedResponse
 from headrace.v1.embedding_pb2_grpc import EmbeddingServiceServicer
 from headrace.v1.image_pb2 import StreamImageRequest, StreamImageResponse
 from headrace.v1.image_pb2_grpc import ImageServiceServicer
+from headrace.v1.score_pb2 import ScoreRequest, ScoreResponse
+from headrace.v1.score_pb2_grpc import ScoreServiceServicer
 from headrace.v1.tokenize_pb2 import (
     CountTokensRequest,
     CountTokensResponse,
@@ -86,6 +88,14 @@ class NoTokens(Refusing, TokenizeServiceServicer):
     async def CountTokens(
         self, request: CountTokensRequest, context: Context
     ) -> CountTokensResponse:
+        """Refuses."""
+        self._refuse(request.model, context, "text")
+
+
+class NoScores(Refusing, ScoreServiceServicer):
+    """A model of another kind scores no text."""
+
+    async def Score(self, request: ScoreRequest, context: Context) -> ScoreResponse:
         """Refuses."""
         self._refuse(request.model, context, "text")
 

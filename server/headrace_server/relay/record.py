@@ -92,6 +92,12 @@ class Record:
         self.queue += queue
         self.load += load
 
+    def add_waits(self, timings: Timings, now: float) -> None:
+        """To what the last runner says of itself, where the time went before that."""
+        _add(timings.queue, self.queue)
+        _add(timings.load, self.load)
+        timings.total.CopyFrom(duration(now - self.arrived))
+
     def lost(self, now: float, end: End) -> bool:
         """The runner is lost. Gives whether another may be tried."""
         self._deaths += end is End.DIED
@@ -165,14 +171,13 @@ class StreamRecord(Record, ABC):
 
     def _add_times(self, timings: Timings, now: float) -> None:
         """To those of the last runner, for `completed`."""
-        for part, seconds in (
-            (timings.queue, self.queue),
-            (timings.load, self.load),
-            (timings.prefill, self._prefill),
-            (timings.decode, self._decode),
-        ):
-            part.FromNanoseconds(part.ToNanoseconds() + int(seconds * 1e9))
-        timings.total.CopyFrom(duration(now - self.arrived))
+        self.add_waits(timings, now)
+        for part, seconds in ((timings.prefill, self._prefill), (timings.decode, self._decode)):
+            _add(part, seconds)
+
+
+def _add(part: Duration, seconds: float) -> None:
+    part.FromNanoseconds(part.ToNanoseconds() + int(seconds * 1e9))
 
 
 def duration(seconds: float) -> Duration:

@@ -51,6 +51,8 @@ Kind = Callable[[bytes, float], StreamRecord]
 """Makes the record of a stream, of its request and when that arrived."""
 ReadOutput = Callable[[bytes], Output]
 """Reads off a response what is measured of it."""
+Close = Callable[[bytes, Record, float], bytes]
+"""Makes the response of what the runner gave and of the call's record, now."""
 Use = Callable[[Ticket, dict[str, Any], Turn | None], Awaitable[None]]
 Tell = Callable[[Wait], Awaitable[None]]
 
@@ -178,12 +180,18 @@ class Relay:
             self._note_outcome("stream ended", terms, record, outcome, record.output())
 
     async def unary(
-        self, method: str, request: bytes, terms: Terms, output: ReadOutput | None = None
+        self,
+        method: str,
+        request: bytes,
+        terms: Terms,
+        output: ReadOutput | None = None,
+        close: Close | None = None,
     ) -> bytes:
         """Relay a unary call, `method` as in "/package.Service/Method"; gives the response.
 
         `output`, for a call that the model computes, reads off a response what is measured of it.
-        None: the call is answered without the model, and not measured.
+        None: the call is answered without the model, and not measured. `close`, for such a call,
+        has the response take what is known here; None: it passes as it is.
         Raises the typed error that the call is to end with.
         """
         response = b""
@@ -206,6 +214,8 @@ class Relay:
         try:
             await self._within_time(call)
             given = output(response)
+            if close is not None:
+                response = close(response, record, self._scheduler.now())
         except BaseException as error:
             outcome = kind_of(error)
             raise

@@ -4,11 +4,11 @@ from array import array
 from collections.abc import Iterator
 from hashlib import blake2b
 
-from headrace.v1.completion_pb2 import StreamCompletionRequest
+from headrace.v1.completion_pb2 import CompletionInput, StreamCompletionRequest
 from headrace_server.scheduling.state import BORDERS, Prefixes
 
 
-def fingerprints(request: StreamCompletionRequest) -> Prefixes:
+def fingerprints(request: StreamCompletionRequest | CompletionInput) -> Prefixes:
     """A fingerprint for each border that the prompt reaches, the shortest prefix first.
 
     Two prompts share a fingerprint when they are the same up to there. Nothing of a prompt can be
@@ -32,7 +32,7 @@ def fingerprints(request: StreamCompletionRequest) -> Prefixes:
     return tuple(found)
 
 
-def _parts(request: StreamCompletionRequest) -> Iterator[bytes]:
+def _parts(request: StreamCompletionRequest | CompletionInput) -> Iterator[bytes]:
     """The prompt's bytes in the order of the prompt, without any lengths of what comes later."""
     match request.WhichOneof("input"):
         case "chat":

@@ -23,6 +23,7 @@ def test_a_client_made_from_reflection_alone_completes_a_stream(tiny_runner: Chi
         assert set(database.get_services()) == {
             "headrace.v1.CompletionService",
             "headrace.v1.TokenizeService",
+            "headrace.v1.ScoreService",
             "headrace.v1.RunnerService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",

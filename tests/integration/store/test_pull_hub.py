@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,12 +24,17 @@ from headrace.errors import (
 from headrace_server.store import Progress, PullOptions, Store
 from tests.hub import COMMIT, Fault, Hub, Repo, git_sha1
 from tests.integration.store.sources import nobody_downloads, partials
-from tests.integration.store.test_store import visible
+from tests.stores import visible
 
 REPO = "acme/Tiny-Llama-4bit"
 MODEL = f"hf:{REPO}"
 NAME = "tiny-llama-4bit:latest"
 WEIGHTS = "/blobs/"
+
+
+def slow(*values: object) -> Any:
+    """A case for those who have time."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -70,27 +76,27 @@ async def test_pulled_once_with_its_commit(repo: Repo, server: Hub, tmp_path: Pa
     }
 
 
-async def test_a_branch_that_moved_replaces_the_model(
-    repo: Repo, server: Hub, tmp_path: Path, tiny_gguf: Path
-) -> None:
-    store = Store(tmp_path / "home")
+@pytest.mark.slow
+async def test_a_branch_that_moved_replaces_the_model(repo: Repo, server: Hub, home: Path) -> None:
+    store = Store(home)
     first = await store.pull(MODEL)
     repo.files["README.md"] = b"---\nlicense: mit\n---\n"
     repo.commit = "f" * 40
     second = await store.pull(MODEL)
     assert second.full_name == first.full_name
     assert (second.source, second.license) == (f"hf:{REPO}@{'f' * 40}", "mit")
-    assert store.list() == [second]
+    own = store.get("tiny:q4")
+    assert store.list() == [second, own]
     pinned = await store.pull(f"{MODEL}@{'f' * 40}")
     assert pinned.full_name == f"tiny-llama-4bit:{'f' * 12}"
 
-    own = await store.import_model(tiny_gguf, "mine")
-    with pytest.raises(InvalidRequest, match=r"mine:latest from tiny\.gguf") as caught:
-        await store.pull(MODEL, options=PullOptions(name="mine"))
+    with pytest.raises(InvalidRequest, match=r"tiny:q4 from tiny\.gguf") as caught:
+        await store.pull(MODEL, options=PullOptions(name="tiny:q4"))
     assert caught.value.violations[0].field == "name"
-    assert store.get("mine") == own
+    assert store.get("tiny:q4") == own
 
 
+@pytest.mark.slow
 async def test_one_gguf_of_several_is_chosen(server: Hub, tmp_path: Path, tiny_gguf: Path) -> None:
     data = tiny_gguf.read_bytes()
     server.repos["acme/Tiny-GGUF"] = Repo(
@@ -111,6 +117,7 @@ async def test_one_gguf_of_several_is_chosen(server: Hub, tmp_path: Path, tiny_g
     assert server.sent == len(data)
 
 
+@pytest.mark.slow
 async def test_two_pulls_at_once_download_once(repo: Repo, server: Hub, tmp_path: Path) -> None:
     home = tmp_path / "home"
     first, second = await asyncio.gather(Store(home).pull(MODEL), Store(home).pull(MODEL))
@@ -118,6 +125,7 @@ async def test_two_pulls_at_once_download_once(repo: Repo, server: Hub, tmp_path
     assert len(server.starts(WEIGHTS)) == 1
 
 
+@pytest.mark.slow
 async def test_a_cancelled_pull_stops_at_once_and_the_next_goes_on(
     repo: Repo, server: Hub, tmp_path: Path
 ) -> None:
@@ -144,15 +152,15 @@ async def test_a_cancelled_pull_stops_at_once_and_the_next_goes_on(
     assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 async def test_what_passes_is_tried_again(repo: Repo, server: Hub, tmp_path: Path) -> None:
     server.fail("/api/models/", Fault(status=503), Fault(status=429, headers={"Retry-After": "0"}))
     server.fail("config.json", Fault(status=500), Fault(status=429))
-    faults = [Fault(cut=n) for n in (1, 0, 5_000, 0, 0, 9_000)]
-    server.fail(WEIGHTS, *faults, Fault(hang=10), Fault(status=502))
+    server.fail(WEIGHTS, Fault(cut=5_000), Fault(status=502))
     store = Store(tmp_path / "home")
     store.verify(await store.pull(MODEL))
-    assert server.starts(WEIGHTS) == [0, 1, 1, 5_001, 5_001, 5_001, 14_001, 14_011, 14_011]
+    assert server.starts(WEIGHTS) == [0, 5_000, 5_000]
     assert server.sent == sum(len(repo.files[f.path]) for f in store.get(NAME).files)
 
 
@@ -160,15 +168,10 @@ async def test_what_passes_is_tried_again(repo: Repo, server: Hub, tmp_path: Pat
 @pytest.mark.parametrize(
     ("part", "fault", "kind", "words", "retry_after"),
     [
-        ("/api/", Fault(status=500), SourceUnavailable, "HTTP 500", 5.0),
         ("/api/", Fault(status=429, headers={"Retry-After": "900"}), SourceUnavailable, "429", 900),
-        ("/api/", Fault(status=418), SourceUnavailable, "HTTP 418", None),
-        (WEIGHTS, Fault(status=503), SourceUnavailable, "HTTP 503", 5.0),
-        (WEIGHTS, Fault(cut=0), SourceUnavailable, "broke off", 5.0),
-        (WEIGHTS, Fault(hang=0), SourceUnavailable, r"no byte of .* for 0\.5 s", 5.0),
-        (WEIGHTS, Fault(status=404), ModelNotFound, r"nothing at .*model\.safetensors", None),
+        slow(WEIGHTS, Fault(status=503), SourceUnavailable, "HTTP 503", 5.0),
         (WEIGHTS, Fault(wrong=True), ModelCorrupt, r"SHA-256.*thrown away", None),
-        ("config.json", Fault(wrong=True), ModelCorrupt, r"Git's SHA-1.*thrown away", None),
+        slow("/config.json", Fault(wrong=True), ModelCorrupt, r"Git's SHA-1.*thrown away", None),
     ],
 )
 async def test_what_does_not_pass(
@@ -189,10 +192,11 @@ async def test_what_does_not_pass(
     left = visible(tmp_path / "home")
     assert not [path for path in left if path.startswith(("models", "snapshots", "tmp/"))]
     if fault.wrong:
-        wrong = repo.files["config.json" if part == "config.json" else "model.safetensors"]
+        wrong = repo.files["model.safetensors" if part == WEIGHTS else "config.json"]
         assert key_of(wrong, lfs=part == WEIGHTS) not in partials(tmp_path / "home")
 
 
+@pytest.mark.slow
 async def test_who_may_not_read_is_told_how_he_may(
     repo: Repo, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,9 +206,6 @@ async def test_who_may_not_read_is_told_how_he_may(
         await store.pull(MODEL)
     assert caught.value.retry_after is None
     monkeypatch.setenv("HF_TOKEN", "hf_wrongwrongwrong")
-    with pytest.raises(SourceUnavailable, match="gated") as caught:
-        await store.pull(MODEL)
-    assert "hf_" not in str(caught.value)
     repo.private = True
     with pytest.raises(ModelNotFound, match=r"no repository acme/Tiny.*HF_TOKEN"):
         await store.pull(MODEL)
@@ -224,6 +225,7 @@ async def test_who_may_not_read_is_told_how_he_may(
     assert with_token == {a.path for a in server.asked if not a.path.startswith(WEIGHTS)}
 
 
+@pytest.mark.slow
 async def test_a_hub_that_is_not_there(
     tmp_path: Path, server: Hub, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
@@ -246,6 +248,7 @@ async def test_a_hub_that_is_not_there(
     assert off.value.retry_after is None
 
 
+@pytest.mark.slow
 async def test_a_mirror_that_lists_no_sizes(repo: Repo, server: Hub, tmp_path: Path) -> None:
     server.sizes = False
     server.fail(WEIGHTS, Fault(wrong=True))
@@ -264,6 +267,7 @@ async def test_a_listing_that_leads_out_of_the_model(
     assert server.sent == 0
 
 
+@pytest.mark.slow
 async def test_a_model_that_cannot_be_imported_leaves_nothing(
     repo: Repo, server: Hub, tmp_path: Path
 ) -> None:

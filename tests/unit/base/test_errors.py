@@ -110,7 +110,9 @@ def test_every_reason_has_one_class_and_back() -> None:
 @pytest.mark.parametrize("reason", EXAMPLES)
 def test_an_error_comes_back_as_it_was(reason: str) -> None:
     error, code = EXAMPLES[reason]
+    told = errors.from_status(to_status(error))
     back = from_rpc_error(wire(error))
+    assert vars(told) == vars(back)
     assert type(back) is type(error)
     assert (back.code, back.reason, back.message) == (code, reason, error.message)
     assert back.metadata == error.metadata

@@ -11,12 +11,19 @@ import pytest
 from headrace.errors import Draining
 from headrace.rpc.options import UNARY_METHODS, channel_options, server_options
 from headrace.rpc.service import server_interceptors
-from headrace.v1 import embedding_pb2, model_pb2, runner_pb2, tokenize_pb2, tokenize_pb2_grpc
+from headrace.v1 import (
+    embedding_pb2,
+    model_pb2,
+    runner_pb2,
+    score_pb2,
+    tokenize_pb2,
+    tokenize_pb2_grpc,
+)
 
 
 def test_the_unary_methods_are_those_of_the_contract() -> None:
     found: dict[str, set[str]] = {}
-    for file in (embedding_pb2, model_pb2, runner_pb2, tokenize_pb2):
+    for file in (embedding_pb2, model_pb2, runner_pb2, score_pb2, tokenize_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             methods = {m.name for m in service.methods if not m.server_streaming}
             found[service.full_name] = methods

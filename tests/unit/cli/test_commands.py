@@ -13,6 +13,7 @@ from headrace.cli.app import COMMANDS, cli
 from headrace.cli.output import duration, size
 from headrace.errors import (
     ContextLengthExceeded,
+    InsufficientDisk,
     ModelNotFound,
     QueueFull,
     RunnerCrashed,
@@ -118,6 +119,22 @@ def test_progress_moves_on_a_terminal(
     code, out, err = headrace("run", "m", "hi")
     assert (code, out) == (0, "Hello\n")
     assert "\r\x1b[2Kloading m 40%\r\x1b[2K" in err
+
+
+def test_pull_from_elsewhere(fake: Fake, headrace: Run) -> None:
+    fake.transfer = [model_pb2.StreamPullModelResponse(completed=say.model("n:1"))]
+    code, out, _ = headrace("pull", "https://host/m.gguf?sig=x", "--as", "n", "--sha256", "ab" * 32)
+    assert (code, out) == (0, "n:1 is in the store, 98 MB\n")
+    assert fake.requests[-1] == model_pb2.StreamPullModelRequest(
+        model="https://host/m.gguf?sig=x", name="n", sha256="ab" * 32
+    )
+    headrace("pull", "hf:a/b", "--file", "a", "--file", "b", "--revision", "v", "--allow-http")
+    assert fake.requests[-1] == model_pb2.StreamPullModelRequest(
+        model="hf:a/b", files=["a", "b"], revision="v", allow_http=True
+    )
+    fake.transfer = [InsufficientDisk(needs=9, free=4)]
+    code, _, err = headrace("pull", "hf:a/b")
+    assert (code, "9 bytes of disk are needed" in err, "`headrace rm`" in err) == (4, True, True)
 
 
 def test_a_model_that_nobody_has(fake: Fake, headrace: Run) -> None:

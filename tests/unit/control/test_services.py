@@ -32,11 +32,13 @@ from headrace.v1 import completion_pb2 as completion
 from headrace.v1 import embedding_pb2 as embedding
 from headrace.v1 import image_pb2 as image
 from headrace.v1 import model_pb2 as model
+from headrace.v1 import score_pb2 as score
 from headrace.v1 import tokenize_pb2 as tokenize
 from headrace.v1.completion_pb2_grpc import CompletionServiceStub
 from headrace.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from headrace.v1.image_pb2_grpc import ImageServiceStub
 from headrace.v1.model_pb2_grpc import ModelServiceStub
+from headrace.v1.score_pb2_grpc import ScoreServiceStub
 from headrace.v1.tokenize_pb2_grpc import TokenizeServiceStub
 from headrace_server.app import SERVICES, App
 from headrace_server.config import ServerConfig
@@ -95,6 +97,12 @@ def call(channel: grpc.aio.Channel, method: str, name: str) -> Any:
             EmbeddingServiceStub(channel).Embed,
             embedding.EmbedRequest(model=name, inputs=[embedding.EmbeddingInput(text="x")]),
         ),
+        "score": (
+            ScoreServiceStub(channel).Score,
+            score.ScoreRequest(
+                model=name, input=prompt, continuations=[score.Continuation(text="y")]
+            ),
+        ),
         "draw": (
             ImageServiceStub(channel).StreamImage,
             image.StreamImageRequest(model=name, prompt="x"),
@@ -110,7 +118,7 @@ def call(channel: grpc.aio.Channel, method: str, name: str) -> Any:
     return stub(request)
 
 
-TEXT_METHODS = ("complete", "tokenize", "detokenize", "render", "count")
+TEXT_METHODS = ("complete", "score", "tokenize", "detokenize", "render", "count")
 MODEL_METHODS = ("get", "copy", "delete", "load", "unload", "pull")
 
 

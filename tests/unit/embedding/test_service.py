@@ -27,12 +27,14 @@ from headrace.errors import (
 )
 from headrace.telemetry import names
 from headrace.v1.common_pb2 import TokenIds
-from headrace.v1.completion_pb2 import StreamCompletionRequest
+from headrace.v1.completion_pb2 import CompletionInput, StreamCompletionRequest
 from headrace.v1.completion_pb2_grpc import CompletionServiceStub
 from headrace.v1.embedding_pb2 import EmbeddingInput, EmbedRequest, EmbedResponse
 from headrace.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from headrace.v1.image_pb2 import StreamImageRequest
 from headrace.v1.image_pb2_grpc import ImageServiceStub
+from headrace.v1.score_pb2 import Continuation, ScoreRequest
+from headrace.v1.score_pb2_grpc import ScoreServiceStub
 from headrace.v1.tokenize_pb2 import TokenizeRequest
 from headrace.v1.tokenize_pb2_grpc import TokenizeServiceStub
 from headrace_runner.embedding_app import prepare
@@ -239,6 +241,14 @@ async def test_whoever_cancels_leaves_nothing_behind(
 async def test_other_services_say_what_the_model_is_for(served: Served) -> None:
     for method, request in (
         (TokenizeServiceStub(served.channel).Tokenize, TokenizeRequest(model=MODEL, text="x")),
+        (
+            ScoreServiceStub(served.channel).Score,
+            ScoreRequest(
+                model=MODEL,
+                input=CompletionInput(prompt="x"),
+                continuations=[Continuation(text="y")],
+            ),
+        ),
         (
             lambda *a, **k: CompletionServiceStub(served.channel).StreamCompletion(*a, **k).read(),
             StreamCompletionRequest(model=MODEL, prompt="x"),

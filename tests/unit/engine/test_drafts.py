@@ -74,12 +74,12 @@ class Guessing(TextBatch):
 
     steps = 0
 
-    def step(self) -> Any:
+    def step(self, *, prompts: bool = True) -> Any:
         self.steps += 1
         for row in self._rows.values():
             if row.drafting is not None:
                 row.drafting.worth.count = lambda: 4  # type: ignore[method-assign]
-        return super().step()
+        return super().step(prompts=prompts)
 
 
 @pytest.mark.parametrize(

@@ -247,18 +247,21 @@ def test_a_model_whose_attention_is_routed_computes_the_same() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_for_the_first_inputs_alone(tied: bool) -> None:
+def test_logits_for_some_of_the_inputs_alone(tied: bool) -> None:
     model = tiny_model(tie_word_embeddings=tied)
     tokens = mx.array([[5], [9], [200], [31]])
     whole = model(tokens)
     mx.eval(whole)
     older, head = trim_head(model), trim_head(model)
-    with head.first(2):
+    with head.only(slice(2)):
         trimmed = model(tokens)
     assert trimmed.shape == (2, *whole.shape[1:])
     assert mx.allclose(trimmed, whole[:2], rtol=1e-5, atol=1e-5)
-    with older.first(1):  # It has been replaced.
+    with head.only(mx.array([3, 1])):
+        some = model(tokens)
+    assert mx.allclose(some, whole[mx.array([3, 1])], rtol=1e-5, atol=1e-5)
+    with older.only(slice(1)):  # It has been replaced.
         assert mx.allclose(model(tokens), whole, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ZeroDivisionError), head.first(1):
+    with pytest.raises(ZeroDivisionError), head.only(slice(1)):
         raise ZeroDivisionError
     assert mx.allclose(model(tokens), whole, rtol=1e-5, atol=1e-5)

@@ -29,6 +29,8 @@ from headrace.v1 import (
     model_pb2,
     model_pb2_grpc,
     runner_pb2,
+    score_pb2,
+    score_pb2_grpc,
     tokenize_pb2,
     tokenize_pb2_grpc,
 )
@@ -345,6 +347,35 @@ class Embeddings(embedding_pb2_grpc.EmbeddingServiceServicer):
         )
 
 
+class Scores(score_pb2_grpc.ScoreServiceServicer):
+    """A continuation's tokens are its bytes, each as likely as the next one; short ones are what
+    would be written."""
+
+    def __init__(self, fake: Fake) -> None:
+        self.fake = fake
+
+    def Score(self, request: Any, context: Any) -> Any:
+        self.fake.unary(request, context)
+        ids = [list(c.text.encode()) or list(c.token_ids.ids) for c in request.continuations]
+        return score_pb2.ScoreResponse(
+            scores=[
+                score_pb2.ContinuationScore(
+                    logprob=-0.5 * len(each),
+                    token_ids=each,
+                    logprobs=[
+                        completion_pb2.TokenLogprob(token_id=i, logprob=-0.5, piece=bytes([i]))
+                        for i in each
+                        if request.logprobs.enabled
+                    ],
+                    is_greedy=len(each) < 3,
+                )
+                for each in ids
+            ],
+            usage=common_pb2.Usage(prompt_tokens=4 + sum(map(len, ids)), cached_tokens=2),
+            digest="sha256:0",
+        )
+
+
 class Tokenizers(tokenize_pb2_grpc.TokenizeServiceServicer):
     """One token a byte."""
 
@@ -447,6 +478,7 @@ def serving(socket: Path) -> Iterator[Fake]:
         completion_pb2_grpc.add_CompletionServiceServicer_to_server(Completions(fake), server)
         image_pb2_grpc.add_ImageServiceServicer_to_server(Images(fake), server)
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(Embeddings(fake), server)
+        score_pb2_grpc.add_ScoreServiceServicer_to_server(Scores(fake), server)
         tokenize_pb2_grpc.add_TokenizeServiceServicer_to_server(Tokenizers(fake), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(Models(fake), server)
         checks = health.HealthServicer()

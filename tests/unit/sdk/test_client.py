@@ -302,6 +302,18 @@ def test_pull_and_import(fake: Fake, tmp_path: Path) -> None:
         pull = client.pull_model("m")
         assert list(pull) == [TransferProgress(TransferPhase.DOWNLOAD, 1, 2)]
         assert pull.collect().name == "m:1"
+        assert fake.requests[-1] == model_pb2.StreamPullModelRequest(model="m")
+        client.pull_model(
+            "hf:a/b", name="n", revision="v1", files=["*.gguf"], sha256="ab" * 32, allow_http=False
+        ).collect()
+        assert fake.requests[-1] == model_pb2.StreamPullModelRequest(
+            model="hf:a/b",
+            name="n",
+            revision="v1",
+            files=["*.gguf"],
+            sha256="ab" * 32,
+            allow_http=False,
+        )
         fake.transfer = [model_pb2.StreamImportModelResponse(completed=say.model("n:1"))]
         assert client.import_model(tmp_path, "n", replace=True).collect().name == "n:1"
         assert fake.requests[-1].source_path == str(tmp_path)

@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pool
 import headrace
 from headrace import _calls, types
 from headrace._target import resolve_target
-from headrace.types import CompletionOptions, ImageOptions
+from headrace.types import CompletionOptions, ImageOptions, ScoreOptions
 
 
 def test_exports() -> None:
@@ -36,6 +36,7 @@ def test_exports() -> None:
         "Model",
         "ModelWatch",
         "Progress",
+        "Scores",
         "Started",
         "Tool",
         "ToolCall",
@@ -68,6 +69,7 @@ def test_every_method_is_in_the_contract() -> None:
         _calls.stream_completion("m", "p", None, None, CompletionOptions()),
         _calls.stream_image("a rose", "m", ImageOptions()),
         _calls.embed("m", ["a"], None, None, None, None),
+        _calls.score_continuations("m", "p", ["a"], None, None, ScoreOptions()),
         _calls.tokenize("m", "", None, None),
         _calls.detokenize("m", [], None),
         _calls.render_chat("m", [], None, None),

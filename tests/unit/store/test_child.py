@@ -21,6 +21,17 @@ async def test_lines_status_and_errors() -> None:
     assert lines == ["a", "b1"]
 
 
+async def test_what_it_is_told_first_and_that_its_input_stays_open() -> None:
+    program = (
+        "import select, sys; line = sys.stdin.readline(); "
+        "print(len(line), select.select([0], [], [], 0.1)[0])"
+    )
+    lines: list[str] = []
+    text = "x" * 200_000
+    await run_child([sys.executable, "-c", program], lines.append, {}, first_line=text)
+    assert lines == ["200001 []"]
+
+
 async def test_floods_of_errors_are_drained_and_cut() -> None:
     program = "import sys; sys.stderr.write('x' * 5_000_000 + 'end'); print('done')"
     lines: list[str] = []

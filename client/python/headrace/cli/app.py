@@ -17,6 +17,7 @@ COMMANDS = {
     "chat": ("run", "Chat with a model."),
     "image": ("image", "Draw a picture."),
     "embed": ("embed", "Turn texts into vectors."),
+    "score": ("score", "Say how likely texts are behind a prompt."),
     "tokenize": ("tokenize", "Show the tokens of a text."),
     "pull": ("models", "Fetch a model into the store."),
     "import": ("models", "Bring in a GGUF file or an MLX or Hugging Face directory."),

@@ -22,6 +22,7 @@ UNARY_METHODS: Final = {
         "UnloadModel",
     ),
     "headrace.v1.RunnerService": ("Abort", "Drain", "GetRunner"),
+    "headrace.v1.ScoreService": ("Score",),
     "headrace.v1.TokenizeService": ("CountTokens", "Detokenize", "RenderChat", "Tokenize"),
 }
 """The methods that a channel may retry by itself, by service."""

@@ -1,4 +1,4 @@
-"""What telemetry says of a request to generate, or to embed."""
+"""What telemetry says of a request to generate, to embed or to score."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from headrace.telemetry import names
 from headrace.v1.completion_pb2 import StreamCompletionRequest
 from headrace.v1.embedding_pb2 import EmbedRequest
 from headrace.v1.image_pb2 import StreamImageRequest
+from headrace.v1.score_pb2 import ScoreRequest
 
-Request: TypeAlias = StreamCompletionRequest | StreamImageRequest | EmbedRequest
+Request: TypeAlias = StreamCompletionRequest | StreamImageRequest | EmbedRequest | ScoreRequest
 
 
 def request_attributes(request: Request) -> dict[str, str]:
@@ -24,6 +25,8 @@ def request_attributes(request: Request) -> dict[str, str]:
 def _operation(request: Request) -> str:
     if isinstance(request, EmbedRequest):
         return names.OPERATION_EMBEDDINGS
+    if isinstance(request, ScoreRequest):
+        return names.OPERATION_SCORE
     if isinstance(request, StreamImageRequest):
         return names.OPERATION_GENERATE_CONTENT
     chat = request.WhichOneof("input") == "chat"

@@ -109,6 +109,8 @@ OPERATION_CHAT: Final = "chat"
 OPERATION_TEXT_COMPLETION: Final = "text_completion"
 OPERATION_GENERATE_CONTENT: Final = "generate_content"
 OPERATION_EMBEDDINGS: Final = "embeddings"
+OPERATION_SCORE: Final = "score"
+"""No name of the conventions', which have none for it."""
 
 GEN_AI_REQUEST_DURATION: Final = HistogramSpec(
     "gen_ai.server.request.duration",
@@ -145,6 +147,7 @@ SPAN_IMAGE_DENOISING: Final = "headrace.image.denoising"
 SPAN_IMAGE_DECODING: Final = "headrace.image.decoding"
 SPAN_IMAGE_WRITING: Final = "headrace.image.writing"
 SPAN_EMBEDDING: Final = "headrace.embedding"
+SPAN_SCORE: Final = "headrace.score"
 
 EVENT_FIRST_TOKEN: Final = "headrace.first_token"
 EVENT_RUNNER_DIED: Final = "headrace.runner.died"
@@ -197,6 +200,8 @@ HEADRACE_IMAGE_TOGETHER: Final = "headrace.image.together"
 
 HEADRACE_EMBEDDING_INPUTS: Final = "headrace.embedding.inputs"
 HEADRACE_EMBEDDING_BATCHES: Final = "headrace.embedding.batches"
+HEADRACE_SCORE_CONTINUATIONS: Final = "headrace.score.continuations"
+HEADRACE_SCORE_PASSES: Final = "headrace.score.passes"
 """Batches that the inputs were computed in, those shared with other requests included."""
 
 HEADRACE_MODEL_NAME: Final = "headrace.model.name"

@@ -60,6 +60,7 @@ from headrace.types.models import (
     TransferProgress,
     WatchCheckpoint,
 )
+from headrace.types.scores import Continuation, ContinuationScore, ScoreOptions, Scores
 from headrace.types.tokens import (
     Detokenized,
     RenderedChat,
@@ -85,6 +86,8 @@ __all__ = [
     "Completion",
     "CompletionEvent",
     "CompletionOptions",
+    "Continuation",
+    "ContinuationScore",
     "DamagedFile",
     "Delta",
     "Detokenized",
@@ -126,6 +129,8 @@ __all__ = [
     "RunnerReport",
     "RunnerState",
     "RunnersSnapshot",
+    "ScoreOptions",
+    "Scores",
     "Started",
     "Timings",
     "TokenCount",

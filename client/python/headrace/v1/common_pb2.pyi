@@ -31,7 +31,7 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     MODEL_KIND_UNSPECIFIED: _ModelKind.ValueType  # 0
     """Not said."""
     MODEL_KIND_TEXT: _ModelKind.ValueType  # 1
-    """A language model: completions and tokenizing."""
+    """A language model: completions, scores and tokenizing."""
     MODEL_KIND_IMAGE: _ModelKind.ValueType  # 2
     """An image model: text to image and image to image."""
     MODEL_KIND_EMBEDDING: _ModelKind.ValueType  # 3
@@ -43,7 +43,7 @@ class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
 MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
 """Not said."""
 MODEL_KIND_TEXT: ModelKind.ValueType  # 1
-"""A language model: completions and tokenizing."""
+"""A language model: completions, scores and tokenizing."""
 MODEL_KIND_IMAGE: ModelKind.ValueType  # 2
 """An image model: text to image and image to image."""
 MODEL_KIND_EMBEDDING: ModelKind.ValueType  # 3

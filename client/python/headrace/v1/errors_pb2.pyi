@@ -30,8 +30,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Metadata: none.
     """
     ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: _ErrorReason.ValueType  # 2
-    """INVALID_ARGUMENT. The prompt, or an input to be embedded, has more tokens
-    than the model's context. BadRequest names the input, if it is one.
+    """INVALID_ARGUMENT. The prompt, with a continuation to be scored, or an input
+    to be embedded has more tokens than the model's context. BadRequest names
+    the continuation or the input, if it is one.
     Metadata: `limit` (tokens), `actual` (tokens).
     """
     ERROR_REASON_UNSUPPORTED_PARAMETER: _ErrorReason.ValueType  # 3
@@ -153,8 +154,9 @@ message could not be decoded. BadRequest names each field and its rule.
 Metadata: none.
 """
 ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: ErrorReason.ValueType  # 2
-"""INVALID_ARGUMENT. The prompt, or an input to be embedded, has more tokens
-than the model's context. BadRequest names the input, if it is one.
+"""INVALID_ARGUMENT. The prompt, with a continuation to be scored, or an input
+to be embedded has more tokens than the model's context. BadRequest names
+the continuation or the input, if it is one.
 Metadata: `limit` (tokens), `actual` (tokens).
 """
 ERROR_REASON_UNSUPPORTED_PARAMETER: ErrorReason.ValueType  # 3

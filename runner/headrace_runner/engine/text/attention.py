@@ -27,6 +27,7 @@ def attend(
     values: mx.array,
     scale: float,
     padding: mx.array | None = None,
+    recent: mx.array | None = None,
     *,
     by_products: bool,
 ) -> mx.array:
@@ -34,33 +35,52 @@ def attend(
     dimension, which is that of the values.
 
     `padding`, [rows, 1, 1, tokens], is added to the scores: minus infinity where a row has no key.
+    `recent`, [queries, queries], is added to the scores of the queries' own tokens instead of what
+    makes them causal; not together with `padding`.
     `by_products` computes it from matrix products and `decay`, which is faster on a CPU.
     """
     tokens = queries.shape[2]
     if not by_products:
-        mask: mx.array | str | None = padding if padding is not None or tokens == 1 else "causal"
-        if padding is not None and tokens > 1:
-            mask = padding + mx.pad(_future(tokens), [(0, 0), (keys.shape[2] - tokens, 0)])
-        if isinstance(mask, mx.array):
-            mask = mask.astype(queries.dtype)
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        if recent is not None:
+            mask = mx.pad(recent, [(0, 0), (keys.shape[2] - tokens, 0)]).astype(queries.dtype)
+            return mx.fast.scaled_dot_product_attention(
+                queries, keys, values, scale=scale, mask=mask
+            )
+        return _fused(queries, keys, values, scale, padding)
     least, most = _QUERIES
     block = min(max(_SCORES // (queries.shape[1] * keys.shape[2]), least), most)
     if tokens <= block:
-        return _by_products(queries * scale, keys, values, padding)
+        return _by_products(queries * scale, keys, values, padding, recent)
     parts = []
     before = keys.shape[2] - tokens
     for start in range(0, tokens, block):
         end = min(start + block, tokens)
         seen = slice(0, before + end)
         part = None if padding is None else padding[..., seen]
+        own = None if recent is None else recent[start:end, :end]
         some = queries[:, :, start:end] * scale
-        parts.append(_by_products(some, keys[:, :, seen], values[:, :, seen], part))
+        parts.append(_by_products(some, keys[:, :, seen], values[:, :, seen], part, own))
     return mx.concatenate(parts, axis=2)
 
 
+def _fused(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, padding: mx.array | None
+) -> mx.array:
+    tokens = queries.shape[2]
+    mask: mx.array | str | None = padding if padding is not None or tokens == 1 else "causal"
+    if padding is not None and tokens > 1:
+        mask = padding + mx.pad(_future(tokens), [(0, 0), (keys.shape[2] - tokens, 0)])
+    if isinstance(mask, mx.array):
+        mask = mask.astype(queries.dtype)
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
 def _by_products(
-    queries: mx.array, keys: mx.array, values: mx.array, padding: mx.array | None
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    padding: mx.array | None,
+    own: mx.array | None,
 ) -> mx.array:
     rows, query_heads, tokens, size = queries.shape
     heads, length = keys.shape[1:3]
@@ -70,10 +90,13 @@ def _by_products(
     scores = (folded @ keys.swapaxes(-1, -2)).astype(mx.float32)
     if padding is not None:
         scores = scores + padding
-    if tokens > 1:
+    if own is None and tokens > 1:
         # Only among the last keys, those of the queries' own tokens, can one be too late.
+        own = _future(tokens)
+    if own is not None:
         recent = scores.reshape(rows, query_heads, tokens, length)
-        recent[..., length - tokens :] = recent[..., length - tokens :] + _future(tokens)
+        first = length - own.shape[1]
+        recent[..., first:] = recent[..., first:] + own
         scores = recent.reshape(scores.shape)
     weights = decay(scores.max(axis=-1, keepdims=True) - scores)
     found = (weights.astype(values.dtype) @ values) / weights.sum(axis=-1, keepdims=True)

@@ -62,6 +62,11 @@ class TextBatch:
         return len(self._rows) + sum(len(joining.rows) for joining in self._line)
 
     @property
+    def joining(self) -> bool:
+        """Whether there are prompts in line."""
+        return bool(self._line)
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of all keys and values, of what is remembered too."""
         states = [joining.state for joining in self._line if joining.state is not None]
@@ -152,13 +157,29 @@ class TextBatch:
                     raise
                 self._restart()
 
-    def step(self) -> tuple[list[Prefilled], list[Drawn]]:
-        """Computes some of the prompts, and the next token of every row that has its own behind."""
+    def spare(self) -> int:
+        """How many tokens may be computed now in a pass of its own, beside the rows that decode.
+
+        To be told to `spent`.
+        """
+        if self._order:
+            mx.eval(self._next)  # Or the step under way would count as part of it.
+        return self._pace.tokens(decoding=bool(self._rows))
+
+    def spent(self, tokens: int, seconds: float) -> None:
+        """A pass of its own took so long for so many tokens."""
+        self._pace.prefilled(tokens, seconds, decoding=bool(self._rows))
+
+    def step(self, *, prompts: bool = True) -> tuple[list[Prefilled], list[Drawn]]:
+        """Computes some of the prompts, and the next token of every row that has its own behind.
+
+        Without `prompts` these wait: what may be computed beside the rows is for somebody else.
+        """
         began = time.perf_counter()
         if self._line and self._order:
             mx.eval(self._next)  # Or the step under way would count as part of the prefill.
         hurried = bool(self._rows) and not self._gathering()
-        budget = self._pace.tokens(decoding=hurried)
+        budget = self._pace.tokens(decoding=hurried) if prompts else 0
         if hurried and self._line and budget <= self._layout.together:
             chunks = self._chunks(budget)
             rows, drawn = len(self._rows), self._decode(chunks)

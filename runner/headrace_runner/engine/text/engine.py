@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headrace_runner.engine.engine import Engine
-from headrace_runner.engine.text.request import Event, GenerationRequest
+from headrace_runner.engine.text.request import Event, TextRequest
 from headrace_runner.engine.text.stream import TextStream
 from headrace_runner.engine.text.worker import Limits, TextWorker
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
 
 
-class TextEngine(Engine[LoadedModel, GenerationRequest, Event]):
-    """Generates text for many requests at once."""
+class TextEngine(Engine[LoadedModel, TextRequest, Event]):
+    """Generates and scores text for many requests at once."""
 
     def __init__(
         self, load: Callable[[], LoadedModel], tokenizer: Tokenizer, limits: Limits

@@ -15,8 +15,10 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from headrace_runner.engine.text.attention import attend
+from headrace_runner.engine.text.layout import Piece
 from headrace_runner.engine.text.windows import Prompt, Window
 from headrace_runner.models.fast_paths import Head
 
@@ -36,15 +38,23 @@ class _Part(Protocol):
 
 
 class _PromptPart:
-    """The next tokens of one row in prefill."""
+    """The next tokens of one row in prefill, and branches that each follow them."""
 
-    def __init__(self, prompt: Prompt, tokens: int, by_products: bool) -> None:
-        self.tokens = tokens
+    def __init__(
+        self, prompt: Prompt, trunk: int, by_products: bool, branches: Sequence[int] = ()
+    ) -> None:
+        """`trunk` and `branches`: how many tokens."""
+        self.tokens = trunk + sum(branches)
         self._prompt = prompt
+        self._trunk = trunk
+        self._branches = branches
         self._by_products = by_products
+        self._apart = _apart(trunk, branches) if branches else None
 
     def positions(self) -> list[int]:
-        return list(range(self._prompt.length, self._prompt.length + self.tokens))
+        start, fork = self._prompt.length, self._prompt.length + self._trunk
+        branches = [fork + place for length in self._branches for place in range(length)]
+        return [*range(start, fork), *branches]
 
     def attend(
         self, layer: int, queries: mx.array, keys: mx.array, values: mx.array, scale: float
@@ -52,8 +62,18 @@ class _PromptPart:
         # [tokens, heads, 1, dimensions] is one row's [1, heads, tokens, dimensions].
         queries, keys, values = (a.swapaxes(0, 2) for a in (queries, keys, values))
         keys, values = self._prompt.extend(layer, keys, values)
-        found = attend(queries, keys, values, scale, by_products=self._by_products)
+        found = attend(
+            queries, keys, values, scale, recent=self._apart, by_products=self._by_products
+        )
         return found.swapaxes(0, 2)
+
+
+def _apart(trunk: int, branches: Sequence[int]) -> mx.array:
+    """What keeps branches apart, [tokens, tokens]: 0 where a query sees a key, else minus
+    infinity. Each sees the trunk and itself."""
+    owner = np.repeat(np.arange(len(branches) + 1), [trunk, *branches])
+    seen = (owner[None] == 0) | (owner[None] == owner[:, None])
+    return mx.array(np.where(np.tril(seen), np.float32(0), np.float32(-np.inf)))
 
 
 class _WindowPart:
@@ -162,6 +182,23 @@ class FlatPass:
             seen[0][end - len(prompt) : end, 0] for prompt, end in zip(prompts, ends, strict=True)
         ]
 
+    def score(self, pieces: Sequence[Piece[Prompt]]) -> mx.array:
+        """The logits that are wanted of all pieces, [tokens, vocabulary]. Lazy.
+
+        What a prompt is left with of its branches is to be written over.
+        """
+        parts, tokens, places = list[_Part](), list[int](), list[int]()
+        for piece in pieces:
+            lengths = [len(branch) for branch in piece.branches]
+            parts.append(_PromptPart(piece.state, len(piece.trunk), self._by_products, lengths))
+            tokens += [*piece.trunk, *(token for branch in piece.branches for token in branch)]
+            places += range(len(tokens) - piece.wanted, len(tokens))
+        wanted = mx.array(places, mx.int32)
+        logits = self._forward(parts, mx.array(tokens, mx.uint32), wanted)
+        for piece in pieces:
+            piece.state.length += len(piece.trunk)
+        return logits if self._head.used else logits[wanted]
+
     def decode(
         self,
         windows: Sequence[Window],
@@ -187,12 +224,19 @@ class FlatPass:
         parts += [_PromptPart(prompt, len(chunk), self._by_products) for prompt, chunk in chunks]
         new = mx.array([token for _, chunk in chunks for token in chunk], mx.uint32)
         tokens = mx.concatenate([inputs, new]) if chunks else inputs
-        offset = mx.array([place for part in parts for place in part.positions()], mx.int32)
-        cache = [_Layer(number, parts, offset) for number in range(self._layers)]
-        with self._head.first(inputs.shape[0]):
-            logits: mx.array = self._model(tokens[:, None], cache=cache)
+        logits = self._forward(parts, tokens, slice(inputs.shape[0]))
         for window in windows:
             window.end += each
         for prompt, chunk in chunks:
             prompt.length += len(chunk)
+        return logits
+
+    def _forward(
+        self, parts: Sequence[_Part], tokens: mx.array, wanted: slice | mx.array
+    ) -> mx.array:
+        """The logits of what is wanted of all tokens; of all where the head cannot be told."""
+        offset = mx.array([place for part in parts for place in part.positions()], mx.int32)
+        cache = [_Layer(number, parts, offset) for number in range(self._layers)]
+        with self._head.only(wanted):
+            logits: mx.array = self._model(tokens[:, None], cache=cache)
         return logits[:, -1, :]

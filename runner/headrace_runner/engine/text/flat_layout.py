@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from headrace_runner.engine.text.flat import FlatPass
+from headrace_runner.engine.text.layout import Piece
 from headrace_runner.engine.text.prefix_cache import PrefixCache, Tokens
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
 
@@ -47,11 +48,11 @@ class FlatLayout:
         arrays = (*self._nothing.keys, *self._nothing.values)
         return tokens * sum(a.shape[1] * a.shape[3] * a.dtype.size for a in arrays)
 
-    def begin(self, tokens: Tokens, borders: Sequence[int]) -> Prompt:
-        # The last token is left to the first step of decoding, which needs one.
-        room = len(tokens) - 1
-        prompt = Prompt(room)
-        match = self.prefixes.match(tokens, room)
+    def begin(self, tokens: Tokens, borders: Sequence[int], beyond: int = 0) -> Prompt:
+        # The last token is left to the first step of decoding, which needs one, or to `score`.
+        last = len(tokens) - 1
+        prompt = Prompt(last + beyond)
+        match = self.prefixes.match(tokens, last)
         if match.pieces:
             prompt.fill([(piece.value, piece.taken) for piece in match.pieces])
         return prompt
@@ -61,6 +62,16 @@ class FlatLayout:
 
     def prefill(self, chunks: Sequence[tuple[Prompt, Sequence[int]]]) -> None:
         self._pass.prefill(chunks)
+
+    def score(self, pieces: Sequence[Piece[Prompt]]) -> tuple[mx.array, list[mx.array]]:
+        logits = self._pass.score(pieces)
+        return logits, [array for piece in pieces for array in piece.state.state()]
+
+    def mark(self, state: Prompt) -> int:
+        return state.length
+
+    def back(self, state: Prompt, mark: int) -> None:
+        state.length = mark
 
     def join(self, rows: Sequence[tuple[int, Prompt]], soon: Sequence[int] = ()) -> None:
         left = sorted(rows, key=lambda row: -row[1].length)
@@ -98,9 +109,7 @@ class FlatLayout:
 
     def remember(self, tokens: Tokens, state: Prompt) -> None:
         if state.length:
-            self.prefixes.insert(
-                tokens[: state.length], lambda start, end: state.segment().part(start, end)
-            )
+            self.prefixes.insert(tokens[: state.length], state.part)
 
     def remember_row(self, tokens: Tokens, row: int) -> None:
         window = next(window for window in self._windows if row in window.uids)

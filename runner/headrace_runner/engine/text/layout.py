@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +23,19 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece(Generic[S]):
+    """Tokens to compute of a row in prefill whose logits are wanted."""
+
+    state: S
+    trunk: Sequence[int]
+    """Its next tokens."""
+    branches: Sequence[Sequence[int]] = ()
+    """Tokens that each follow the trunk, and of which nothing is kept."""
+    wanted: int = 0
+    """Of how many of the last tokens, those of the trunk before those of the branches."""
 
 
 class Layout(Protocol[S]):
@@ -52,10 +66,11 @@ class Layout(Protocol[S]):
     def row_bytes(self, tokens: int) -> int:
         """Bytes of the keys and values of a row of so many tokens."""
 
-    def begin(self, tokens: Tokens, borders: Sequence[int]) -> S:
+    def begin(self, tokens: Tokens, borders: Sequence[int], beyond: int = 0) -> S:
         """A new row in prefill, with the beginning of `tokens` that is remembered.
 
         At `borders` (places between two tokens) other prompts are likely to go another way.
+        `beyond`: tokens that `score` may have in the row at once, the last of these among them.
         """
 
     def chunk(self, state: S, wanted: int) -> int:
@@ -63,6 +78,16 @@ class Layout(Protocol[S]):
 
     def prefill(self, chunks: Sequence[tuple[S, Sequence[int]]]) -> None:
         """Computes the next tokens of rows in prefill."""
+
+    def score(self, pieces: Sequence[Piece[S]]) -> tuple[mx.array, list[mx.array]]:
+        """The logits that are wanted of all pieces, [tokens, vocabulary], and what has to be
+        evaluated beside them. Lazy. The pieces are of different rows, which `begin` gave room."""
+
+    def mark(self, state: S) -> Any:
+        """Where a row in prefill is, for `back`."""
+
+    def back(self, state: S, mark: Any) -> None:
+        """Takes back what a row in prefill has had since, that is, is as it was at the mark."""
 
     def join(self, rows: Sequence[tuple[int, S]], soon: Sequence[int] = ()) -> None:
         """Has rows decode whose prefill is done. Several may begin with one state.

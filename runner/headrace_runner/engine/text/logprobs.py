@@ -1,4 +1,4 @@
-"""Log-probabilities of drawn tokens, for the rows that ask for them alone.
+"""Log-probabilities of drawn tokens, for the rows that ask for them alone, and of given ones.
 
 They are those of the model's own distribution, and are never waited for here but
 in `read`.
@@ -58,15 +58,59 @@ def logprobs(
     if len(lines) < logits.shape[0]:
         asking = mx.array(list(lines))
         logits, tokens = logits[asking], tokens[asking]
-    logits = logits.astype(mx.float32)
-    peak = distribution.peak(logits)
-    total = mx.log(distribution.total(distribution.weights(logits, peak, distribution.LOG2_E)))
+    logits, peak, total = _normalised(logits)
     own = mx.take_along_axis(logits, tokens[:, None], axis=-1) - peak - total
     arrays = [own[:, 0]]
     if any(counts):
         values, ids = distribution.top(logits, min(max(_SAME, *counts), logits.shape[-1]))
         arrays += [ids, values - peak - total]
     return PendingLogprobs(arrays, list(counts))
+
+
+@dataclass(frozen=True, slots=True)
+class PendingScores:
+    """Log-probabilities of given tokens that the device computes."""
+
+    arrays: list[mx.array]
+    """What has to be evaluated: the tokens' own, [tokens]; the likeliest of each line, [lines];
+    then the likeliest ones' ids and their log-probabilities, [lines, n], if any are wanted."""
+
+    def read(self) -> tuple[list[float], list[int], list[tuple[tuple[int, float], ...]]]:
+        """The tokens' own in their order, then of each line the likeliest, and the likeliest ones
+        with their log-probabilities; empty where none are wanted. Waits for the device."""
+        own: list[float] = self.arrays[0].tolist()  # type: ignore[assignment]
+        best: list[int] = self.arrays[1].tolist()  # type: ignore[assignment]
+        if len(self.arrays) == 2:
+            return own, best, [()] * len(best)
+        ids: list[list[int]] = self.arrays[2].tolist()  # type: ignore[assignment]
+        values: list[list[float]] = self.arrays[3].tolist()  # type: ignore[assignment]
+        pairs = zip(ids, values, strict=True)
+        return own, best, [_likeliest(i, v, len(i)) for i, v in pairs]
+
+
+def scores(
+    logits: mx.array, lines: Sequence[int], tokens: Sequence[int], count: int
+) -> PendingScores:
+    """Log-probabilities of `tokens`, each under one of the `lines` of `logits`, [lines,
+    vocabulary], and of `count` likeliest of each line at least, if that is not 0. Lazy."""
+    logits, peak, total = _normalised(logits)
+    at, given = mx.array(list(lines), mx.int32), mx.array(list(tokens), mx.uint32)
+    own = logits[at, given] - peak[at, 0] - total[at, 0]
+    # As temperature 0 draws.
+    arrays = [own, mx.argmax(logits, axis=-1)]
+    if count:
+        values, ids = distribution.top(logits, min(max(_SAME, count), logits.shape[-1]))
+        arrays += [ids, values - peak - total]
+    return PendingScores(arrays)
+
+
+def _normalised(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """The logits in float32, and what to take off of them: each line's peak, and the logarithm of
+    the sum above it, [lines, 1] each."""
+    logits = logits.astype(mx.float32)
+    peak = distribution.peak(logits)
+    total = mx.log(distribution.total(distribution.weights(logits, peak, distribution.LOG2_E)))
+    return logits, peak, total
 
 
 def _likeliest(ids: list[int], values: list[float], count: int) -> tuple[tuple[int, float], ...]:

@@ -51,6 +51,30 @@ class GenerationRequest:
         return self.resume[choice] if self.resume else ()
 
 
+@dataclass(frozen=True, slots=True)
+class ScoringRequest:
+    """How likely each of several continuations of one prompt is. `prompt` and each of the
+    `continuations` have a token at least."""
+
+    id: str
+    prompt: list[int]
+    continuations: tuple[tuple[int, ...], ...]
+    skipped: tuple[int, ...] = ()
+    """How many tokens at the beginning of each are not scored; empty: none."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens to report at each position."""
+    priority: int = 0
+    context: Context = field(default_factory=copy_context, compare=False, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and all continuations."""
+        return len(self.prompt) + sum(map(len, self.continuations))
+
+
+TextRequest: TypeAlias = GenerationRequest | ScoringRequest
+
+
 class Finish(Enum):
     """Why a choice ended."""
 
@@ -136,4 +160,26 @@ class Finished(Last):
     at: int
 
 
-Event: TypeAlias = Started | Prefill | Delta | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a continuation is, token by token, but for those that are skipped."""
+
+    logprobs: tuple[Logprobs, ...]
+    greedy: bool
+    """Whether each of these tokens is the likeliest in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored(Last):
+    """All continuations have been scored."""
+
+    scores: tuple[Score, ...]
+    started_at: int
+    prefilled_at: int
+    """When the prompt was computed."""
+    at: int
+    passes: int
+    """Forward passes that it had a part in."""
+
+
+Event: TypeAlias = Started | Prefill | Delta | Finished | Scored | Failed

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from headrace_runner.engine.text.layout import Piece
 from headrace_runner.engine.text.prefix_cache import PrefixCache, Tokens
 from headrace_runner.models.insides import new_caches
 
@@ -70,7 +71,7 @@ class StockLayout:
     def row_bytes(self, tokens: int) -> int:
         return sum(each * min(tokens, most) for each, most in self._shapes)
 
-    def begin(self, tokens: Tokens, borders: Sequence[int]) -> StockState:
+    def begin(self, tokens: Tokens, borders: Sequence[int], beyond: int = 0) -> StockState:
         last = len(tokens) - 1
         match = self.prefixes.match(tokens, last)
         length = match.reusable
@@ -88,9 +89,41 @@ class StockLayout:
             self._model(mx.array(list(chunk))[None], cache=state.caches)
             mx.eval([cache.state for cache in state.caches])
             state.length += len(chunk)
-            if state.length == state.stops[0]:
+            if state.stops and state.length == state.stops[0]:
                 state.stops.pop(0)
                 self.remember(state.tokens, state)
+
+    def score(self, pieces: Sequence[Piece[StockState]]) -> tuple[mx.array, list[mx.array]]:
+        found = [logits for piece in pieces for logits in self._score(piece)]
+        return mx.concatenate(found) if found else mx.zeros((0, 0)), []
+
+    def _score(self, piece: Piece[StockState]) -> Iterator[mx.array]:
+        """Each branch alone, on copies of the caches."""
+        state, branches = piece.state, [branch for branch in piece.branches if branch]
+        wanted = piece.wanted - sum(map(len, branches))
+        done, silent = 0, len(piece.trunk) - wanted
+        while done < silent:
+            count = self.chunk(state, silent - done)
+            self.prefill([(state, piece.trunk[done : done + count])])
+            done += count
+        if wanted:
+            yield self._logits(piece.trunk[silent:], state.caches)
+            state.length += wanted
+        for branch in branches:
+            yield self._logits(branch, _copies(state.caches))
+
+    def _logits(self, tokens: Sequence[int], caches: list[Any]) -> mx.array:
+        logits: mx.array = self._model(mx.array(list(tokens))[None], cache=caches)[0]
+        # At once, so that one branch's caches are there at a time.
+        mx.eval(logits, [cache.state for cache in caches])
+        return logits
+
+    def mark(self, state: StockState) -> tuple[int, list[Any]]:
+        return state.length, _copies(state.caches)
+
+    def back(self, state: StockState, mark: tuple[int, list[Any]]) -> None:
+        state.length, caches = mark
+        state.caches = _copies(caches)
 
     def join(self, rows: Sequence[tuple[int, StockState]], soon: Sequence[int] = ()) -> None:
         layers = zip(*(state.caches for _, state in rows), strict=True)

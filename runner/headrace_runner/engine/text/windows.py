@@ -67,8 +67,11 @@ class Prompt:
 
     def segment(self) -> Segment:
         """All that is there."""
-        whole = Segment(tuple(self._keys), tuple(self._values))
-        return whole if self.length == self._room else whole.part(0, self.length)
+        return self.part(0, self.length)
+
+    def part(self, start: int, end: int) -> Segment:
+        """Some of what is there."""
+        return Segment(tuple(self._keys), tuple(self._values)).part(start, end)
 
     def extend(self, layer: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Adds new tokens of a layer; gives all up to them."""

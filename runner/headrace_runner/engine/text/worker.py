@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -30,16 +30,11 @@ from headrace_runner.engine.text.guide import GrammarError
 from headrace_runner.engine.text.layouts import choose_layout
 from headrace_runner.engine.text.memory import Reservations, plan
 from headrace_runner.engine.text.output import Output
-from headrace_runner.engine.text.request import (
-    ChoiceEnd,
-    Event,
-    Finished,
-    GenerationRequest,
-    Prefill,
-    Started,
-)
+from headrace_runner.engine.text.request import Event, ScoringRequest, Started, TextRequest
 from headrace_runner.engine.text.rows import Drawn, NewRow, Prefilled
 from headrace_runner.engine.text.sampling import SamplingParams, choice_seed
+from headrace_runner.engine.text.scoring import Scorer, Scoring
+from headrace_runner.engine.text.task import Task
 from headrace_runner.engine.worker import Deliver, EngineStats
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.tokenizer import Tokenizer
@@ -59,25 +54,6 @@ class Limits:
     prefix_bytes: int | None = None
     drafts: bool = True
     """Whether tokens may be guessed and verified, where that pays."""
-
-
-@dataclass(slots=True)
-class _Task:
-    """A request on the engine's thread."""
-
-    uid: int
-    request: GenerationRequest
-    outputs: list[Output]
-    rows: list[int] = field(default_factory=list)
-    """Of the choices that had not ended by then; empty until it is admitted."""
-    ends: dict[int, ChoiceEnd] = field(default_factory=dict)
-    """By choice."""
-    events: list[Event] = field(default_factory=list)
-    started_at: int = 0
-    prefilled: int = 0
-    """Tokens of its first choice, resumed ones included."""
-    first_token_at: int = 0
-    parked: bool = False
 
 
 class TextWorker:
@@ -106,10 +82,15 @@ class TextWorker:
             ahead=not loaded.on_cpu,
             drafts=limits.drafts and loaded.on_cpu and self._layout.drafts,
         )
-        self._tasks: dict[int, _Task] = {}
-        self._line: list[_Task] = []
+        self._scorer = Scorer(
+            self._layout, most=loaded.prefill_chunk, vocabulary=tokenizer.vocab_size
+        )
+        self._scores_next = False
+        """Whether scoring goes before prompts in the next step: they take turns."""
+        self._tasks: dict[int, Task] = {}
+        self._line: list[Task | Scoring] = []
         self._faulted: set[int] = set()
-        self._owners: dict[int, tuple[_Task, int]] = {}
+        self._owners: dict[int, tuple[Task, int]] = {}
         """The task and the choice behind each row of the batch."""
         self._next_row = 1
         self._totals = dict.fromkeys(
@@ -126,39 +107,44 @@ class TextWorker:
     @property
     def busy(self) -> bool:
         """Whether there is something to compute. Who waits in line waits for who runs."""
-        return len(self._batch) > 0
+        return self.rows > 0
 
     @property
     def rows(self) -> int:
-        """Rows that are computed, in prefill or after."""
-        return len(self._batch)
+        """Rows that are computed, in prefill or after, and requests that are scored."""
+        return len(self._batch) + len(self._scorer)
 
-    def take(self, uid: int, request: GenerationRequest) -> None:
+    def take(self, uid: int, request: TextRequest) -> None:
         """Puts a request in line."""
         with self._alone(uid, request):
+            if isinstance(request, ScoringRequest):
+                self._join_line(Scoring(uid, request, self._borders(request.prompt)))
+                return
             choices = range(request.choices)
-            task = _Task(uid, request, [Output(request, self._tokenizer, c) for c in choices])
+            task = Task(uid, request, [Output(request, self._tokenizer, c) for c in choices])
             self._tasks[uid] = task
             for choice, output in enumerate(task.outputs):
                 if (end := output.restore(request.resumed(choice))) is not None:
                     task.ends[choice] = end
             self._join_line(task)
 
-    def _join_line(self, task: _Task) -> None:
+    def _join_line(self, task: Task | Scoring) -> None:
         # Sorting is stable: among equals, first come is first served.
         self._line.append(task)
         self._line.sort(key=lambda task: -task.request.priority)
 
     def drop(self, uids: set[int]) -> None:
         """Forgets requests, wherever they are."""
-        tasks = [task for uid in uids if (task := self._tasks.pop(uid, None)) is not None]
-        if not tasks:
+        if not uids:
             return
+        tasks = [task for uid in uids if (task := self._tasks.pop(uid, None)) is not None]
         self._line = [task for task in self._line if task.uid not in uids]
-        self._remove_rows([row for task in tasks for row in task.rows])
-        for task in tasks:
-            self._reservations.free(task.uid)
-        if not self._tasks:
+        if tasks:
+            self._remove_rows([row for task in tasks for row in task.rows])
+        self._scorer.drop(uids)
+        for uid in uids:
+            self._reservations.free(uid)
+        if not (self._tasks or self._scorer):
             self._measure()
 
     def rest(self) -> None:
@@ -186,11 +172,47 @@ class TextWorker:
 
     def step(self) -> None:
         """Computes the next step of all who are admitted, and admits others where some end."""
-        if not self.busy:
-            return
-        began, rows = time.perf_counter_ns(), self.rows
+        scores = bool(self._scorer) and (self._scores_next or not self._batch.joining)
+        self._scores_next = not scores
+        if self._batch:
+            self._generate(prompts=not scores)
+        if scores and self._scorer:
+            self._score()
+
+    def _score(self) -> None:
+        """Scores some of what is to be scored."""
         try:
-            prefilled, drawn = self._batch.step()
+            budget, began = self._batch.spare(), time.perf_counter_ns()
+            tokens, scored = self._scorer.step(budget)
+        except Exception as error:
+            if not is_allocation_failure(error):
+                raise
+            given_up = self._scorer.shed()
+            self._give_up(given_up.uid, given_up.request, error)
+            self.drop({given_up.uid})
+            self.admit()
+            return
+        now = time.perf_counter_ns()
+        if tokens:
+            self._batch.spent(tokens, (now - began) / 1e9)
+        for scoring in scored:
+            if scoring.passes == 1:
+                self._count_prompt(scoring.request.tokens, scoring.cached)
+                self._deliver([(scoring.uid, [Started(began, scoring.cached)])])
+        over = [scoring for scoring in scored if scoring.over]
+        if over:
+            self._count()
+            self._deliver([(scoring.uid, [scoring.result(now)]) for scoring in over])
+            self.drop({scoring.uid for scoring in over})
+        if time.monotonic() - self._measured_at > _MEASURE_EVERY:
+            self._measure()
+        self.admit()
+
+    def _generate(self, *, prompts: bool) -> None:
+        """Computes the next step of all that generate."""
+        began, rows = time.perf_counter_ns(), len(self._batch)
+        try:
+            prefilled, drawn = self._batch.step(prompts=prompts)
         except Exception as error:
             if not is_allocation_failure(error):
                 raise
@@ -213,8 +235,8 @@ class TextWorker:
                 continue
             with self._alone(task.uid, task.request):
                 self._push(task, choice, draw)
-                if len(task.ends) == len(task.outputs):
-                    task.events.append(_finished(task, now))
+                if task.over:
+                    task.finish(now)
                     ended.add(task.uid)
         if ended:
             self._count()
@@ -229,26 +251,37 @@ class TextWorker:
         """Admits to the batch, from the line, whom there is room for."""
         while self._line:
             task = self._line[0]
-            request, choices = task.request, max(1, len(task.outputs) - len(task.ends))
-            if len(self._batch) and len(self._batch) + choices > self._max_rows:
+            rows, needed = self._needs(task)
+            if self.rows and self.rows + rows > self._max_rows:
                 break
-            longest = len(request.prompt) + request.max_tokens
-            if not self._reservations.take(task.uid, choices * self._layout.row_bytes(longest)):
+            if not self._reservations.take(task.uid, needed):
                 break
             self._line.pop(0)
-            with self._alone(task.uid, request):
+            if isinstance(task, Scoring):
+                self._scorer.add(task)
+                continue
+            with self._alone(task.uid, task.request):
                 if task.rows:
                     self._batch.unpark(task.rows)
                 else:
                     self._start(task)
         self._drop_faulted()
 
-    def _start(self, task: _Task) -> None:
+    def _needs(self, task: Task | Scoring) -> tuple[int, int]:
+        """How many rows, and how many bytes of keys and values."""
+        if isinstance(task, Scoring):
+            return 1, self._scorer.row_bytes(task.request)
+        choices = max(1, len(task.outputs) - len(task.ends))
+        longest = len(task.request.prompt) + task.request.max_tokens
+        return choices, choices * self._layout.row_bytes(longest)
+
+    def _start(self, task: Task) -> None:
         request = task.request
-        if len(task.ends) == len(task.outputs):  # It was resumed behind its end.
+        if task.over:  # It was resumed behind its end.
             now = time.perf_counter_ns()
             task.started_at = task.first_token_at = now
-            task.events += [Started(now, 0), _finished(task, now)]
+            task.events.append(Started(now, 0))
+            task.finish(now)
             self._flush()
             self.drop({task.uid})
             return
@@ -257,14 +290,17 @@ class TextWorker:
         for choice in range(len(task.outputs)):
             if choice not in task.ends:
                 alike.setdefault(request.resumed(choice), []).append(choice)
-        borders = [i + 1 for i, t in enumerate(request.prompt) if t in self._tokenizer.eos_ids]
+        borders = self._borders(request.prompt)
         for resume, choices in alike.items():
             rows = [self._new_row(task, choice) for choice in choices]
             self._batch.add(
                 request.prompt, rows, resume=resume, priority=request.priority, borders=borders
             )
 
-    def _new_row(self, task: _Task, choice: int) -> NewRow:
+    def _borders(self, prompt: list[int]) -> list[int]:
+        return [i + 1 for i, token in enumerate(prompt) if token in self._tokenizer.eos_ids]
+
+    def _new_row(self, task: Task, choice: int) -> NewRow:
         uid = self._next_row
         self._next_row += 1
         task.rows.append(uid)
@@ -275,42 +311,25 @@ class TextWorker:
         guide = None if guidance is None else guidance.begin(task.request.resumed(choice))
         return NewRow(uid, replace(sampling, seed=seed), task.request.top_logprobs, guide)
 
-    def _push(self, task: _Task, choice: int, draw: Drawn) -> None:
+    def _push(self, task: Task, choice: int, draw: Drawn) -> None:
         self._totals["output_tokens"] += 1
         delta, end = task.outputs[choice].push(draw.token, draw.logprobs)
         if delta is not None:
             task.events.append(delta)
         if end is not None:
             task.ends[choice] = end
-            if len(task.ends) < len(task.outputs):
+            if not task.over:
                 self._remove_rows([draw.uid])
 
     def _note(self, progress: Prefilled, began: int, now: int) -> None:
         task, _ = self._owners[progress.uid]
-        if not task.started_at:
-            task.started_at = began
-            cached = min(progress.cached, len(task.request.prompt))
-            task.events.append(Started(began, cached))
-            self._totals["prompts"] += 1
-            self._totals["cached_prompts"] += progress.cached > 0
-            self._totals["prompt_tokens"] += progress.total
-            self._totals["cached_tokens"] += progress.cached
-        # Else it only began anew, or is a choice that goes on from other tokens.
-        if not task.first_token_at and progress.uid == task.rows[0]:
-            total = len(task.request.prompt)
-            # One that began anew is computed again.
-            before = task.prefilled if task.prefilled < progress.done else progress.cached
-            task.prefilled = progress.done
-            tokens = progress.done - max(before, progress.cached)
-            task.events.append(Prefill(min(progress.done, total), total, tokens, began, now))
+        if task.note(progress, began, now):
+            self._count_prompt(progress.total, progress.cached)
 
     def _shed(self, error: Exception) -> None:
         """Ends the newest request, for which there was no memory, and goes on with the others."""
         task, _ = self._owners[self._batch.shed()[0]]
-        extra = {"request_id": task.request.id, "left": len(self._batch)}
-        task.request.context.run(logger.warning, "out of memory: %s", error, extra=extra)
-        failure = InsufficientMemory("the runner ran out of memory; try again with fewer at once")
-        self._end(task.uid, failure)
+        self._give_up(task.uid, task.request, error)
         self.drop({task.uid})
         self.admit()
 
@@ -319,22 +338,29 @@ class TextWorker:
         for row in rows:
             self._owners.pop(row, None)
 
+    def _give_up(self, uid: int, request: TextRequest, error: Exception) -> None:
+        """Ends a request for which there was no memory."""
+        extra = {"request_id": request.id, "left": self.rows}
+        request.context.run(logger.warning, "out of memory: %s", error, extra=extra)
+        failure = InsufficientMemory("the runner ran out of memory; try again with fewer at once")
+        self._end(uid, failure)
+
     @contextmanager
-    def _alone(self, uid: int, request: GenerationRequest) -> Iterator[None]:
+    def _alone(self, uid: int, request: TextRequest) -> Iterator[None]:
         """Whatever goes wrong inside ends this request and no other."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - logged in the request's own context
             self._failed(uid, request, error)
 
-    def _failed(self, uid: int, request: GenerationRequest, error: Exception) -> None:
+    def _failed(self, uid: int, request: TextRequest, error: Exception) -> None:
         """Ends a request that met a bug of ours."""
         extra = {"request_id": request.id}
         request.context.run(logger.error, "a request failed", exc_info=error, extra=extra)
         self._faulted.add(uid)
         self._end(uid, InternalError(""))
 
-    def _break_off(self, task: _Task, fault: Exception) -> None:
+    def _break_off(self, task: Task, fault: Exception) -> None:
         """Ends a request whose guide can lead it no further."""
         if task.uid in self._faulted:
             return
@@ -365,7 +391,7 @@ class TextWorker:
         self._measured_at = time.monotonic()
         self.stats = replace(
             self.stats,
-            kv_bytes=self._batch.kv_bytes,
+            kv_bytes=self._batch.kv_bytes + self._scorer.nbytes,
             kv_reserved_bytes=self._reservations.reserved,
             kv_limit_bytes=self._reservations.limit,
             prefix_bytes=self._layout.remembered_bytes,
@@ -375,6 +401,12 @@ class TextWorker:
         )
         self._count()
 
+    def _count_prompt(self, tokens: int, cached: int) -> None:
+        self._totals["prompts"] += 1
+        self._totals["cached_prompts"] += cached > 0
+        self._totals["prompt_tokens"] += tokens
+        self._totals["cached_tokens"] += cached
+
     def _count(self) -> None:
         """Who has an answer may ask at once what was counted for it."""
         self.stats = replace(
@@ -383,11 +415,6 @@ class TextWorker:
             step_rows=self._step_rows.read(),
             **self._totals,
         )
-
-
-def _finished(task: _Task, now: int) -> Finished:
-    ends = tuple(task.ends[choice] for choice in range(len(task.outputs)))
-    return Finished(ends, task.started_at, task.first_token_at, now)
 
 
 def _warm_up(batch: TextBatch) -> None:

@@ -33,7 +33,7 @@ from headrace_server.store.sources.limits import Limits
 from headrace_server.store.sources.plan import RemoteFile
 from headrace_server.store.sources.reference import HubSource
 
-_SECRETS = re.compile(r"hf_\w+|(?<=Bearer )\S+|(?<=Basic )\S+")
+_SECRETS = re.compile(r"hf_\w{12,}|(?<=Bearer )\S+|(?<=Basic )\S+")
 
 
 def main() -> int:
@@ -73,7 +73,7 @@ def _fetch(task: Mapping[str, Any]) -> None:
 
         origin = origin_of(task["shown"])
     else:
-        origin = Origin(task["shown"], {}, task["allow_http"], conditional=True)
+        origin = Origin(task["shown"], {}, task["allow_http"], netrc=True, conditional=True)
     said = (-1, -1)
 
     def report(done: int, total: int) -> None:

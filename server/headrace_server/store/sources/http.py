@@ -4,12 +4,15 @@ own, which may be killed at any moment."""
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from http import HTTPStatus
+from netrc import NetrcParseError
 from pathlib import Path
 
 import httpx2
@@ -27,6 +30,7 @@ from headrace_server.store.sources.plan import RemoteFile
 from headrace_server.store.sources.reference import is_loopback
 from headrace_server.store.sources.retries import TryAgain, retrying, try_again_after
 
+REMEDY = "check the network, then pull again: it goes on where it was"
 _LOOK_EVERY = 0.1
 """Seconds between two reports."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -41,6 +45,8 @@ class Origin:
     headers: Mapping[str, str]
     """For its own host alone."""
     allow_http: bool
+    netrc: bool
+    """Whether ~/.netrc is asked for credentials."""
     conditional: bool
     """Whether to ask by ETag if what follows is of the same version. Not where the file is named by
     its content: then two nodes that tag one file differently would only cost a new beginning."""
@@ -76,6 +82,7 @@ class Download:
         self._sizes = {key: file.size for key, file in distinct.items()}
         self._here = {key: self._kept(file) for key, file in distinct.items()}
         self._see_room()
+        self._report()
         with self._client() as client:
             pool = ThreadPoolExecutor(self._limits.together)
             # The largest first: they decide when all is over.
@@ -83,25 +90,34 @@ class Download:
             running = {pool.submit(self._fetch, client, file) for file in by_size}
             try:
                 while running:
-                    self._report()
                     done, running = wait(running, _LOOK_EVERY, FIRST_EXCEPTION)
+                    self._report()
                     for task in done:
                         task.result()
             finally:
                 self._stop.set()
                 # Without waiting: one that hears nothing would hear that it is to stop as late.
                 pool.shutdown(wait=False, cancel_futures=True)
-        self._report()
 
     def _client(self) -> httpx2.Client:
         limits = self._limits
         return httpx2.Client(
             headers={**self._origin.headers, "Accept-Encoding": "identity"},
+            auth=self._credentials() if self._origin.netrc else None,
             timeout=httpx2.Timeout(limits.stall, connect=limits.connect, pool=None),
             follow_redirects=True,
             max_redirects=limits.redirects,
             event_hooks={"request": [self._see_scheme]},
         )
+
+    def _credentials(self) -> httpx2.Auth | None:
+        """Those of ~/.netrc, or of the file that NETRC names; given to no other host."""
+        try:
+            return httpx2.NetRCAuth(os.environ.get("NETRC"))
+        except FileNotFoundError:
+            return None
+        except NetrcParseError as error:
+            raise self._unavailable(f"~/.netrc has a mistake in line {error.lineno}") from error
 
     def _see_scheme(self, request: httpx2.Request) -> None:
         """For redirects too."""
@@ -166,7 +182,8 @@ class Download:
         """One try. Raises TryAgain for what may pass."""
         try:
             with client.stream("GET", file.url, headers=self._range(partial)) as response:
-                self._see_answer(response, file, partial)
+                if not self._see_answer(response, file, partial):
+                    return
                 self._tell(file, partial)
                 for chunk in response.iter_raw():
                     if self._stop.is_set():
@@ -190,16 +207,19 @@ class Download:
             asked["If-Range"] = etag
         return asked
 
-    def _see_answer(self, response: httpx2.Response, file: RemoteFile, partial: Partial) -> None:
-        """See that what follows is what was asked for, or make room for what it is."""
-        if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+    def _see_answer(self, response: httpx2.Response, file: RemoteFile, partial: Partial) -> bool:
+        """See that what follows is what was asked for, or make room for what it is. Gives whether
+        anything follows."""
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if response.headers.get("Content-Range", "") == f"bytes */{partial.size}":
+                return False  # All of it is here: who was to say so was killed.
             partial.restart()  # The file has become shorter than what is here.
             raise TryAgain(self._unavailable(f"{self._origin.shown} has changed", 5.0))
         if not response.is_success:
             raise self._refused(response, file)
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
-        if response.status_code == httpx2.codes.PARTIAL_CONTENT:
+        if response.status_code == HTTPStatus.PARTIAL_CONTENT:
             found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if found is None or int(found[1]) != partial.size:
                 partial.restart()
@@ -213,14 +233,15 @@ class Download:
             with self._lock:
                 self._sizes[file.key] = total
             self._see_room()
+        return True
 
     def _refused(self, response: httpx2.Response, file: RemoteFile) -> Exception:
         shown, status = self._origin.shown, response.status_code
         where = f"{shown}: {file.path}" if shown.startswith("hf:") else shown
         code = response.headers.get("X-Error-Code", "")
         if code == "GatedRepo" or status in (
-            httpx2.codes.UNAUTHORIZED,
-            httpx2.codes.FORBIDDEN,
+            HTTPStatus.UNAUTHORIZED,
+            HTTPStatus.FORBIDDEN,
         ):
             return (
                 gated(shown)
@@ -230,7 +251,7 @@ class Download:
                     " controller's machine"
                 )
             )
-        if status in (httpx2.codes.NOT_FOUND, httpx2.codes.GONE):
+        if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             return not_found(shown, f"there is nothing at {where} (HTTP {status})")
         error = self._unavailable(f"{where} was answered with HTTP {status}")
         return try_again_after(error, status, response.headers.get("Retry-After", "")) or error
@@ -240,9 +261,11 @@ class Download:
             what = f"no byte of {file.path} for {self._limits.stall:g} s"
         elif isinstance(error, httpx2.ConnectTimeout):
             what = f"no connection within {self._limits.connect:g} s"
+        elif isinstance(error, httpx2.ConnectError):
+            what = f"no connection: {error}"
         else:
             what = f"{file.path} broke off: {str(error) or type(error).__name__}"
-        return f"{self._origin.shown}: {what}; check the network and its proxy, then pull again"
+        return f"{self._origin.shown}: {what}; {REMEDY}"
 
     def _unavailable(self, message: str, retry_after: float | None = None) -> SourceUnavailable:
         return SourceUnavailable(message, source=self._origin.shown, retry_after=retry_after)

@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils._headers import build_hf_headers
 
-from headrace.errors import ModelCorrupt, SourceUnavailable
-from headrace_server.store.sources.http import Origin, gated, not_found
+from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt, SourceUnavailable
+from headrace_server.store.sources.http import REMEDY, Origin, gated, not_found
 from headrace_server.store.sources.limits import Limits
 from headrace_server.store.sources.plan import Plan, RemoteFile, check_path
 from headrace_server.store.sources.reference import HubSource
@@ -69,13 +69,16 @@ def origin_of(source: str) -> Origin:
     """Whom the files of a repository come from, with the token where there is one."""
     # An endpoint without encryption is the operator's own choice.
     open_mirror = constants.ENDPOINT.startswith("http://")
-    return Origin(source, build_hf_headers(library_name=_LIBRARY), open_mirror, conditional=False)
+    return Origin(
+        source, build_hf_headers(library_name=_LIBRARY), open_mirror, netrc=False, conditional=False
+    )
 
 
 def _pinned(source: HubSource, plan: Plan) -> Plan:
     if source.sha256 and plan.files[0].sha256 != source.sha256:
         if plan.gguf is None:
-            raise ModelCorrupt(f"{source} is no single file, so it has no SHA-256", file="")
+            what = f"{source} is not a single file, and takes none"
+            raise InvalidRequest(violations=[FieldViolation("sha256", what)])
         raise ModelCorrupt(
             f"{plan.gguf} of {source} has the SHA-256 {plan.files[0].sha256 or 'of no LFS file'} at"
             f" {plan.version}, not {source.sha256}; nothing was fetched",
@@ -154,8 +157,7 @@ def _explain(source: HubSource, error: Exception) -> NoReturn:
         raise (try_again_after(answered, status, header) or answered) from error
     broken = _unavailable(
         source,
-        f"{constants.ENDPOINT} cannot be reached: {str(error) or type(error).__name__}; check the"
-        " network and its proxy",
+        f"{constants.ENDPOINT} cannot be reached: {str(error) or type(error).__name__}; {REMEDY}",
     )
     broken.retry_after = 5.0
     raise TryAgain(broken) from error

@@ -59,7 +59,7 @@ class HubSource:
     @property
     def key(self) -> str:
         """Names its downloads and its lock."""
-        return sha256(str(self).encode()).hexdigest()
+        return f"hf-{sha256(str(self).encode()).hexdigest()}"
 
     def local_name(self, gguf: str | None) -> ModelName:
         """Its name in the store; `gguf`: the path of the file that was chosen, if it is one."""
@@ -84,7 +84,7 @@ class UrlSource:
     @property
     def key(self) -> str:
         """Names its downloads and its lock: two addresses of one file share them."""
-        return self.sha256
+        return f"url-{self.sha256}"
 
     def local_name(self) -> ModelName:
         """Its name in the store."""
@@ -106,7 +106,7 @@ class OllamaSource:
     @property
     def key(self) -> str:
         """Names its lock."""
-        return sha256(str(self).encode()).hexdigest()
+        return f"ollama-{sha256(str(self).encode()).hexdigest()}"
 
     @property
     def manifest(self) -> PurePosixPath:

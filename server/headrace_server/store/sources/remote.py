@@ -20,7 +20,7 @@ from headrace_server.store.sources.limits import Limits
 from headrace_server.store.sources.plan import Plan, RemoteFile, parse_plan
 from headrace_server.store.sources.reference import HubSource, UrlSource
 
-_SECRETS = re.compile(r"hf_\w+|Bearer \S+|\?\S+")
+_SECRETS = re.compile(r"hf_\w{12,}|Bearer \S+|\?\S+")
 _ENVIRONMENT = {
     # Xet, the hub's own way to move chunks, keeps what it has in a cache of its own that a killed
     # process leaves behind incomplete, and goes past HF_ENDPOINT to servers that the listing names.
