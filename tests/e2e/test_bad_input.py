@@ -227,6 +227,12 @@ CASES = [
         method=MODELS + "StreamImportModel",
     ),
     Case(
+        "import: an unknown quantisation",
+        StreamImportModelRequest(model="m", source_path="/m.gguf", quantization=9),  # type: ignore[arg-type]
+        "quantization",
+        method=MODELS + "StreamImportModel",
+    ),
+    Case(
         "an image of a text model",
         StreamImageRequest(model=MODEL, prompt="a cat"),
         code=grpc.StatusCode.FAILED_PRECONDITION,

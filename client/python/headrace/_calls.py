@@ -44,6 +44,11 @@ from headrace.v1 import (
     tokenize_pb2,
 )
 
+_QUANTIZATIONS: Mapping[types.Quantize, model_pb2.ImportQuantization.ValueType] = {
+    4: model_pb2.IMPORT_QUANTIZATION_4_BITS,
+    8: model_pb2.IMPORT_QUANTIZATION_8_BITS,
+    "none": model_pb2.IMPORT_QUANTIZATION_NONE,
+}
 MessageT = TypeVar("MessageT", bound=ProtoMessage)
 EventT = TypeVar("EventT")
 ResultT = TypeVar("ResultT")
@@ -285,12 +290,21 @@ def pull_model(
 
 
 def import_model(
-    source: str | Path, model: str, replace: bool | None
+    source: str | Path,
+    model: str,
+    replace: bool | None,
+    quantize: types.Quantize | None = None,
+    unchecked: bool | None = None,
 ) -> Streaming[model_pb2.StreamImportModelResponse, types.TransferProgress, types.Model]:
     request = model_pb2.StreamImportModelRequest()
     put(request, "source_path", str(source) if isinstance(source, Path) else source)
     put(request, "model", model)
     put(request, "replace", replace)
+    put(request, "unchecked", unchecked)
+    if quantize is not None:
+        if quantize not in _QUANTIZATIONS:
+            raise invalid("quantize", "must be 4, 8 or 'none'")
+        request.quantization = _QUANTIZATIONS[quantize]
     return Streaming(
         "/headrace.v1.ModelService/StreamImportModel",
         request,

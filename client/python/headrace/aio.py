@@ -265,12 +265,13 @@ class AsyncClient:
         model: str,
         *,
         replace: bool | None = None,
+        quantize: types.Quantize | None = None,
+        unchecked: bool | None = None,
         timeout: float | None = None,
     ) -> AsyncTransferStream:
         """Brings a model on the controller's machine into the store."""
-        return self._stream(
-            AsyncTransferStream, _calls.import_model(source, model, replace), timeout
-        )
+        call = _calls.import_model(source, model, replace, quantize, unchecked)
+        return self._stream(AsyncTransferStream, call, timeout)
 
     async def copy_model(
         self, source: str, destination: str, *, timeout: float | None = None

@@ -334,6 +334,8 @@ class Client:
         model: str,
         *,
         replace: bool | None = None,
+        quantize: types.Quantize | None = None,
+        unchecked: bool | None = None,
         timeout: float | None = None,
     ) -> TransferStream:
         """Brings a model on the controller's machine into the store.
@@ -342,9 +344,13 @@ class Client:
             source: absolute path there: a GGUF file, or a directory of MLX or Hugging Face.
             model: name to give it.
             replace: whether a model of this name may be replaced.
+            quantize: bits of the matrices of a language model, 4 or 8, or "none" for floating
+                point; None keeps them as they are, where MLX can hold them so.
+            unchecked: whether to take a language model without trying it out.
             timeout: seconds that the import may take.
         """
-        return self._stream(TransferStream, _calls.import_model(source, model, replace), timeout)
+        call = _calls.import_model(source, model, replace, quantize, unchecked)
+        return self._stream(TransferStream, call, timeout)
 
     def copy_model(
         self, source: str, destination: str, *, timeout: float | None = None

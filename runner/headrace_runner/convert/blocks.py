@@ -1,22 +1,29 @@
 """GGML's tensor blocks as MLX arrays. Quantised blocks stay quantised, to the bit where possible.
 
-Q4_0, Q4_1 and Q8_0 become MLX affine triplets (weight, scales, biases) of group size 32; the
-other types become plain arrays. Pure: takes bytes, never touches a file.
+Q4_0, Q4_1 and Q8_0 can be taken over as MLX affine triplets (weight, scales, biases) of group
+size 32; every type can be expanded, and quantised MLX's way. Pure: takes bytes, never touches a
+file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import gguf
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-GROUP_SIZE = 32
+from headrace_runner.convert.gguf import TensorType
+
+EXACT_GROUP = 32
+_CHUNK_ELEMENTS = 16 << 20
+"""Elements that are expanded at once: 64 MB of float32."""
 F = TypeVar("F", bound=np.floating)
 _Bytes = npt.NDArray[np.uint8]
+_Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -36,28 +43,64 @@ class Quantized:
     bits: int
 
 
-def to_mlx(type_name: str, data: _Bytes, shape: tuple[int, ...]) -> Plain | Quantized:
-    """The tensor whose stored bytes are `data` and whose row-major shape is `shape`.
+def taken_over(type_name: str, data: _Bytes, shape: tuple[int, ...]) -> Quantized:
+    """The tensor whose stored bytes are `data` and whose row-major shape is `shape`, exactly.
 
-    Raises ValueError where a scale or an element is infinite or not a number, which no trained
-    model has: the file is damaged.
+    `type_name` is one of `EXACT_BITS`. Raises ValueError where a scale is infinite or not a
+    number, which no trained model has: the file is damaged.
     """
     return _CONVERTERS[type_name](data, shape)
 
 
-def _float32(data: _Bytes, shape: tuple[int, ...]) -> Plain:
-    return Plain(mx.array(_finite(data.view("<f4")).reshape(shape)))
+def expanded(kind: TensorType, data: _Bytes, shape: tuple[int, ...], dtype: mx.Dtype) -> Plain:
+    """The tensor in floating point. Raises ValueError for elements that are not finite."""
+    parts = [_cast(part, dtype) for part in _floats(kind, data, shape)]
+    return Plain(_joined(parts).reshape(shape))
 
 
-def _float16(data: _Bytes, shape: tuple[int, ...]) -> Plain:
-    return Plain(mx.array(_finite(data.view("<f2")).reshape(shape)))
+def requantized(
+    kind: TensorType,
+    data: _Bytes,
+    shape: tuple[int, ...],
+    dtype: mx.Dtype,
+    bits: int,
+    group_size: int,
+) -> Quantized:
+    """The tensor in MLX's own quantisation, with scales and biases of `dtype`.
+
+    Expands some rows at a time. Raises ValueError for elements that are not finite.
+    """
+    parts = []
+    for floats in _floats(kind, data, shape):
+        weight, scales, biases = mx.quantize(mx.array(floats), group_size=group_size, bits=bits)
+        parts.append((weight, scales.astype(dtype), biases.astype(dtype)))
+        mx.eval(*parts[-1])
+    joined = [_joined(list(column)) for column in zip(*parts, strict=True)]
+    weight, scales, biases = (array.reshape(*shape[:-1], -1) for array in joined)
+    return Quantized(weight, scales, biases, bits)
 
 
-def _bfloat16(data: _Bytes, shape: tuple[int, ...]) -> Plain:
-    bits = data.view("<u2")
-    if ((bits & 0x7F80) == 0x7F80).any():
-        raise ValueError("an element is not a finite number")
-    return Plain(mx.array(bits.reshape(shape)).view(mx.bfloat16))
+def _floats(kind: TensorType, data: _Bytes, shape: tuple[int, ...]) -> Iterator[_Floats]:
+    """The rows of a tensor as float32, some at a time."""
+    columns = shape[-1]
+    rows = data.reshape(-1, columns // kind.block_size * kind.block_bytes)
+    step = max(1, _CHUNK_ELEMENTS // columns)
+    for start in range(0, len(rows), step):
+        # Scales that overflow are found in the result.
+        with np.errstate(all="ignore"):
+            part = gguf.dequantize(rows[start : start + step], _GGML[kind.name])
+        yield _finite(np.ascontiguousarray(part, dtype=np.float32).reshape(-1, columns))
+
+
+def _cast(floats: _Floats, dtype: mx.Dtype) -> mx.array:
+    array = mx.array(floats).astype(dtype)
+    if dtype == mx.float16 and not mx.isfinite(array).all():
+        raise ValueError("an element is too large for float16")
+    return array
+
+
+def _joined(parts: list[mx.array]) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
 def _q4_0(data: _Bytes, shape: tuple[int, ...]) -> Quantized:
@@ -80,21 +123,6 @@ def _q8_0(data: _Bytes, shape: tuple[int, ...]) -> Quantized:
     blocks = data.reshape(-1, 34)
     scales = _halves(blocks[:, :2])
     return _quantized(blocks[:, 2:] ^ np.uint8(0x80), scales, _times(scales, -128), 8, shape)
-
-
-def _q6_k(data: _Bytes, shape: tuple[int, ...]) -> Plain:
-    """Blocks {128 low nibbles, 64 high pairs, 16 int8 scales, float16 d} of 256 elements.
-
-    MLX has no groups of 16, so these are dequantised to float16.
-    """
-    blocks = data.reshape(-1, 210)
-    low = blocks[:, :128].reshape(-1, 2, 1, 64) >> np.array([0, 4], np.uint8).reshape(1, 1, 2, 1)
-    pairs = blocks[:, 128:192].reshape(-1, 2, 1, 32)
-    high = pairs >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    q = (low & 15).reshape(-1, 256) | ((high & 3) << 4).reshape(-1, 256)
-    scales = blocks[:, 192:208].view(np.int8).astype(np.float32) * _halves(blocks[:, 208:])
-    weights = (q.astype(np.float32) - 32).reshape(-1, 16, 16) * scales[:, :, None]
-    return Plain(mx.array(weights.astype(np.float16).reshape(shape)))
 
 
 def _nibbles(packed: _Bytes) -> _Bytes:
@@ -136,12 +164,13 @@ def _finite(array: npt.NDArray[F]) -> npt.NDArray[F]:
     return array
 
 
-_CONVERTERS: Mapping[str, Callable[[_Bytes, tuple[int, ...]], Plain | Quantized]] = {
-    "F32": _float32,
-    "F16": _float16,
-    "BF16": _bfloat16,
+_GGML: Mapping[str, gguf.GGMLQuantizationType] = {
+    kind.name: kind for kind in gguf.GGMLQuantizationType
+}
+_CONVERTERS: Mapping[str, Callable[[_Bytes, tuple[int, ...]], Quantized]] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q8_0": _q8_0,
-    "Q6_K": _q6_k,
 }
+EXACT_BITS: Mapping[str, int] = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+"""The types that MLX can hold as they are, with their bits."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from headrace.errors import InvalidRequest, ModelCorrupt, UnsupportedModel
+from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt, UnsupportedModel
 from headrace_runner.convert.facts import read_facts
+from headrace_runner.convert.plan import Quantize
 from headrace_runner.convert.progress import Meter, Report
+from headrace_runner.convert.quantized import write_quantized
 from headrace_runner.models.architectures import model_class_exists
 from headrace_runner.models.files import read_json
-from headrace_runner.models.safetensors import damaged, read_tensors
+from headrace_runner.models.safetensors import INDEX, damaged, read_tensors
 
 _CHUNK_BYTES = 8 << 20
 _FILES = (
@@ -37,11 +39,14 @@ _FILES = (
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def import_directory(source: Path, output: Path, report: Report) -> dict[str, Any]:
-    """Copy the model in `source` to `output` and return its facts.
+def import_directory(
+    source: Path, output: Path, report: Report, quantize: Quantize = Quantize.AS_STORED
+) -> dict[str, Any]:
+    """Copy the model in `source` to `output`, quantised if asked, and return its facts.
 
     Raises:
-        InvalidRequest: `source` is no model directory.
+        InvalidRequest: `source` is no model directory, or is quantised already and other bits
+            are asked for.
         UnsupportedModel: mlx-lm has no class for it, or it needs its own code or a pickle.
         ModelCorrupt: a file is damaged.
     """
@@ -50,15 +55,31 @@ def import_directory(source: Path, output: Path, report: Report) -> dict[str, An
             f"{source.name} is no model directory: it has no config.json; give a .gguf file or a"
             " directory in the MLX or Hugging Face layout"
         )
-    _check_config(read_json(source, "config.json"))
+    config = read_json(source, "config.json")
+    _check_config(config)
+    if quantize is not Quantize.AS_STORED and _is_quantized(config):
+        raise InvalidRequest(
+            f"{source.name} is quantised already; import it as it is, or the model's unquantised"
+            " directory",
+            violations=[FieldViolation("quantization", "the model is quantised already")],
+        )
     files = sorted({path for pattern in _FILES for path in source.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
         raise no_weights(source)
     read_tensors(source)
+    if quantize.bits is not None:
+        written = ("config.json", INDEX)
+        files = [p for p in files if p.suffix != ".safetensors" and p.name not in written]
     meter = Meter(report, "store", sum(path.stat().st_size for path in files))
     for path in files:
         copy(path, output / path.name, meter)
+    if quantize.bits is not None:
+        write_quantized(source, output, quantize.bits, report)
     return read_facts(output)
+
+
+def _is_quantized(config: dict[str, Any]) -> bool:
+    return any(config.get(key) for key in ("quantization", "quantization_config"))
 
 
 def _check_config(config: dict[str, Any]) -> None:

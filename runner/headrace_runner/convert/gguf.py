@@ -18,6 +18,7 @@ from typing import BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from headrace.errors import UnsupportedModel
 from headrace_runner.models.safetensors import damaged
@@ -45,6 +46,7 @@ _SCALARS: Mapping[int, struct.Struct] = {
     }.items()
 }
 _MAX_DIMS = 4
+_NAMES = {kind.value: kind.name for kind in GGMLQuantizationType}
 
 
 @dataclass(frozen=True)
@@ -56,27 +58,16 @@ class TensorType:
     block_bytes: int
 
 
+# All that the `gguf` package can expand; the sizes come from it, so that the two cannot differ.
+_READ = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+)
 TENSOR_TYPES: Mapping[int, TensorType] = {
-    0: TensorType("F32", 1, 4),
-    1: TensorType("F16", 1, 2),
-    2: TensorType("Q4_0", 32, 18),
-    3: TensorType("Q4_1", 32, 20),
-    8: TensorType("Q8_0", 32, 34),
-    14: TensorType("Q6_K", 256, 210),
-    30: TensorType("BF16", 1, 2),
-}
-# Known to the format and not read here: named so that the error can say which one it is.
-_OTHER_TYPES: Mapping[int, str] = {
-    6: "Q5_0",
-    7: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    12: "Q4_K",
-    13: "Q5_K",
-    15: "Q8_K",
-    20: "IQ4_NL",
-    23: "IQ4_XS",
-    39: "MXFP4",
+    kind.value: TensorType(kind.name, *GGML_QUANT_SIZES[kind])
+    for kind in GGMLQuantizationType
+    if kind.name in _READ
 }
 
 
@@ -252,7 +243,7 @@ class _Reader:
     ) -> TensorInfo:
         stored = TENSOR_TYPES.get(kind)
         if stored is None:
-            known = _OTHER_TYPES.get(kind, f"type {kind}")
+            known = _NAMES.get(kind, f"type {kind}")
             raise UnsupportedModel(
                 f"{self._path.name}: tensor {name!r} is stored as {known}; take the model in one of"
                 f" {', '.join(t.name for t in TENSOR_TYPES.values())}"

@@ -1,4 +1,4 @@
-"""Turns a GGUF file into an MLX model directory; quantised weights stay quantised."""
+"""Turns a GGUF file into an MLX model directory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import mlx.core as mx
 
 from headrace_runner.convert.facts import dumps, read_facts
 from headrace_runner.convert.gguf import read_gguf
-from headrace_runner.convert.llama import Llama
+from headrace_runner.convert.gguf_model import GgufModel
+from headrace_runner.convert.plan import Quantize
 from headrace_runner.convert.progress import Meter, Report
 from headrace_runner.convert.shards import write_shards
 from headrace_runner.convert.tokenizer import GgufTokenizer, read_tokenizer
 from headrace_runner.models.safetensors import damaged
 
 
-def import_gguf(source: Path, output: Path, report: Report) -> dict[str, Any]:
+def import_gguf(
+    source: Path, output: Path, report: Report, quantize: Quantize = Quantize.AS_STORED
+) -> dict[str, Any]:
     """Convert the file `source` into `output` and return the model's facts.
 
     Raises:
@@ -25,22 +28,22 @@ def import_gguf(source: Path, output: Path, report: Report) -> dict[str, Any]:
         ModelCorrupt: the file is damaged.
     """
     gguf = read_gguf(source)
-    llama = Llama(gguf)
+    model = GgufModel(gguf, quantize)
     tokenizer = read_tokenizer(gguf)
-    config = llama.config()
+    config = model.config()
     if tokenizer.tokenizer.get_vocab_size() > config["vocab_size"]:
         raise damaged(source, "it has more tokens than embeddings")
     config |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_ids}
     (output / "config.json").write_text(dumps(config), encoding="utf-8")
     _write_tokenizer(output, tokenizer)
-    write_shards(output, _tensors(llama, report))
-    return read_facts(output, llama.quantization, gguf.text("general.license"))
+    write_shards(output, _tensors(model, report))
+    return read_facts(output, model.quantization, gguf.text("general.license"))
 
 
-def _tensors(llama: Llama, report: Report) -> Iterator[tuple[str, mx.array]]:
-    meter = Meter(report, "convert", sum(tensor.nbytes for tensor in llama.tensors))
-    for tensor in llama.tensors:
-        yield from llama.weights(tensor)
+def _tensors(model: GgufModel, report: Report) -> Iterator[tuple[str, mx.array]]:
+    meter = Meter(report, "convert", sum(tensor.nbytes for tensor in model.tensors))
+    for tensor in model.tensors:
+        yield from model.weights(tensor)
         meter.advance(tensor.nbytes)
 
 

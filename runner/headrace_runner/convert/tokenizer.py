@@ -1,36 +1,30 @@
 """Rebuilds a Hugging Face tokenizer from the vocabulary in a GGUF file's metadata.
 
 Two kinds: byte-level BPE ("gpt2") with the pre-tokenizer that the file names, and SentencePiece
-BPE ("llama"). An unknown kind is refused, since a near miss would silently change what the model
-reads.
+BPE ("llama", which Gemma's files say too). An unknown kind is refused, since a near miss would
+silently change what the model reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
 from headrace.errors import UnsupportedModel
 from headrace_runner.convert.gguf import GgufFile
+from headrace_runner.convert.pretokenizers import WORDS
 from headrace_runner.models.safetensors import damaged
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 _SPACE = "\u2581"  # How SentencePiece writes a space.
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# What ends a turn in models whose files name no such token, or not all of them.
+_TURN_ENDS = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"),
+    *("<|eom_id|>", "<｜end▁of▁sentence｜>", "<EOT>"),
 )
 
 
@@ -77,10 +71,14 @@ def read_tokenizer(gguf: GgufFile) -> GgufTokenizer:
             "eom": "eom",
         }.items()
     }
-    bos = special["bos"]
-    by_default = kind == "llama" or gguf.text("tokenizer.ggml.pre") in _LLAMA3
-    if bos is not None and gguf.flag("tokenizer.ggml.add_bos_token", by_default):
-        tokenizer.post_processor = _prepend(tokens[bos], bos)
+    bos, eos = special["bos"], special["eos"]
+    words = WORDS.get(gguf.text("tokenizer.ggml.pre") or "")
+    by_default = kind == "llama" or (words is not None and words.begins)
+    begins = bos is not None and gguf.flag("tokenizer.ggml.add_bos_token", by_default)
+    ends = eos is not None and gguf.flag("tokenizer.ggml.add_eos_token", default=False)
+    around = (bos if begins else None, eos if ends else None)
+    if around != (None, None):
+        tokenizer.post_processor = _around(tokens, *around)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -89,28 +87,34 @@ def read_tokenizer(gguf: GgufFile) -> GgufTokenizer:
         token_id = special[name]
         if token_id is not None:
             config[f"{name}_token"] = tokens[token_id]
-    ends = (special[name] for name in ("eos", "eot", "eom"))
     return GgufTokenizer(
-        tokenizer,
-        config,
-        gguf.text("tokenizer.chat_template"),
-        bos,
-        list(dict.fromkeys(token_id for token_id in ends if token_id is not None)),
+        tokenizer, config, gguf.text("tokenizer.chat_template"), bos, _stops(gguf, tokens, special)
     )
+
+
+def _stops(gguf: GgufFile, tokens: list[str], special: Mapping[str, int | None]) -> list[int]:
+    """The tokens that end a turn: those that the file names, and those known by their text."""
+    types = _types(gguf, tokens)
+    named = [special[name] for name in ("eos", "eot", "eom")]
+    known = [i for i, token in enumerate(tokens) if token in _TURN_ENDS and types[i] == _CONTROL]
+    return list(dict.fromkeys(i for i in (*named, *known) if i is not None))
 
 
 def _byte_level(gguf: GgufFile, tokens: list[str]) -> Tokenizer:
     pre = gguf.text("tokenizer.ggml.pre") or "default"
-    pre_tokenizer = _PRE_TOKENIZERS.get(pre)
-    if pre_tokenizer is None:
+    words = WORDS.get(pre)
+    if words is None:
         raise _unsupported(gguf, f"the pre-tokenizer {pre!r}")
     merges = []
     for merge in gguf.strings("tokenizer.ggml.merges"):
-        left, _, right = merge.partition(" ")
-        merges.append((left, right))
-    # Llama 3 takes a word that is a token as it is, without merging up to it.
-    tokenizer = _bpe(gguf, tokens, merges, ignore_merges=pre in _LLAMA3)
-    tokenizer.pre_tokenizer = pre_tokenizer()
+        # A piece may begin with a space in vocabularies that do not write bytes as letters.
+        left, _, right = merge[1:].partition(" ")
+        merges.append((merge[:1] + left, right))
+    tokenizer = _bpe(gguf, tokens, merges, ignore_merges=words.whole_words)
+    tokenizer.pre_tokenizer = words.pre_tokenizer()
+    normalizer = words.normalizer()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -160,14 +164,18 @@ def _bpe(
 
 
 def _added_tokens(gguf: GgufFile, tokens: list[str]) -> list[AddedToken]:
+    return [
+        AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+        for token, kind in zip(tokens, _types(gguf, tokens), strict=True)
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    ]
+
+
+def _types(gguf: GgufFile, tokens: list[str]) -> list[int | float]:
     types = gguf.numbers("tokenizer.ggml.token_type") or [1] * len(tokens)
     if len(types) != len(tokens):
         raise damaged(gguf.path, "its vocabulary lacks token types")
-    return [
-        AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
-        for token, kind in zip(tokens, types, strict=True)
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
-    ]
+    return types
 
 
 def _token_id(gguf: GgufFile, key: str, vocabulary_size: int) -> int | None:
@@ -177,9 +185,15 @@ def _token_id(gguf: GgufFile, key: str, vocabulary_size: int) -> int | None:
     return token_id
 
 
-def _prepend(token: str, token_id: int) -> processors.PostProcessor:
+def _around(tokens: list[str], bos: int | None, eos: int | None) -> processors.PostProcessor:
+    """Puts tokens before and behind a text."""
+    before = [] if bos is None else [tokens[bos]]
+    behind = [] if eos is None else [tokens[eos]]
+    ids = [(tokens[i], i) for i in dict.fromkeys((bos, eos)) if i is not None]
     return processors.TemplateProcessing(
-        single=[token, "$A"], pair=[token, "$A", token, "$B"], special_tokens=[(token, token_id)]
+        single=[*before, "$A", *behind],
+        pair=[*before, "$A", *behind, *before, "$B", *behind],
+        special_tokens=ids,
     )
 
 
@@ -188,25 +202,3 @@ def _unsupported(gguf: GgufFile, what: str) -> UnsupportedModel:
         f"{gguf.path.name}: {what} is not supported in GGUF files; import the model's MLX or"
         " Hugging Face directory instead"
     )
-
-
-def _gpt2_words() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def _single_digits() -> pre_tokenizers.PreTokenizer:
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    return pre_tokenizers.Sequence([digits, _gpt2_words()])
-
-
-def _llama3_words() -> pre_tokenizers.PreTokenizer:
-    words = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([words, plain])
-
-
-_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_PRE_TOKENIZERS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "gpt-2": _gpt2_words,
-    "smollm": _single_digits,
-} | dict.fromkeys(_LLAMA3, _llama3_words)

@@ -37,6 +37,15 @@ def dequantized(model: Any) -> Any:
     return dequantize_model(model)
 
 
+def quantized(
+    model: Any, config: dict[str, Any], group_size: int, bits: int
+) -> tuple[Any, dict[str, Any]]:
+    """The model with its layers quantised as it allows itself, and its configuration. Lazy."""
+    from mlx_lm.utils import quantize_model
+
+    return quantize_model(model, config, group_size, bits)
+
+
 def new_caches(model: Any) -> list[Any]:
     """Empty caches for one row, one a layer."""
     from mlx_lm.models.cache import make_prompt_cache

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import grpc
 
 from headrace.errors import DeadlineExceeded, ModelCorrupt, ModelInUse
 from headrace.telemetry.logs import bind
 from headrace.v1.model_pb2 import (
+    IMPORT_QUANTIZATION_4_BITS,
+    IMPORT_QUANTIZATION_8_BITS,
+    IMPORT_QUANTIZATION_NONE,
+    IMPORT_QUANTIZATION_UNSPECIFIED,
     CollectGarbageRequest,
     CollectGarbageResponse,
     CopyModelRequest,
@@ -56,10 +60,23 @@ from headrace_server.services.messages import (
 )
 from headrace_server.services.raw import seconds, time_remaining
 from headrace_server.services.watch import Watch, model_view
-from headrace_server.store import Manifest, OnProgress, Progress, PullOptions, Store
+from headrace_server.store import (
+    ImportOptions,
+    Manifest,
+    OnProgress,
+    Progress,
+    PullOptions,
+    Store,
+)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 T = TypeVar("T")
+_QUANTIZE: Mapping[int, Literal["stored", "none", "4", "8"]] = {
+    IMPORT_QUANTIZATION_UNSPECIFIED: "stored",
+    IMPORT_QUANTIZATION_NONE: "none",
+    IMPORT_QUANTIZATION_4_BITS: "4",
+    IMPORT_QUANTIZATION_8_BITS: "8",
+}
 
 
 class ModelServicer(ModelServiceServicer):
@@ -124,7 +141,10 @@ class ModelServicer(ModelServiceServicer):
 
         def work(tell: OnProgress) -> Awaitable[Manifest]:
             source, replace = Path(request.source_path), request.replace
-            storing = self._store.import_model(source, request.model, tell, replace=replace)
+            options = ImportOptions(_QUANTIZE[request.quantization], not request.unchecked)
+            storing = self._store.import_model(
+                source, request.model, tell, replace=replace, options=options
+            )
             return self._told(storing, "IMPORTED")
 
         async with aclosing(_transfer(work)) as steps:

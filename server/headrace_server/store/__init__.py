@@ -1,5 +1,6 @@
 """Models on disk: names, manifests, the catalogue, import, pull, upkeep. Never imports MLX."""
 
+from headrace_server.store.conversion import ImportOptions
 from headrace_server.store.damage import Damage, DamageKind, Reading, Verified
 from headrace_server.store.garbage import Garbage, GarbageItem, GarbageKind
 from headrace_server.store.manifest import ImageFacts, Manifest, ModelFile
@@ -15,6 +16,7 @@ __all__ = [
     "GarbageItem",
     "GarbageKind",
     "ImageFacts",
+    "ImportOptions",
     "Manifest",
     "ModelFile",
     "ModelName",

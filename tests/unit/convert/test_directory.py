@@ -6,14 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
 from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models import llama
+from mlx_lm.utils import load_model
 
 from headrace.errors import HeadraceError, InvalidRequest, ModelCorrupt, UnsupportedModel
 from headrace_runner.convert.check import check_model, inventory
 from headrace_runner.convert.directory import import_directory
 from headrace_runner.convert.gguf_import import import_gguf
+from headrace_runner.convert.plan import Quantize
+from tests.unit.convert.tiny import write_gguf
 
 
 def silent(phase: str, done: int, total: int) -> None:
@@ -137,3 +142,64 @@ def test_inventory_lists_every_file(model: Path) -> None:
         "size": 3,
         "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
     }
+
+
+@pytest.fixture(scope="module")
+def half_precision(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A model in float16, as Hugging Face has them."""
+    folder = tmp_path_factory.mktemp("half")
+    write_gguf(folder / "m.gguf", matrices="F16", embedding="F16")
+    (folder / "model").mkdir()
+    import_gguf(folder / "m.gguf", folder / "model", silent)
+    return folder / "model"
+
+
+@pytest.mark.parametrize(("asked", "bits"), [(Quantize.BITS_4, 4), (Quantize.BITS_8, 8)])
+def test_quantised_as_asked(
+    half_precision: Path, tmp_path: Path, asked: Quantize, bits: int
+) -> None:
+    facts = import_directory(half_precision, tmp_path, silent, asked)
+    check_model(tmp_path, facts)
+    # Rows of 96 elements allow groups of 32 alone.
+    assert facts["quantization"] == f"{bits}-bit g32"
+    assert facts["parameters"] == 81_408
+    model, config = load_model(tmp_path)
+    assert config["quantization"]["bits"] == bits
+    wanted, _ = load_model(half_precision)
+    packed = model.layers[1].mlp.down_proj
+    found = mx.dequantize(packed.weight, packed.scales, packed.biases, group_size=32, bits=bits)
+    groups = np.array(wanted.layers[1].mlp.down_proj.weight.astype(mx.float32)).reshape(-1, 32)
+    steps = (groups.max(axis=1) - groups.min(axis=1)) / (2**bits - 1)
+    errors = np.abs(np.array(found.astype(mx.float32)).reshape(-1, 32) - groups)
+    assert (errors.max(axis=1) <= steps * 1.1 + 2e-3).all()
+    assert errors.max() > 0
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+    assert (tmp_path / "tokenizer.json").exists()
+
+
+def test_large_models_are_quantised_into_shards(
+    half_precision: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace_runner.convert.shards.write_shards.__defaults__", (20_000,))
+    facts = import_directory(half_precision, tmp_path, silent, Quantize.BITS_8)
+    check_model(tmp_path, facts)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+
+
+@pytest.mark.parametrize("asked", [Quantize.BITS_4, Quantize.NONE])
+def test_what_is_quantised_already_is_not_quantised_again(
+    pristine: Path, tmp_path: Path, asked: Quantize
+) -> None:
+    with pytest.raises(InvalidRequest, match="quantised already") as caught:
+        import_directory(pristine, tmp_path, silent, asked)
+    assert caught.value.violations[0].field == "quantization"
+
+
+def test_weights_that_do_not_fit_are_not_quantised(half_precision: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(half_precision, tmp_path / "model")
+    edit_config(num_hidden_layers=3)(model)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelCorrupt, match="do not fit"):
+        import_directory(model, tmp_path / "out", silent, Quantize.BITS_4)

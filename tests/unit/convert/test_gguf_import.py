@@ -14,7 +14,7 @@ from headrace.errors import ModelCorrupt, UnsupportedModel
 from headrace_runner.convert.check import check_model
 from headrace_runner.convert.gguf import read_gguf
 from headrace_runner.convert.gguf_import import import_gguf
-from headrace_runner.convert.llama import llama3_factors
+from headrace_runner.convert.rope import llama3_factors
 from headrace_runner.convert.shards import write_shards
 from headrace_runner.models.safetensors import read_tensors
 from tests.unit.convert.tiny import HEAD_DIM, TEMPLATE, Array, write_gguf

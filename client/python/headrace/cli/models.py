@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ from headrace.cli.output import echo_fields, echo_json, echo_table, json_option,
 from headrace.cli.progress import follow
 
 if TYPE_CHECKING:
-    from headrace.types import ImageTraits, Model
+    from headrace.types import ImageTraits, Model, Quantize
+
+_QUANTIZE: Mapping[str, Quantize] = {"4": 4, "8": 8, "none": "none"}
 
 
 @click.command("list")
@@ -123,17 +126,36 @@ def pull_command(
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("model")
 @click.option("--replace", is_flag=True, help="Replace a model of this name.")
+@click.option(
+    "--quantize",
+    type=click.Choice(list(_QUANTIZE)),
+    help="Keep a language model's matrices at 4 or 8 bits, or in floating point. Without it they"
+    " stay as they are, and types of GGUF that MLX cannot hold get 8 bits.",
+)
+@click.option("--no-check", is_flag=True, help="Take a language model without trying it out.")
 @json_option
-def import_command(source: Path, model: str, replace: bool, as_json: bool) -> None:
+def import_command(
+    source: Path,
+    model: str,
+    replace: bool,
+    quantize: str | None,
+    no_check: bool,
+    as_json: bool,
+) -> None:
     """Bring SOURCE into the store under the name MODEL.
 
     SOURCE is a GGUF file, or a directory in the form of MLX or Hugging Face, on the controller's
-    machine. It is left as it is.
+    machine. It is left as it is. A language model is tried out before its name appears.
     """
     with controller(private=True) as client:
-        found = follow(
-            client.import_model(source.expanduser().absolute(), model, replace=replace), model
+        storing = client.import_model(
+            source.expanduser().absolute(),
+            model,
+            replace=replace,
+            quantize=None if quantize is None else _QUANTIZE[quantize],
+            unchecked=no_check,
         )
+        found = follow(storing, model)
     _echo_arrival(found, as_json)
 
 

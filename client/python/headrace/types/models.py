@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from headrace.types.images import ImageTraits
 
@@ -280,5 +280,7 @@ class WatchCheckpoint:
     """For `watch_models`."""
 
 
+Quantize: TypeAlias = Literal[4, 8, "none"]
+"""How an import keeps the matrices of a language model: bits, or in floating point."""
 ModelsEvent: TypeAlias = ModelsSnapshot | ModelChanged | ModelDeleted | WatchCheckpoint
 """What a watch tells."""

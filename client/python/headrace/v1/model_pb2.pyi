@@ -55,6 +55,36 @@ TRANSFER_PHASE_STORE: TransferPhase.ValueType  # 4
 """The model is being put in its place."""
 Global___TransferPhase: _TypeAlias = TransferPhase  # noqa: Y015
 
+class _ImportQuantization:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImportQuantizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportQuantization.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMPORT_QUANTIZATION_UNSPECIFIED: _ImportQuantization.ValueType  # 0
+    """As the source has them. Types of GGUF that MLX cannot hold get 8 bits."""
+    IMPORT_QUANTIZATION_NONE: _ImportQuantization.ValueType  # 1
+    """In floating point: what is quantised in a GGUF file is expanded."""
+    IMPORT_QUANTIZATION_4_BITS: _ImportQuantization.ValueType  # 2
+    """Matrices of more than 4 bits are quantised to 4."""
+    IMPORT_QUANTIZATION_8_BITS: _ImportQuantization.ValueType  # 3
+    """Matrices of more than 8 bits are quantised to 8."""
+
+class ImportQuantization(_ImportQuantization, metaclass=_ImportQuantizationEnumTypeWrapper):
+    """ImportQuantization is how the matrices of an imported language model are
+    kept.
+    """
+
+IMPORT_QUANTIZATION_UNSPECIFIED: ImportQuantization.ValueType  # 0
+"""As the source has them. Types of GGUF that MLX cannot hold get 8 bits."""
+IMPORT_QUANTIZATION_NONE: ImportQuantization.ValueType  # 1
+"""In floating point: what is quantised in a GGUF file is expanded."""
+IMPORT_QUANTIZATION_4_BITS: ImportQuantization.ValueType  # 2
+"""Matrices of more than 4 bits are quantised to 4."""
+IMPORT_QUANTIZATION_8_BITS: ImportQuantization.ValueType  # 3
+"""Matrices of more than 8 bits are quantised to 8."""
+Global___ImportQuantization: _TypeAlias = ImportQuantization  # noqa: Y015
+
 class _FileDamage:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -598,6 +628,8 @@ class StreamImportModelRequest(_message.Message):
     SOURCE_PATH_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     REPLACE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    UNCHECKED_FIELD_NUMBER: _builtins.int
     source_path: _builtins.str
     """Absolute path on the controller's machine: a GGUF file, or a directory in
     the form of MLX or Hugging Face. Required.
@@ -606,20 +638,35 @@ class StreamImportModelRequest(_message.Message):
     """Name to give it, with or without a tag. Required."""
     replace: _builtins.bool
     """Whether a model of this name may be replaced. Absent: false."""
+    quantization: Global___ImportQuantization.ValueType
+    """How its matrices are to be kept. An error for models that are no language
+    models, and for directories that are quantised already.
+    """
+    unchecked: _builtins.bool
+    """Whether a language model is taken that was not tried out: without this, one
+    that loses text or predicts none is UNSUPPORTED_MODEL. Absent: false.
+    """
     def __init__(
         self,
         *,
         source_path: _builtins.str = ...,
         model: _builtins.str = ...,
         replace: _builtins.bool | None = ...,
+        quantization: Global___ImportQuantization.ValueType = ...,
+        unchecked: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_replace", b"_replace", "replace", b"replace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_replace", b"_replace", "_unchecked", b"_unchecked", "replace", b"replace", "unchecked", b"unchecked"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replace", b"_replace", "model", b"model", "replace", b"replace", "source_path", b"source_path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replace", b"_replace", "_unchecked", b"_unchecked", "model", b"model", "quantization", b"quantization", "replace", b"replace", "source_path", b"source_path", "unchecked", b"unchecked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__replace: _TypeAlias = _typing.Literal["replace"]  # noqa: Y015
     _WhichOneofArgType__replace: _TypeAlias = _typing.Literal["_replace", b"_replace"]  # noqa: Y015
+    _WhichOneofReturnType__unchecked: _TypeAlias = _typing.Literal["unchecked"]  # noqa: Y015
+    _WhichOneofArgType__unchecked: _TypeAlias = _typing.Literal["_unchecked", b"_unchecked"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__replace) -> _WhichOneofReturnType__replace | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unchecked) -> _WhichOneofReturnType__unchecked | None: ...
 
 Global___StreamImportModelRequest: _TypeAlias = StreamImportModelRequest  # noqa: Y015
 
