@@ -252,6 +252,12 @@ def test_a_page_of_this_machine_may_call_and_another_may_not(site: Site) -> None
         assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_what_a_page_may_send_unasked_is_refused(site: Site, kind: str) -> None:
+    for path in (LIST, "/headrace.v1.ModelService/DeleteModel?model=none"):
+        assert site.ask(path, b"{}", kind, origin="https://evil.example").status == 415
+
+
 async def _streams(
     client: AsyncClient, count: int, begun: Callable[[], None]
 ) -> list[str | HeadraceError]:

@@ -44,8 +44,8 @@ def guarded(shared_home: Path, certificates: Path, tokens: Path) -> Iterator[Con
         controller.environment |= {
             "HEADRACE_HOST": f"https://{controller.target}",
             "HEADRACE_TLS_CA": str(at / "ca.crt"),
-            "HEADRACE_TLS_CERT": str(at / "client.crt"),
-            "HEADRACE_TLS_KEY": str(at / "client.key"),
+            "HEADRACE_CLIENT_CERT": str(at / "client.crt"),
+            "HEADRACE_CLIENT_KEY": str(at / "client.key"),
             "HEADRACE_TOKENS": str(tokens),
         }
         yield controller
@@ -85,7 +85,7 @@ def test_the_command_line_gets_in_by_the_environment(guarded: Controller) -> Non
         assert denied.returncode == 5
         assert "manage" in denied.stderr
         assert headrace(guarded, "list", check=False).returncode == 0
-        without = dict.fromkeys(("HEADRACE_TLS_CERT", "HEADRACE_TLS_KEY"), "")
+        without = dict.fromkeys(("HEADRACE_CLIENT_CERT", "HEADRACE_CLIENT_KEY"), "")
         kept = dict(guarded.environment)
         guarded.environment |= without
         try:

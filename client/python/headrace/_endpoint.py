@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from headrace._target import DEFAULT_TARGET, HTTPS, is_local, resolve_target
+from headrace._target import DEFAULT_TARGET, HTTP, HTTPS, is_local, resolve_target
 from headrace.errors import InvalidRequest
 from headrace.rpc.options import channel_options
 
@@ -40,19 +40,24 @@ class Endpoint:
         """
         where = target or env.get("HEADRACE_HOST") or DEFAULT_TARGET
         host = resolve_target(where)
-        if where.startswith(HTTPS) and credentials is None:
+        if where.lower().startswith((HTTPS, HTTP)) and "/" in host:
+            raise InvalidRequest(f"{where} has a path, and there is none; write https://host:port")
+        if where.lower().startswith(HTTPS) and credentials is None:
             credentials = _credentials(env)
-        token = token or env.get("HEADRACE_TOKEN")
-        if not token:
+        if credentials is None and not is_local(host) and env.get("HEADRACE_TLS_CA"):
+            raise InvalidRequest(
+                f"HEADRACE_TLS_CA is set, and {host} would be spoken to in the clear; write "
+                f"https://{host}, or unset it"
+            )
+        secret = _secret(env.get("HEADRACE_TOKEN", "") if token is None else token)
+        if not secret:
             return cls(host, credentials)
         if credentials is None and not is_local(host):
             raise InvalidRequest(
                 f"the token would travel to {host} in the clear; connect to https://{host}, or "
                 "unset HEADRACE_TOKEN"
             )
-        if not token.isascii() or not token.isprintable():
-            raise InvalidRequest("the token has characters that none has; look at HEADRACE_TOKEN")
-        return cls(host, credentials, (("authorization", f"Bearer {token}"),))
+        return cls(host, credentials, (("authorization", f"Bearer {secret}"),))
 
     @property
     def options(self) -> list[tuple[str, object]]:
@@ -60,14 +65,25 @@ class Endpoint:
         return channel_options(self.target)
 
 
+def _secret(token: str) -> str:
+    """The token as it is sent: what a file or a header may have around it is left out."""
+    token = token.strip()
+    if token.lower().startswith("bearer "):
+        token = token[len("bearer ") :].strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidRequest("the token has characters that none has; look at HEADRACE_TOKEN")
+    return token
+
+
 def _credentials(env: Mapping[str, str]) -> grpc.ChannelCredentials:
     """Of TLS: HEADRACE_TLS_CA, else the authorities that gRPC knows; and a client's certificate
-    where HEADRACE_TLS_CERT and HEADRACE_TLS_KEY name one."""
+    where HEADRACE_CLIENT_CERT and HEADRACE_CLIENT_KEY name one."""
     authority, key, chain = (
-        _read(env, name) for name in ("HEADRACE_TLS_CA", "HEADRACE_TLS_KEY", "HEADRACE_TLS_CERT")
+        _read(env, name)
+        for name in ("HEADRACE_TLS_CA", "HEADRACE_CLIENT_KEY", "HEADRACE_CLIENT_CERT")
     )
     if (key is None) != (chain is None):
-        raise InvalidRequest("HEADRACE_TLS_CERT and HEADRACE_TLS_KEY go together; set both")
+        raise InvalidRequest("HEADRACE_CLIENT_CERT and HEADRACE_CLIENT_KEY go together; set both")
     return grpc.ssl_channel_credentials(authority, key, chain)
 
 

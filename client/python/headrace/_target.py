@@ -32,8 +32,8 @@ def resolve_target(target: str | None = None) -> str:
     """
     target = target or os.environ.get("HEADRACE_HOST") or DEFAULT_TARGET
     for scheme in (HTTPS, HTTP):
-        if target.startswith(scheme):  # It says whether there is TLS, and nothing of where.
-            target = target.removeprefix(scheme).rstrip("/") or DEFAULT_TARGET
+        if target.lower().startswith(scheme):  # It says whether there is TLS, and not where.
+            target = target[len(scheme) :].rstrip("/") or DEFAULT_TARGET
     if "/" in target or target.startswith("unix:"):
         return target
     if target.startswith("["):

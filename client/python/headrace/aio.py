@@ -63,8 +63,9 @@ class AsyncClient:
                 gRPC. None: the environment's HEADRACE_HOST, else 127.0.0.1:50151.
             timeout: seconds that a call may take, unless it says otherwise. None: no limit.
             credentials: for TLS. None: with "https://" those of HEADRACE_TLS_CA,
-                HEADRACE_TLS_CERT and HEADRACE_TLS_KEY, else the connection is not encrypted.
-            token: what the server knows this client by. None: HEADRACE_TOKEN, if it is set.
+                HEADRACE_CLIENT_CERT and HEADRACE_CLIENT_KEY, else the connection is not encrypted.
+            token: what the server knows this client by. None: HEADRACE_TOKEN, if it is set, to
+                whatever target; "": none.
 
         Raises:
             InvalidRequest: the token would travel in the clear, or a file cannot be read.

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from headrace.errors import ContextLengthExceeded, FieldViolation, InvalidRequest
+from headrace.rpc.access import charge
 from headrace.rpc.support import refuse_unsupported
 from headrace.v1.completion_pb2 import (
     CompletionProgress,
@@ -170,7 +171,7 @@ async def _messages(
                     )
             case Finished() as event:
                 span.finished(event)
-                yield StreamCompletionResponse(
-                    completed=completed(event, len(generation.prompt), cached, span.arrived)
-                )
+                whole = completed(event, len(generation.prompt), cached, span.arrived)
+                charge(whole.usage.prompt_tokens + whole.usage.output_tokens)
+                yield StreamCompletionResponse(completed=whole)
                 return

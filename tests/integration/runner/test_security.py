@@ -10,7 +10,13 @@ import pytest
 
 from headrace import AsyncClient
 from headrace.cli.authority import Authority
-from headrace.errors import PermissionDenied, Unauthenticated, Unavailable, from_rpc_error
+from headrace.errors import (
+    PermissionDenied,
+    RateLimited,
+    Unauthenticated,
+    Unavailable,
+    from_rpc_error,
+)
 from headrace.rpc.tokens import Tokens, new_token, write_tokens
 from headrace.v1.runner_pb2 import DrainRequest
 from headrace.v1.runner_pb2_grpc import RunnerServiceStub
@@ -20,7 +26,7 @@ from tests.integration.runner.conftest import ServeTiny
 
 async def test_tls_and_tokens(serve_tiny: ServeTiny, tmp_path: Path) -> None:
     Authority(tmp_path).issue("server", ("localhost", "127.0.0.1"), 1, server=True)
-    token, secret = new_token(["infer"])
+    token, secret = new_token(["infer"], tokens_per_minute=1)
     write_tokens(tmp_path / "tokens.json", Tokens((token,)))
     at = {name: str(tmp_path / name) for name in ("server.crt", "server.key", "tokens.json")}
     tls = ("--tls-cert", at["server.crt"], "--tls-key", at["server.key"])
@@ -33,6 +39,8 @@ async def test_tls_and_tokens(serve_tiny: ServeTiny, tmp_path: Path) -> None:
                 await nobody.complete(MODEL, "x", max_tokens=1)
         async with reach(token=secret) as somebody:
             assert (await somebody.complete(MODEL, "x", max_tokens=1)).usage.output_tokens == 1
+            with pytest.raises(RateLimited):
+                await somebody.complete(MODEL, "x", max_tokens=1)
         async with grpc.aio.secure_channel(child.address, trusting) as channel:
             stub = RunnerServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -86,3 +86,10 @@ async def test_an_open_watch_does_not_hold_up_the_stop(connect: Any) -> None:
         await watch.read()
         health.shutdown()
         await server.stop(60)
+
+
+async def test_nobody_asks_for_a_name_of_a_thousand_bytes(stub: Any) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.Check(ask("x" * 2000))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(caught.value.details() or "") < 300

@@ -133,6 +133,21 @@ def test_a_host_that_is_none(headrace: Run, tmp_path: Path, name: str, why: str)
     assert why in told
 
 
+@pytest.mark.parametrize("lost", ["ca.key", "ca.crt"])
+def test_what_it_did_not_make_is_not_written_over(headrace: Run, tmp_path: Path, lost: str) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for at in (one, two):
+        assert headrace("cert", "dev", str(at))[0] == 0
+    before = (one / "server.key").read_bytes()
+    (one / "ca.key").write_bytes((two / "ca.key").read_bytes())
+    assert "not the key" in headrace("cert", "dev", str(one))[2]
+    (one / "ca.crt").write_bytes((two / "ca.crt").read_bytes())
+    assert "not made by this authority" in headrace("cert", "dev", str(one))[2]
+    (one / lost).unlink()
+    assert "missing" in headrace("cert", "dev", str(one))[2]
+    assert (one / "server.key").read_bytes() == before
+
+
 def test_an_authority_of_another_kind_is_not_written_over(headrace: Run, tmp_path: Path) -> None:
     (tmp_path / "ca.crt").write_text("mine")
     (tmp_path / "ca.key").write_text("mine")

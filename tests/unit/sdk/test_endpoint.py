@@ -65,7 +65,28 @@ def test_on_this_machine_it_may(target: str) -> None:
     assert Endpoint.resolve(target, token="secret", env={}).metadata == BEARER
 
 
-@pytest.mark.parametrize("token", ["two\nlines", "é", "\x00"])
+@pytest.mark.parametrize("token", [" secret\n", "Bearer secret", "bearer  secret "])
+def test_what_stands_around_a_token_is_left_out(token: str) -> None:
+    assert Endpoint.resolve(env={"HEADRACE_TOKEN": token}).metadata == BEARER
+
+
+def test_no_token_by_choice() -> None:
+    assert Endpoint.resolve(token="", env={"HEADRACE_TOKEN": "secret"}).metadata == ()
+    assert Endpoint.resolve(env={"HEADRACE_TOKEN": "  "}).metadata == ()
+
+
+def test_what_looks_protected_is_not_sent_in_the_clear() -> None:
+    env = {"HEADRACE_TLS_CA": "/ca.crt", "HEADRACE_HOST": "gpu"}
+    with pytest.raises(InvalidRequest, match="https://gpu:50151"):
+        Endpoint.resolve(env=env)
+    assert Endpoint.resolve("localhost:5", env=env).credentials is None
+    assert Endpoint.resolve("gpu", TLS, env=env).credentials is TLS
+    with pytest.raises(InvalidRequest, match="path"):
+        Endpoint.resolve("https://gpu:5/v1", env={})
+    assert Endpoint.resolve("HTTPS://gpu:5", env={}).credentials is not None
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "é", "\x00", "two words"])
 def test_a_token_that_none_can_be(token: str) -> None:
     with pytest.raises(InvalidRequest, match="HEADRACE_TOKEN"):
         Endpoint.resolve(token=token, env={})
@@ -78,6 +99,5 @@ def test_files_of_tls_are_named_where_they_cannot_be_used(tmp_path: Path) -> Non
     with pytest.raises(InvalidRequest, match=r"HEADRACE_TLS_CA.*none\.crt"):
         Endpoint.resolve("https://gpu", env=missing)
     with pytest.raises(InvalidRequest, match="set both"):
-        Endpoint.resolve("https://gpu", env={"HEADRACE_TLS_KEY": str(there)})
-    assert Endpoint.resolve("gpu", env=missing).credentials is None
+        Endpoint.resolve("https://gpu", env={"HEADRACE_CLIENT_KEY": str(there)})
     assert Endpoint.resolve("https://gpu", TLS, env=missing).credentials is TLS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,18 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from headrace.errors import HeadraceError, RateLimited, Unauthenticated, from_rpc_error
-from headrace.rpc.access import Access, Account, charge, scopes_of
+from headrace.rpc import access
+from headrace.rpc.access import Access, AccessInterceptor, Account, charge, scopes_of
 from headrace.rpc.protection import Protection
-from headrace.rpc.tokens import SCOPES, Token, Tokens, TokensError, new_token, write_tokens
+from headrace.rpc.tokens import (
+    SCOPES,
+    Token,
+    Tokens,
+    TokensError,
+    new_token,
+    read_tokens,
+    write_tokens,
+)
 from headrace.v1 import (
     completion_pb2,
     embedding_pb2,
@@ -45,6 +54,7 @@ _FILES: tuple[FileDescriptor, ...] = tuple(
         reflection_pb2,
     )
 )
+STREAM = "/headrace.v1.CompletionService/StreamCompletion"
 _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _OPEN = {f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch")}
 
@@ -134,6 +144,9 @@ def test_the_table_has_all_that_is_served() -> None:
     """A service that is new has to be thought of: `manage` alone may use what nobody named."""
     served = {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
     assert {method.containing_service.full_name for method in methods()} == served
+    assert {*access._OF_SERVICES} <= served
+    ours = {path_of(method) for method in methods()}
+    assert {m for m in access._OF_METHODS if "RunnerService" not in m} <= ours
     assert scopes_of("/headrace.v1.FutureService/Do") == ("manage",)
     assert {path_of(method) for method in methods() if not scopes_of(path_of(method))} == _OPEN
 
@@ -258,31 +271,81 @@ def test_tokens_a_minute_are_paid_back_by_time() -> None:
         account.entered(token).__enter__()
 
 
+async def test_a_call_that_is_refused_is_not_decoded(tmp_path: Path) -> None:
+    """A few compressed bytes may become a message that takes all the memory."""
+    file = tmp_path / "tokens.json"
+    token, secret = new_token(["infer"])
+    write_tokens(file, Tokens((token,)))
+
+    async def answer(_: Any, __: Any) -> None: ...
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(answer, bytes.decode, None)
+
+    async def found(_: Any) -> Any:
+        return handler
+
+    @dataclass
+    class Details:
+        invocation_metadata: tuple[tuple[str, str], ...]
+        method: str = STREAM
+
+    guard: Any = AccessInterceptor(Access(file))
+    refused = await guard.intercept_service(found, Details(()))
+    assert refused.request_deserializer is None
+    with pytest.raises(Unauthenticated):
+        await refused.unary_unary(b"", None)
+    passed = (("authorization", f"Bearer {secret}"),)
+    let_in = await guard.intercept_service(found, Details(passed))
+    assert let_in.request_deserializer is bytes.decode
+
+
+def test_looking_costs_nothing(tmp_path: Path) -> None:
+    token = replace(new_token(["infer"])[0], tokens_per_minute=1)
+    account = Account(Clock())
+    account.charge(1000)
+    with account.entered(token, infers=False):
+        pass
+    with pytest.raises(RateLimited):
+        account.entered(token).__enter__()
+
+
+def test_the_file_of_a_link_is_changed_and_stays_its_owners(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    write_tokens(real, Tokens())
+    if os.geteuid() == 0:
+        os.chown(real, 65534, 65534)
+    link.symlink_to(real)
+    token, _ = new_token(["infer"])
+    write_tokens(link, Tokens((token,)))
+    assert link.is_symlink()
+    assert read_tokens(real).tokens == (token,)
+    if os.geteuid() == 0:
+        assert real.stat().st_uid == 65534
+
+
 def test_a_call_is_charged_to_its_token(tmp_path: Path) -> None:
     clock = Clock()
     token, secret = new_token(["infer"], tokens_per_minute=60)
     other, _ = new_token(["infer"], tokens_per_minute=60)
     file = tmp_path / "tokens.json"
     write_tokens(file, Tokens((token, other)))
-    access = Access(file, clock)
+    guard = Access(file, clock)
     charge(1_000_000)  # Nobody's.
-    found = access.token(
-        "/headrace.v1.CompletionService/StreamCompletion", [("authorization", f"Bearer {secret}")]
-    )
+    found = guard.token(STREAM, [("authorization", f"Bearer {secret}")])
     assert found == token
-    with access.entered(token):
+    with guard.entered(token, STREAM):
         charge(60)
-    with access.entered(other):
+    with guard.entered(other, STREAM):
         pass
     with pytest.raises(RateLimited):
-        access.entered(token).__enter__()
+        guard.entered(token, STREAM).__enter__()
     os.utime(file)  # The file is read again, and the debt stays.
     assert (
-        access.token(
-            "/headrace.v1.CompletionService/StreamCompletion",
+        guard.token(
+            STREAM,
             [("authorization", f"Bearer {secret}")],
         )
         == token
     )
     with pytest.raises(RateLimited):
-        access.entered(token).__enter__()
+        guard.entered(token, STREAM).__enter__()

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
     EllipticCurvePrivateKey,
@@ -44,7 +45,11 @@ class Authority:
         self._certificate, self._key = self._found() or self._made()
 
     def issue(self, name: str, hosts: Sequence[str], days: int, *, server: bool) -> None:
-        """Write `name`.crt and `name`.key, of a server at `hosts` or of a client so called."""
+        """Write `name`.crt and `name`.key, of a server at `hosts` or of a client so called.
+
+        Raises AuthorityError for files that are there and were not made here.
+        """
+        self._check_is_ours(self._directory / f"{name}.crt")
         key = generate_private_key(SECP256R1())
         purpose = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
         certificate = (
@@ -57,10 +62,29 @@ class Authority:
         )
         _write(self._directory / name, certificate, key)
 
+    def _check_is_ours(self, path: Path) -> None:
+        """Raises AuthorityError for a certificate by somebody else, which is not written over."""
+        key = path.with_suffix(".key")
+        if not path.exists() and not key.exists():
+            return
+        try:
+            certificate = x509.load_pem_x509_certificate(path.read_bytes())
+            certificate.verify_directly_issued_by(self._certificate)
+        except (OSError, ValueError, TypeError, InvalidSignature):
+            raise AuthorityError(
+                f"{path} and {key} were not made by this authority, and are not written over;"
+                " choose another directory"
+            ) from None
+
     def _found(self) -> tuple[x509.Certificate, EllipticCurvePrivateKey] | None:
         known, secret = self._directory / "ca.crt", self._directory / "ca.key"
-        if not known.exists() or not secret.exists():
+        if not known.exists() and not secret.exists():
             return None
+        if not known.exists() or not secret.exists():
+            raise AuthorityError(
+                f"of {known} and {secret} one is missing, and the other is not written over; choose"
+                " another directory"
+            )
         try:
             certificate = x509.load_pem_x509_certificate(known.read_bytes())
             key = load_pem_private_key(secret.read_bytes(), None)
@@ -70,6 +94,8 @@ class Authority:
             ) from None
         if not isinstance(key, EllipticCurvePrivateKey):
             raise AuthorityError(f"{secret} is another kind of key than is made here; remove it")
+        if key.public_key() != certificate.public_key():
+            raise AuthorityError(f"{secret} is not the key of {known}; remove both")
         return (certificate, key) if certificate.not_valid_after_utc > datetime.now(UTC) else None
 
     def _made(self) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:

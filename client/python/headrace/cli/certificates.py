@@ -47,17 +47,17 @@ def dev(directory: Path, hosts: tuple[str, ...], days: int) -> None:
     try:
         authority = Authority(directory)
         authority.issue("server", [*_LOCAL, *hosts], days, server=True)
+        authority.issue("client", ["headrace-client"], days, server=False)
     except AuthorityError as error:
         raise click.ClickException(str(error)) from None
     except ValueError as error:  # A name that none can be: "a b".
         raise click.BadParameter(str(error), param_hint="--host") from None
-    authority.issue("client", ["headrace-client"], days, server=False)
     at = directory
     click.echo(
         f"wrote ca.crt, server.crt, server.key, client.crt and client.key to {at}\n\n"
         f"serve:   headrace serve --tls-cert {at}/server.crt --tls-key {at}/server.key\n"
         f"         and, so that clients need a certificate too: --tls-client-ca {at}/ca.crt\n"
         f"call:    export HEADRACE_HOST=https://localhost HEADRACE_TLS_CA={at}/ca.crt\n"
-        f"         and, with a certificate: HEADRACE_TLS_CERT={at}/client.crt"
-        f" HEADRACE_TLS_KEY={at}/client.key"
+        f"         and, with a certificate: HEADRACE_CLIENT_CERT={at}/client.crt"
+        f" HEADRACE_CLIENT_KEY={at}/client.key"
     )

@@ -41,8 +41,9 @@ class PrivateController:
         self._ready, ready = os.pipe()
         command = [sys.executable, "-m", "headrace_server", "--listen", self.target]
         command += ["--parent", "stdin", "--ready-fd", str(ready)]
-        # Nobody else sees its socket, so that no token is asked for.
-        command += ["--tokens", ""]
+        # Nobody else sees its socket: what protects a lasting one is not asked for.
+        for protection in ("--tokens", "--tls-cert", "--tls-key", "--tls-client-ca"):
+            command += [protection, ""]
         # It ends with this command: a spare runner would be made for nothing.
         command += ["--log-format", "text", "--grace", "1s", "--no-spare"]
         # Also where it is empty: what a file or the environment preloads is for a lasting one.

@@ -15,6 +15,7 @@ import click
 
 from headrace.cli.output import echo_json, echo_table, json_option
 from headrace.rpc.tokens import (
+    MOST,
     SCOPES,
     Token,
     Tokens,
@@ -62,10 +63,10 @@ def token_command() -> None:
     "May be given several times. [default: infer]",
 )
 @click.option("--expires", metavar="TIME", help="How long it holds, such as 90d or 12h.")
-@click.option("--max-requests", type=click.IntRange(1), help="Requests at once.")
+@click.option("--max-requests", type=click.IntRange(1, MOST), help="Requests at once.")
 @click.option(
     "--tokens-per-minute",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST),
     help="Tokens of prompts and outputs, on the average.",
 )
 @file_option

@@ -28,6 +28,7 @@ from headrace.errors import (
     trailing_metadata,
 )
 from headrace.rpc.tokens import Token, Tokens, TokensError, read_tokens
+from headrace.telemetry.logs import bind
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,6 @@ _OF_SERVICES: Final[Mapping[str, Sequence[str]]] = MappingProxyType(
         "headrace.v1.ScoreService": _INFER,
         "headrace.v1.TokenizeService": _INFER,
         "grpc.reflection.v1alpha.ServerReflection": _OBSERVE,
-        "grpc.reflection.v1.ServerReflection": _OBSERVE,
         "grpc.health.v1.Health": (),
     }
 )
@@ -86,8 +86,9 @@ class Account:
         self._seen = clock()
 
     @contextmanager
-    def entered(self, token: Token) -> Iterator[None]:
-        """While a call runs. Raises RateLimited where the token may not have another now."""
+    def entered(self, token: Token, *, infers: bool = True) -> Iterator[None]:
+        """While a call runs; `infers`: it may use a model. Raises RateLimited where the token may
+        not have another now."""
         self._pay(token)
         if token.max_requests is not None and self._running >= token.max_requests:
             raise RateLimited(
@@ -95,7 +96,7 @@ class Account:
                 limit="max_requests",
                 retry_after=1.0,
             )
-        if token.tokens_per_minute is not None and self._debt >= token.tokens_per_minute:
+        if infers and token.tokens_per_minute is not None and self._debt >= token.tokens_per_minute:
             rate = token.tokens_per_minute / _MINUTE
             raise RateLimited(
                 f"the token may use {token.tokens_per_minute} tokens a minute; wait",
@@ -169,12 +170,12 @@ class Access:
         return token
 
     @contextmanager
-    def entered(self, token: Token) -> Iterator[None]:
+    def entered(self, token: Token, method: str) -> Iterator[None]:
         """While a call with a token runs. Raises RateLimited."""
         account = self._accounts.get(token.id)
         if account is None:
             account = self._accounts[token.id] = Account(self._clock)
-        with account.entered(token):
+        with account.entered(token, infers=scopes_of(method) == _INFER):
             before = _account.set(account)
             try:
                 yield
@@ -225,13 +226,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not scopes_of(method):
             return handler
-        if not handler.request_streaming:
-            return self._wrapped.get(method, handler)
-        try:  # Reflection: gRPC's own, which no interceptor wraps.
+        try:
             self._access.token(method, handler_call_details.invocation_metadata or ())
         except HeadraceError as error:
-            return _refusing(error)
-        return handler
+            return _refusing(handler, error)
+        return self._wrapped.get(method, handler)
 
     def _wrap(self, method: str, handler: Handler, inner: Behaviour) -> Handler:
         access = self._access
@@ -240,16 +239,24 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             token = access.token(method, context.invocation_metadata() or ())
             if token is None:
                 return await inner(request, context)
-            with access.entered(token):
+            bind(token_id=token.id)
+            with access.entered(token, method):
                 return await inner(request, context)
 
         return with_behaviour(handler, behaviour, handler.request_deserializer)
 
 
-def _refusing(error: HeadraceError) -> Handler:
-    async def refuse(_: Any, context: Context) -> None:
+def _refusing(handler: Handler, error: HeadraceError) -> Handler:
+    """Answers a call with an error, and decodes nothing: a few bytes may become a great message."""
+
+    async def refuse(_: bytes, __: Context) -> None:
+        raise error
+
+    async def refuse_stream(_: Any, context: Context) -> None:
         status = to_status(error)
         await context.abort(error.code, status.message, trailing_metadata(error, status))
 
-    handler: Handler = grpc.stream_stream_rpc_method_handler(refuse)
-    return handler
+    if handler.request_streaming:  # Reflection: gRPC's own, which no interceptor wraps.
+        refusing: Handler = grpc.stream_stream_rpc_method_handler(refuse_stream)
+        return refusing
+    return with_behaviour(handler, refuse, None)

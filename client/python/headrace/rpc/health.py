@@ -7,11 +7,11 @@ they never hold up a server's stop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
+from google.protobuf.message import Message
 from grpc_health.v1.health_pb2 import (
     HealthCheckRequest,
     HealthCheckResponse,
@@ -23,6 +23,24 @@ SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 
+_MOST_BYTES = 1024
+"""Of a request: everybody may ask, and nobody has a name that long."""
+_MOST_WATCHES = 1024
+
+
+M = TypeVar("M", bound=Message)
+
+
+def _small(kind: type[M]) -> Callable[[bytes], M]:
+    """Decodes a request that is not too large. Raises ValueError."""
+
+    def decode(data: bytes) -> M:
+        if len(data) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+        return kind.FromString(data)
+
+    return decode
+
 
 class HealthServicer:
     """The health of a server's services. Belongs to one event loop; call it from there."""
@@ -31,6 +49,7 @@ class HealthServicer:
         self._statuses: dict[str, int] = {}
         self._changed = asyncio.Event()
         self._ended = False
+        self._watches = 0
 
     def set(self, service: str, status: int) -> None:
         """Set the status of a service; SERVICE_UNKNOWN forgets it. Ignored after `shutdown`."""
@@ -54,7 +73,18 @@ class HealthServicer:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register with a server."""
-        health_pb2_grpc.add_HealthServicer_to_server(self, server)
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+        answer = HealthCheckResponse.SerializeToString
+        handlers = {
+            "Check": unary(self.Check, _small(HealthCheckRequest), answer),
+            "Watch": stream(self.Watch, _small(HealthCheckRequest), answer),
+            "List": unary(
+                self.List, _small(HealthListRequest), HealthListResponse.SerializeToString
+            ),
+        }
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers),)
+        )
 
     async def Check(
         self, request: HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -71,12 +101,22 @@ class HealthServicer:
         self, request: HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[HealthCheckResponse]:
         """Stream the status of a service, now and at every change that the reader keeps up with."""
+        if self._watches >= _MOST_WATCHES:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch the health")
+        self._watches += 1
+        try:
+            async for status in self._followed(request.service):
+                yield HealthCheckResponse(status=status)
+        finally:
+            self._watches -= 1
+
+    async def _followed(self, service: str) -> AsyncIterator[int]:
         sent = None
         while True:
             changed = self._changed
-            status = self._statuses.get(request.service, SERVICE_UNKNOWN)
+            status = self._statuses.get(service, SERVICE_UNKNOWN)
             if status != sent:
-                yield HealthCheckResponse(status=status)
+                yield status
                 sent = status
             elif self._ended:
                 return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from headrace._target import is_local
+
 MAX_MESSAGE_BYTES: Final = 32 << 20
 """Largest message received. Twice the 16 MiB that the contract allows a prompt, so that a prompt
 over the limit is read and refused with a typed error."""
@@ -73,6 +75,6 @@ def channel_options(target: str = "") -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
     ]
-    if target.startswith(("unix:", "127.", "localhost:", "[::1]:")):
+    if is_local(target):
         options.append(("grpc.enable_http_proxy", 0))
     return options

@@ -33,6 +33,8 @@ class Protection:
         tokens: Path | None = None,
     ) -> Protection:
         """By the files that a server was told of. Raises TlsError, TokensError."""
+        if lacks := missing_beside(certificate, key, client_ca):
+            raise TlsError(f"{lacks} is missing")
         certificates = None
         if certificate is not None and key is not None:
             certificates = Certificates(TlsFiles(certificate, key, client_ca))

@@ -38,6 +38,7 @@ from headrace.telemetry.rpc import TelemetryServerInterceptor
 
 logger = logging.getLogger(__name__)
 
+_OF_GRPC: Final = "grpc._cython.cygrpc"
 _SHOWN_FIELDS: Final = 3
 """Broken fields that a record names."""
 _LIST_ALL_BYTES: Final = 65_536
@@ -50,8 +51,14 @@ def server_interceptors(access: Access | None = None) -> list[grpc.aio.ServerInt
 
     `access`: who may call what; None: everybody everything.
     """
+    logging.getLogger(_OF_GRPC).addFilter(_without_headers)
     guards = [] if access is None else [AccessInterceptor(access)]
     return [TelemetryServerInterceptor(), ErrorInterceptor(), *guards, ValidationInterceptor()]
+
+
+def _without_headers(record: logging.LogRecord) -> bool:
+    """gRPC tells of a header that is no text with all its bytes, and a token may be among them."""
+    return "Invalid encoding on" not in record.getMessage()
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import grpc
@@ -89,11 +91,13 @@ def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
         context.load_cert_chain(files.certificate, files.key, password="")
     except ssl.SSLError as error:
         raise TlsError(
-            f"{files.certificate} and {files.key} are no certificate and its unencrypted key in"
-            f" PEM: {error.reason or error}"
+            f"{files.certificate} and {files.key} are no certificate and its key in PEM, or the"
+            f" key is encrypted, which it must not be: {error.reason or error}"
         ) from error
     except OSError as error:
         raise TlsError(f"{error.filename or files.key}: {error.strerror}") from error
+    if until := _expiry(files.certificate):
+        raise TlsError(f"{files.certificate} has expired, on {until}; renew it")
     authorities = None
     if files.client_ca is not None:
         try:
@@ -103,3 +107,13 @@ def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
         authorities = files.client_ca.read_bytes()
     pair = (files.key.read_bytes(), files.certificate.read_bytes())
     return grpc.ssl_server_certificate_configuration([pair], authorities)
+
+
+def _expiry(certificate: Path) -> str | None:
+    """When a certificate has expired; None: it has not, or that cannot be told here."""
+    if not find_spec("cryptography"):
+        return None
+    from cryptography.x509 import load_pem_x509_certificate
+
+    until = load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    return until.isoformat() if until <= datetime.now(UTC) else None

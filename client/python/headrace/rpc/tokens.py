@@ -20,6 +20,9 @@ from typing import Final
 SCOPES: Final = ("infer", "observe", "manage")
 """What a token may do: use models; see what runs; change what there is."""
 
+MOST: Final = 10**9
+"""Of any limit."""
+
 PREFIX: Final = "hr_"
 """Of every token: so that one that was left lying about is found by those who scan for such."""
 
@@ -135,12 +138,17 @@ def read_tokens(path: Path) -> Tokens:
 
 def write_tokens(path: Path, tokens: Tokens) -> None:
     """Put the file there, whole or not at all, for its owner's eyes only. Raises OSError."""
+    path = path.resolve()  # A link stays one.
     path.parent.mkdir(parents=True, exist_ok=True)
+    owner = path.stat() if path.exists() else None
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     entries = [asdict(token) for token in tokens.tokens]
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if owner is not None and os.geteuid() == 0:
+                # The server has to read it, also when root has changed it.
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             json.dump({"schema": _SCHEMA, "tokens": entries}, file, indent=2)
             file.write("\n")
             file.flush()
@@ -170,8 +178,8 @@ def _token(number: int, entry: object) -> Token:
         _time(token.expires_at)
     for key in ("max_requests", "tokens_per_minute"):
         value = getattr(token, key)
-        if value is not None and (type(value) is not int or value < 1):
-            raise ValueError(f"entry {number}: {key} is no whole number above 0")
+        if value is not None and (type(value) is not int or not 1 <= value <= MOST):
+            raise ValueError(f"entry {number}: {key} is no whole number from 1 to {MOST}")
     return token
 
 

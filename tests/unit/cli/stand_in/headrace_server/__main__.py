@@ -20,7 +20,8 @@ parser.add_argument("--preload")
 parser.add_argument("--log-format")
 parser.add_argument("--grace")
 parser.add_argument("--no-spare", action="store_true")
-parser.add_argument("--tokens")
+for protection in ("--tokens", "--tls-cert", "--tls-key", "--tls-client-ca"):
+    parser.add_argument(protection)
 options = parser.parse_args()
 
 # The test learns from this file that it ran, what it was told, and how it ended.
