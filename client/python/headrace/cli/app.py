@@ -34,6 +34,7 @@ COMMANDS = {
     "top": ("top", "Show live what models and runners do."),
     "logs": ("logs", "Show log lines of controllers and runners."),
     "trace": ("trace", "Draw a trace with its log lines."),
+    "health": ("health", "Say whether a server is ready, for probes."),
     "token": ("tokens", "Make, list and revoke tokens for a server."),
     "cert": ("certificates", "Make certificates to try TLS with."),
     "doctor": ("doctor", "Look at this machine and say what would help."),
