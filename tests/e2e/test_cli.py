@@ -100,6 +100,23 @@ def test_a_reader_that_leaves(controller: Controller) -> None:
         assert "Traceback" not in run.stderr.read()
 
 
+def test_health_is_an_exit_code(controller: Controller, place: Place) -> None:
+    assert headrace(controller, "health").stdout == "serving\n"
+    unloaded = headrace(controller, "health", f"model/{TINY}", check=False)
+    assert (unloaded.returncode, unloaded.stderr) == (4, "not serving\n")
+    unknown = headrace(controller, "health", "model/none", check=False)
+    assert unknown.returncode == 3
+    # An exporter that is out of reach costs a probe no time.
+    controller.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://192.0.2.1:4317"
+    try:
+        assert headrace(controller, "health", "--timeout", "30").returncode == 0
+    finally:
+        del controller.environment["OTEL_EXPORTER_OTLP_ENDPOINT"]
+    nobody = headrace(place, "health", "--timeout", "0.5", check=False)
+    assert nobody.returncode == 4
+    assert headrace(place, "health", "--timeout", "0", check=False).returncode == 2
+
+
 def test_wrong_requests(controller: Controller) -> None:
     for arguments, code, words in (
         (("run", MODEL, "x", "--temperature", "-1"), 2, "sampling.temperature"),

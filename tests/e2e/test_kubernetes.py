@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -27,7 +28,7 @@ from tests.e2e.front import envoy, free_port
 from tests.e2e.harness import MODEL, PATIENCE, Place, eventually, headrace
 from tests.manifests import Object, container, one
 
-pytestmark = pytest.mark.toolchain
+pytestmark = [pytest.mark.toolchain, pytest.mark.timeout(300)]
 
 PROMPT = "The capital of France is"
 # What is ours here: two cores, which the tests share with the models.
@@ -180,8 +181,8 @@ class Site:
 
 def volume(at: Path, files: Mapping[str, str]) -> Path:
     """Files as the kubelet lays out a Secret: links to links, changed all at once."""
-    version = at / f"..{len([*at.glob('..2*')]) if at.exists() else 0}-2026"
-    version.mkdir(parents=True)
+    at.mkdir(parents=True, exist_ok=True)
+    version = Path(tempfile.mkdtemp(prefix="..2026_", dir=at))
     for name, text in files.items():
         (version / name).write_text(text)
         (version / name).chmod(0o440)
@@ -209,6 +210,7 @@ def test_a_pod_becomes_ready_drains_and_ends_in_time(
         with site.client() as client:
             whole = client.complete(MODEL, PROMPT, max_tokens=8, temperature=0)
             assert "Paris" in whole.text
+            # More than may wait unread: it cannot be at its end before it is read on.
             stream = client.stream_completion(MODEL, PROMPT, max_tokens=600, ignore_eos=True)
             with stream:
                 next(stream.text)

@@ -261,7 +261,7 @@ def test_helm_finds_nothing_wrong() -> None:
             CHART,
             "--set",
             "protection=tls",
-        ],  # fmt: skip
+        ],
         capture_output=True,
         text=True,
         check=False,
