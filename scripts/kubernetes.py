@@ -24,6 +24,11 @@ _CHANGES = (
         "    pipe: { path: admin.sock, mode: 0600 }\n",
         "    socket_address: { address: 127.0.0.1, port_value: 9901 }\n",
     ),
+    # Others than this pod are who it is for; its controllers ask for tokens.
+    (
+        "{ address: 127.0.0.1, port_value: 8443 }\n",
+        "{ address: 0.0.0.0, port_value: 8443 }\n",
+    ),
     # Each volume is a directory of its own.
     ("proto_descriptor: headrace.binpb\n", "proto_descriptor: contract/headrace.binpb\n"),
     ("path: access.log\n", "path: /dev/stdout\n"),
@@ -33,7 +38,6 @@ _CHANGES = (
         eds_config:
           resource_api_version: V3
           path_config_source: { path: ./endpoints.yaml }
-      lb_policy: LEAST_REQUEST
 """,
         """      type: STRICT_DNS
       dns_refresh_rate: 2s
@@ -45,7 +49,6 @@ _CHANGES = (
               - endpoint:
                   address:
                     socket_address: { address: headrace-pods, port_value: 50151 }
-      lb_policy: LEAST_REQUEST
 """,
     ),
     ("          sni: localhost\n", "          sni: headrace\n"),

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.tools import needed
+
 ROOT = Path(__file__).parents[1]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("plain", "tls", "envoy")
@@ -51,7 +53,10 @@ def overlay(name: str, root: Path = KUBERNETES) -> list[Object]:
 def descriptors(path: Path) -> None:
     """What `make descriptors` makes."""
     subprocess.run(
-        ["buf", "build", "--exclude-source-info", "-o", path], cwd=ROOT, check=True, timeout=60
+        [needed("buf"), "build", "--exclude-source-info", "-o", path],
+        cwd=ROOT,
+        check=True,
+        timeout=60,
     )
 
 

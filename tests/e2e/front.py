@@ -17,6 +17,7 @@ from typing import Any, Self
 import pytest
 
 from tests.e2e.harness import PATIENCE
+from tests.tools import needed
 
 ROOT = Path(__file__).parents[2]
 _SHIPPED = ROOT / "deploy" / "envoy"
@@ -50,7 +51,7 @@ class Front:
         shutil.copytree(_SHIPPED, directory, dirs_exist_ok=True)
         (directory / "tls").symlink_to(certificates)
         subprocess.run(
-            ["buf", "build", "--exclude-source-info", "-o", directory / "headrace.binpb"],
+            [needed("buf"), "build", "--exclude-source-info", "-o", directory / "headrace.binpb"],
             cwd=ROOT,
             check=True,
         )

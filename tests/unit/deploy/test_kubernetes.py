@@ -5,7 +5,6 @@ Those with the mark `toolchain` have kustomize and Helm make it first.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -20,6 +19,7 @@ from headrace_server.config import Sources, read
 from scripts.kubernetes import SOURCE, TARGET, generate
 from tests import manifests
 from tests.manifests import CHART, KUBERNETES, OVERLAYS, ROOT, Object, container, one
+from tests.tools import tool
 
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
 CHARTED = {"plain": "mesh", "tls": "tls"}
@@ -98,10 +98,11 @@ def test_the_settings_are_right_and_the_pod_has_time_for_them() -> None:
 
 
 def test_the_dockerfile_is_clean() -> None:
-    if shutil.which("hadolint") is None:
+    hadolint = tool("hadolint")
+    if hadolint is None:
         pytest.skip("hadolint has no wheel for this machine")
     file = ROOT / "deploy" / "docker" / "Dockerfile"
-    done = subprocess.run(["hadolint", file], capture_output=True, text=True, check=False)
+    done = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stdout
 
 
