@@ -13,7 +13,7 @@ COMMA := ,
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint format types imports proto proto-check chaos fuzz bench \
+.PHONY: help run test test-slow test-thorough lint format types imports proto proto-check chaos fuzz bench \
 	bench-peers collector descriptors envoy helm kubernetes kustomize install install-image clean \
 	distclean
 
@@ -26,10 +26,13 @@ run: $(VENV)/.all ## ask a small model a question and have another draw, from no
 	@$(BIN)/headrace image "$(PICTURE)"
 
 test: $(VENV)/.dev ## the tests, real processes and a real model included
-	$(BIN)/pytest -m "$(QUICK)"
+	$(BIN)/python scripts/tests.py -m "$(QUICK)"
 
-test-slow: $(VENV)/.dev ## the slow tests, those that need other toolchains, and all random examples
-	HEADRACE_TEST_THOROUGH=1 $(BIN)/pytest -m "property or not ($(QUICK))"
+test-slow: $(VENV)/.dev ## the slow tests, and those that need other toolchains
+	$(BIN)/python scripts/tests.py -m "not ($(QUICK))"
+
+test-thorough: $(VENV)/.dev ## the property tests, with all their random examples
+	HEADRACE_TEST_THOROUGH=1 $(BIN)/pytest -m property
 
 lint: $(VENV)/.dev ## ruff, buf and the import rules
 	$(BIN)/ruff check

@@ -34,6 +34,7 @@ from headrace.v1 import (
 )
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import Controller, StartController, aio_channel
+from tests.lengths import length
 
 _FILES: tuple[FileDescriptor, ...] = tuple(
     module.DESCRIPTOR
@@ -44,7 +45,7 @@ _LEFT_OUT = ("StreamPullModel", "WatchModels")
 _REMOVING = ("DeleteModelRequest", "UnloadModelRequest")
 _AT_ONCE = 16
 _SECONDS = 5.0
-_MANY = int(os.environ.get("HEADRACE_FUZZ", "15000"))
+_MANY = int(os.environ.get("HEADRACE_FUZZ", length(15_000, 3_000)))
 _ENDS = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"}
 _ENDS |= {"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "UNIMPLEMENTED", "OUT_OF_RANGE"}
 

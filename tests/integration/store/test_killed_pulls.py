@@ -16,6 +16,7 @@ import pytest
 from headrace_server.store import PullOptions, Store
 from tests.hub import Hub, Repo
 from tests.integration.store.sources import nobody_downloads, pull_elsewhere
+from tests.lengths import length
 
 REPO = "acme/tiny"
 
@@ -83,7 +84,7 @@ class Trial:
 @pytest.mark.parametrize("source", ["hub", "address"])
 @pytest.mark.parametrize(
     "rounds",
-    [1, pytest.param(25, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    [1, pytest.param(length(25, 5), marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
 )
 async def test_a_pull_that_is_killed_goes_on_from_its_last_byte(
     server: Hub,

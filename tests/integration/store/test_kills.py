@@ -17,6 +17,7 @@ import pytest
 
 from headrace_server.store import Store, Verified
 from tests.integration.store.operations import GGUF, OPERATIONS, fill
+from tests.lengths import length
 from tests.stores import assert_whole, copy_store
 
 KILLED = ("import", "remove", "collect", "verify", "copy", "replace")
@@ -112,7 +113,7 @@ def test_c10_changes_killed_at_random_moments(tmp_path: Path, tiny_gguf: Path, s
 def test_c10_changes_killed_at_random_moments_50_times(
     tmp_path: Path, tiny_gguf: Path, seed: int
 ) -> None:
-    kill_at_random_moments(KILLED, 50, tmp_path, tiny_gguf, seed)
+    kill_at_random_moments(KILLED, length(50, 10), tmp_path, tiny_gguf, seed)
 
 
 def kill_before_steps(folder: Path, stride: int, seed: int) -> None:
@@ -128,4 +129,4 @@ def test_c10_changes_killed_before_some_of_their_steps(tmp_path: Path, seed: int
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_c10_changes_killed_before_each_of_their_steps(tmp_path: Path) -> None:
-    kill_before_steps(tmp_path, 1, 0)
+    kill_before_steps(tmp_path, length(1, 6), 0)

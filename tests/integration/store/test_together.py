@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.store.test_kills import is_done, started
+from tests.lengths import length
 from tests.stores import assert_whole
 
 
@@ -31,4 +32,4 @@ def test_two_processes_change_one_store(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_change_one_store_for_long(tmp_path: Path) -> None:
-    churn(tmp_path, 400, random.randrange(1 << 32))
+    churn(tmp_path, length(400, 80), random.randrange(1 << 32))

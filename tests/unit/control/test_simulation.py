@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from headrace_server.scheduling import settling, state
+from tests.lengths import length
 from tests.simulation.mutations import MUTATIONS, Mutation, broken, seeds_until_noticed
 from tests.simulation.runs import BrokenError, run, run_all, run_many
 from tests.simulation.world import Transition
 
 QUICK = 1_000
-SLOW = 100_000
+SLOW = length(100_000, 15_000)
 NOTICED_WITHIN = 1_000
 """Schedules."""
 
