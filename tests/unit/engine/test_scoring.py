@@ -198,7 +198,7 @@ def test_no_row_changes_another() -> None:
     scorer.add(Scoring(2, scoring(some(31, 5), [continuation])))
     beside = run(scorer)[1].scores[1]
     assert [each.token for each in beside.logprobs] == pytest.approx(
-        [each.token for each in alone_.logprobs], abs=1e-5
+        [each.token for each in alone_.logprobs], abs=1e-4
     )
 
 

@@ -53,7 +53,7 @@ def test_every_single_token_is_the_text_of_transformers(smollm2: Tokenizer, refe
 
 def test_what_the_model_says_of_itself(smollm2: Tokenizer) -> None:
     assert smollm2.vocab_size == 49152
-    assert smollm2.eos_ids == {2}
+    assert smollm2.eos_ids == {0, 2}  # <|endoftext|>, and the end of a turn
     assert smollm2.bos_id == 1
     assert not smollm2.adds_bos
     assert smollm2.special_ids == set(range(17))
