@@ -102,6 +102,7 @@ async def test_a_pull_that_is_killed_goes_on_from_its_last_byte(
     for _ in range(rounds):
         await trial.killed(at=chance.randrange(1, trial.total // 2))
         between = trial.here
-        await trial.killed(at=chance.randrange(1, (trial.total - between) // 2))
-        assert between <= trial.here < trial.total
+        if trial.total - between > 4:  # Else the kill was late: what was on its way came.
+            await trial.killed(at=chance.randrange(1, (trial.total - between) // 2))
+        assert between <= trial.here <= trial.total
         await trial.finish()
