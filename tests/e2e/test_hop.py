@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.bench import hop
-from tests.lengths import length
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,6 @@ def place(model_home: Path) -> Iterator[Place]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_many_streams_leave_nothing(place: Place) -> None:
-    *_, controller = await hop.measure(
-        place, length(3000, 1000), lambda text: print(text, file=sys.stderr)
-    )
+    *_, controller = await hop.measure(place, 3000, lambda text: print(text, file=sys.stderr))
     assert len(controller.resident) == 3
     assert controller.resident[-1] <= controller.resident[0] * hop.GROWTH
