@@ -14,13 +14,15 @@ HTTP: Final = "http://"
 
 def is_local(target: str) -> bool:
     """Whether only this machine can be meant: a Unix socket, or a loopback address."""
-    if target.startswith("unix:"):
-        return True
-    host = target.rpartition(":")[0].strip("[]")
+    return target.startswith("unix:") or is_loopback(target.rpartition(":")[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as an address writes it, is this machine."""
     try:
-        return ip_address(host).is_loopback
+        return ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
 
 
 def resolve_target(target: str | None = None) -> str:

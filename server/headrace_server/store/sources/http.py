@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx2
 
+from headrace._target import is_loopback
 from headrace.errors import (
     HeadraceError,
     InsufficientDisk,
@@ -27,7 +28,6 @@ from headrace.errors import (
 from headrace_server.store.sources.limits import Limits
 from headrace_server.store.sources.partial import Partial
 from headrace_server.store.sources.plan import RemoteFile
-from headrace_server.store.sources.reference import is_loopback
 from headrace_server.store.sources.retries import TryAgain, retrying, try_again_after
 
 REMEDY = "check the network, then pull again: it goes on where it was"

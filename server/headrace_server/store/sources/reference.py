@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from hashlib import sha256
-from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import NoReturn, TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from headrace._target import is_loopback
 from headrace.errors import FieldViolation, InvalidRequest
 from headrace_server.store.names import DEFAULT_TAG, ModelName, parse_name
 
@@ -145,14 +145,6 @@ def parse_source(model: str, options: PullOptions) -> Source | None:
     return None
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host`, as an address writes it, is this machine."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 def _hub(text: str, options: PullOptions) -> HubSource:
     _refuse(options, "a hub's repository", "allow_http")
     repo, at, behind = text.partition("@")
@@ -264,9 +256,12 @@ def command_for(source: str, name: str) -> str | None:
     origin, _, pinned = source.rpartition("@")
     scheme, _, rest = origin.partition(":")
     if scheme == "hf":
-        org, repo, *path = rest.split("/")
-        file = f' --file "{"/".join(path)}"' if path else ""
-        return f"headrace pull hf:{org}/{repo}@{pinned}{file} --as {name}"
+        parts = rest.split("/")
+        # Old repositories stand under no organisation.
+        of_repo = 1 if len(parts) == 2 and rest.endswith(".gguf") else 2
+        repo, files = "/".join(parts[:of_repo]), "/".join(parts[of_repo:])
+        choice = "".join(f' --file "{file}"' for file in files.split(",") if file)
+        return f"headrace pull hf:{repo}@{pinned}{choice} --as {name}"
     if scheme == "ollama":
         return f"headrace pull {origin} --as {name}"
     if scheme in ("http", "https"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from headrace._target import is_loopback
 from headrace.errors import InvalidRequest
 from headrace_server.store.sources.reference import (
     HubSource,
@@ -11,7 +12,6 @@ from headrace_server.store.sources.reference import (
     PullOptions,
     UrlSource,
     command_for,
-    is_loopback,
     parse_source,
 )
 
@@ -164,6 +164,12 @@ def test_loopback() -> None:
     ("source", "command"),
     [
         ("hf:acme/Tiny@abc", "headrace pull hf:acme/Tiny@abc --as my:name"),
+        (
+            "hf:acme/Tiny/a*,b*@abc",
+            'headrace pull hf:acme/Tiny@abc --file "a*" --file "b*" --as my:name',
+        ),
+        ("hf:gpt2@abc", "headrace pull hf:gpt2@abc --as my:name"),
+        ("hf:gpt2/a.gguf@abc", 'headrace pull hf:gpt2@abc --file "a.gguf" --as my:name'),
         (
             "hf:acme/Tiny/sub/Tiny.Q4_1.gguf@abc",
             'headrace pull hf:acme/Tiny@abc --file "sub/Tiny.Q4_1.gguf" --as my:name',
