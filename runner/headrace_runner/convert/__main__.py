@@ -12,15 +12,13 @@ The last line is "done" with exit code 0 or "failed" with 1. What it reports as 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.errors import FieldViolation, HeadraceError, InvalidRequest
+from headrace.host.offspring import end_with_parent, say
 
 if TYPE_CHECKING:
     from headrace_runner.convert.plan import Quantize
@@ -44,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.parent:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        end_with_parent()
     try:
         _convert(options.source, options.output, options.quantize, check=not options.no_check)
     except HeadraceError as error:
-        _say(
+        say(
             "failed",
             reason=error.reason,
             message=error.message,
@@ -78,12 +76,12 @@ def _convert(source: Path, output: Path, quantize: str, *, check: bool) -> None:
     asked = Quantize(quantize)
 
     def report(phase: str, done: int, total: int) -> None:
-        _say("progress", phase=phase, done=done, total=total)
+        say("progress", phase=phase, done=done, total=total)
 
     def check_language_model(facts: dict[str, Any], *, from_gguf: bool) -> None:
         check_model(output, facts)
         if check:
-            _say("checked", found=check_text(output, facts, from_gguf=from_gguf))
+            say("checked", found=check_text(output, facts, from_gguf=from_gguf))
 
     try:
         if source.is_dir() and (family := families.find(source)) is not None:
@@ -104,7 +102,7 @@ def _convert(source: Path, output: Path, quantize: str, *, check: bool) -> None:
             raise InvalidRequest(
                 f"{source.name} is neither a .gguf file nor a model directory; give one of these"
             )
-        _say("done", facts=facts, files=inventory(output, report))
+        say("done", facts=facts, files=inventory(output, report))
     except OSError as error:  # Not there, not readable, disk full: the sentence names the file.
         raise InvalidRequest(f"the import failed: {error}") from error
 
@@ -115,17 +113,6 @@ def _refuse(asked: Quantize, what: str) -> None:
             f"{what} is not quantised at its import; leave the option out",
             violations=[FieldViolation("quantization", "only language models are quantised")],
         )
-
-
-def _say(event: str, **fields: Any) -> None:
-    print(json.dumps({"event": event} | fields), flush=True)
-
-
-def _end_with_parent() -> None:
-    # Not through sys.stdin, whose lock this thread would still hold when the interpreter ends.
-    while os.read(0, 1024):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ import json
 import os
 import re
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from headrace.errors import FieldViolation, HeadraceError, to_status
+from headrace.host.offspring import end_with_parent, say
 from headrace_server.store.locks import locked
 from headrace_server.store.sources.limits import Limits
 from headrace_server.store.sources.plan import RemoteFile
@@ -41,7 +41,7 @@ def main() -> int:
     line = sys.stdin.buffer.readline()
     if not line:
         return 1
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     task = json.loads(line)
     try:
         if task["task"] == "look up":
@@ -49,9 +49,7 @@ def main() -> int:
         else:
             _fetch(task)
     except HeadraceError as error:
-        _say(
-            "failed", status=base64.b64encode(to_status(_safe(error)).SerializeToString()).decode()
-        )
+        say("failed", status=base64.b64encode(to_status(_safe(error)).SerializeToString()).decode())
         return 1
     return 0
 
@@ -62,7 +60,7 @@ def _look_up(task: Mapping[str, Any]) -> None:
 
     fields = task["source"]
     source = HubSource(**{**fields, "files": tuple(fields["files"])})
-    _say("done", plan=asdict(look_up(source, Limits(**task["limits"]))))
+    say("done", plan=asdict(look_up(source, Limits(**task["limits"]))))
 
 
 def _fetch(task: Mapping[str, Any]) -> None:
@@ -80,7 +78,7 @@ def _fetch(task: Mapping[str, Any]) -> None:
         nonlocal said
         if (done, total) != said:
             said = (done, total)
-            _say("progress", done=done, total=total)
+            say("progress", done=done, total=total)
 
     directory = Path(task["directory"])
     directory.mkdir(parents=True, exist_ok=True)
@@ -88,7 +86,7 @@ def _fetch(task: Mapping[str, Any]) -> None:
     with locked(directory / "lock"):
         download = Download(origin, directory, Limits(**task["limits"]), report)
         download.run(tuple(RemoteFile(**file) for file in task["files"]))
-    _say("done")
+    say("done")
 
 
 def _safe(error: HeadraceError) -> HeadraceError:
@@ -98,17 +96,6 @@ def _safe(error: HeadraceError) -> HeadraceError:
         FieldViolation(v.field, _SECRETS.sub("…", v.description)) for v in error.violations
     )
     return error
-
-
-def _say(event: str, **fields: Any) -> None:
-    print(json.dumps({"event": event} | fields), flush=True)
-
-
-def _end_with_parent() -> None:
-    # Not through sys.stdin, whose lock this thread would still hold when the interpreter ends.
-    while os.read(0, 1024):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":
