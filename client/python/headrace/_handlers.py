@@ -46,6 +46,23 @@ class Wrapped:
         return wrapped
 
 
+class WrappingInterceptor(grpc.aio.ServerInterceptor):
+    """Gives every method's handler another behaviour, as `_wrap` makes it."""
+
+    def __init__(self) -> None:
+        self._wrapped = Wrapped(self._wrap)
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        return self._wrapped.get(handler_call_details.method, handler)
+
+    def _wrap(self, method: str, handler: Handler, inner: Behaviour) -> Handler:
+        """What stands for the handler of a method, which behaves as `inner`."""
+        raise NotImplementedError
+
+
 def behaviour_of(handler: Handler | None) -> Behaviour | None:
     """Give what answers one request, as a coroutine function.
 

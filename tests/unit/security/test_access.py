@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
@@ -197,6 +198,23 @@ async def test_refusals_say_what_is_missing(desk: Desk) -> None:
     nobody = await desk.error(load, [])
     assert isinstance(nobody, Unauthenticated)
     assert "HEADRACE_TOKEN" in nobody.message
+
+
+@in_one_loop
+async def test_a_token_has_no_more_calls_at_once_than_it_may(desk: Desk) -> None:
+    """Each counts until it is over, a stream that is given up too."""
+    secret = desk.give(["observe"], max_requests=1)
+    metadata = [("authorization", f"Bearer {secret}")]
+    listing = next(method for method in methods() if method.name == "ListModels")
+    channel: Any = desk.channel
+    watch = channel.unary_stream("/headrace.v1.ModelService/WatchModels")(b"", metadata=metadata)
+    await watch.read()
+    refused = await desk.error(listing, metadata)
+    assert isinstance(refused, RateLimited)
+    watch.cancel()
+    async with asyncio.timeout(10):
+        while await desk.error(listing, metadata) is not None:  # noqa: ASYNC110 - it is heard of soon
+            await asyncio.sleep(0.01)
 
 
 @in_one_loop

@@ -18,7 +18,14 @@ from typing import Any, Final
 
 import grpc
 
-from headrace._handlers import Behaviour, Context, Continuation, Handler, Wrapped, with_behaviour
+from headrace._handlers import (
+    Behaviour,
+    Context,
+    Continuation,
+    Handler,
+    WrappingInterceptor,
+    with_behaviour,
+)
 from headrace.errors import (
     HeadraceError,
     PermissionDenied,
@@ -212,12 +219,16 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):
+_admitted: ContextVar[Token | None] = ContextVar("headrace_admitted", default=None)
+"""The token by which the call under way was let in."""
+
+
+class AccessInterceptor(WrappingInterceptor):
     """Lets calls through that may be made. Raises into `ErrorInterceptor`."""
 
     def __init__(self, access: Access) -> None:
+        super().__init__()
         self._access = access
-        self._wrapped = Wrapped(self._wrap)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -227,18 +238,20 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not scopes_of(method):
             return handler
         try:
-            self._access.token(method, handler_call_details.invocation_metadata or ())
+            token = self._access.token(method, handler_call_details.invocation_metadata or ())
         except HeadraceError as error:
             return _refusing(handler, error)
+        # gRPC looks for a call's handler and runs it in one task, which is the call's own.
+        _admitted.set(token)
         return self._wrapped.get(method, handler)
 
     def _wrap(self, method: str, handler: Handler, inner: Behaviour) -> Handler:
         access = self._access
 
         async def behaviour(request: Any, context: Context) -> Any:
-            token = access.token(method, context.invocation_metadata() or ())
+            token = _admitted.get()
             if token is None:
-                return await inner(request, context)
+                raise Unauthenticated("the call was let in by nobody")
             bind(token_id=token.id)
             with access.entered(token, method):
                 return await inner(request, context)

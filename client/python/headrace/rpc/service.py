@@ -19,9 +19,8 @@ from opentelemetry import trace
 from headrace._handlers import (
     Behaviour,
     Context,
-    Continuation,
     Handler,
-    Wrapped,
+    WrappingInterceptor,
     with_behaviour,
 )
 from headrace.errors import (
@@ -61,7 +60,7 @@ def _without_headers(record: logging.LogRecord) -> bool:
     return "Invalid encoding on" not in record.getMessage()
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(WrappingInterceptor):
     """Ends a call whose handler raised.
 
     A `HeadraceError` becomes its status with details, and its reason is recorded. Any other
@@ -69,17 +68,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     id. Cancellation and gRPC's own exceptions (an abort, a client that is gone) pass.
     """
 
-    def __init__(self) -> None:
-        self._wrapped = Wrapped(self._wrap)
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        return self._wrapped.get(handler_call_details.method, handler)
-
-    @staticmethod
-    def _wrap(method: str, handler: Handler, inner: Behaviour) -> Handler:
+    def _wrap(self, method: str, handler: Handler, inner: Behaviour) -> Handler:
         async def behaviour(request: Any, context: Context) -> Any:
             try:
                 return await inner(request, context)
@@ -134,24 +123,14 @@ class _Undecodable:
     why: str
 
 
-class ValidationInterceptor(grpc.aio.ServerInterceptor):
+class ValidationInterceptor(WrappingInterceptor):
     """Refuses a request that cannot be decoded or breaks a rule of the contract.
 
     Raises `InvalidRequest` with one violation for each broken rule, into `ErrorInterceptor`.
     Requests that stay bytes are the handler's own concern.
     """
 
-    def __init__(self) -> None:
-        self._wrapped = Wrapped(self._wrap)
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        return self._wrapped.get(handler_call_details.method, handler)
-
-    @staticmethod
-    def _wrap(method: str, handler: Handler, inner: Behaviour) -> Handler:
+    def _wrap(self, method: str, handler: Handler, inner: Behaviour) -> Handler:
         if handler.request_deserializer is None:
             return handler
 

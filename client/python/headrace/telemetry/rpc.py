@@ -22,14 +22,7 @@ from opentelemetry.context import Context as TraceContext
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from headrace._handlers import (
-    Behaviour,
-    Context,
-    Continuation,
-    Handler,
-    Wrapped,
-    with_behaviour,
-)
+from headrace._handlers import Behaviour, Context, Handler, WrappingInterceptor, with_behaviour
 from headrace.telemetry import names, propagation
 
 _SCOPE: Final = "headrace.rpc"
@@ -97,7 +90,7 @@ class _Rpc:
         )
 
 
-class TelemetryServerInterceptor(grpc.aio.ServerInterceptor):
+class TelemetryServerInterceptor(WrappingInterceptor):
     """A server span for each call, child of the caller's. The outermost interceptor."""
 
     def __init__(
@@ -108,16 +101,12 @@ class TelemetryServerInterceptor(grpc.aio.ServerInterceptor):
         self._tracer = trace.get_tracer(_SCOPE, tracer_provider=tracer_provider)
         meter = metrics.get_meter(_SCOPE, meter_provider=meter_provider)
         self._duration = names.RPC_SERVER_DURATION.create(meter)
-        self._wrapped = Wrapped(self._wrap)
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        return handler if method.startswith(_UNTRACED) else self._wrapped.get(method, handler)
+        super().__init__()
 
     def _wrap(self, method: str, handler: Handler, inner: Behaviour) -> Handler:
+        if method.startswith(_UNTRACED):
+            return handler
+
         async def behaviour(request: Any, context: Context) -> Any:
             parent = propagation.extract(context.invocation_metadata() or ())
             rpc = _Rpc(self._tracer, self._duration, SpanKind.SERVER, method, parent, {})
