@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from headrace._requests import invalid, put, put_duration
+from headrace._requests import invalid, put, put_keep_alive
 from headrace.rpc.options import MAX_MESSAGE_BYTES
 from headrace.types import ImageOptions, InputImage
 from headrace.v1 import image_pb2
@@ -52,9 +52,7 @@ def image(prompt: str, model: str, options: ImageOptions) -> image_pb2.StreamIma
         _format(request.preview, "format", options.get("preview_format"), "preview.format")
     elif options.get("preview_format") is not None:
         raise invalid("preview.format", "is of previews: say how often with preview_every")
-    keep_alive = options.get("keep_alive")
-    if keep_alive is not None:
-        put_duration(request.keep_alive, keep_alive, path="keep_alive")
+    put_keep_alive(request, options.get("keep_alive"))
     return request
 
 

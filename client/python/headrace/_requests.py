@@ -15,7 +15,6 @@ from datetime import timedelta
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message as ProtoMessage
 
 from headrace.errors import FieldViolation, InvalidRequest
@@ -103,14 +102,31 @@ def put_all(message: ProtoMessage, field: str, values: Iterable[Any], *, path: s
         raise
 
 
-def put_duration(target: Duration, value: float | timedelta, *, path: str) -> None:
-    """Fills a duration from seconds or a timedelta."""
+def put_keep_alive(request: Any, value: float | timedelta | None) -> None:
+    """Sets how long a model stays afterwards, in seconds or as a timedelta; None leaves it out."""
+    if value is None:
+        return
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if not _is_number(seconds):
-        raise invalid(path, f"must be seconds or a timedelta, not {type(value).__name__}")
+        what = f"must be seconds or a timedelta, not {type(value).__name__}"
+        raise invalid("keep_alive", what)
     if not abs(seconds) <= _LONGEST_DURATION:
-        raise invalid(path, f"must be a finite number of seconds, not {seconds}")
-    target.FromNanoseconds(round(seconds * 1e9))
+        raise invalid("keep_alive", f"must be a finite number of seconds, not {seconds}")
+    request.keep_alive.FromNanoseconds(round(seconds * 1e9))
+
+
+def put_sequences(field: Any, given: Iterable[str | Iterable[int]], *, path: str) -> None:
+    """Fills a repeated field whose entries are a text or token ids."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise invalid(path, "must be a sequence of texts: put a single one in a list")
+    for index, one in enumerate(given):
+        place, target = f"{path}[{index}]", field.add()
+        if isinstance(one, str):
+            put(target, "text", one, path=f"{place}.text")
+        else:
+            # Also where there are none: it is tokens all the same.
+            target.token_ids.SetInParent()
+            put_all(target.token_ids, "ids", one, path=f"{place}.token_ids.ids")
 
 
 def deadline(timeout: float | None, default: float | None) -> float | None:
@@ -214,9 +230,7 @@ def completion(
         options.get("reasoning_max_tokens"),
         path="reasoning.max_tokens",
     )
-    keep_alive = options.get("keep_alive")
-    if keep_alive is not None:
-        put_duration(request.keep_alive, keep_alive, path="keep_alive")
+    put_keep_alive(request, options.get("keep_alive"))
     return request
 
 
@@ -231,8 +245,6 @@ def score(
     """A request to score."""
     for name in options.keys() - ScoreOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument {name!r}")
-    if isinstance(continuations, str | bytes) or not isinstance(continuations, Iterable):
-        raise invalid("continuations", "must be a sequence of texts: put a single one in a list")
     request = score_pb2.ScoreRequest()
     put(request, "model", model)
     fill_input(
@@ -243,19 +255,10 @@ def score(
         options.get("template_options"),
         options.get("add_generation_prompt"),
     )
-    for index, given in enumerate(continuations):
-        path, target = f"continuations[{index}]", request.continuations.add()
-        if isinstance(given, str):
-            put(target, "text", given, path=f"{path}.text")
-        else:
-            # Also where there are none: it is tokens all the same.
-            target.token_ids.SetInParent()
-            put_all(target.token_ids, "ids", given, path=f"{path}.token_ids.ids")
+    put_sequences(request.continuations, continuations, path="continuations")
     _logprobs(request.logprobs, options.get("logprobs"))
     put(request, "priority", options.get("priority"))
-    keep_alive = options.get("keep_alive")
-    if keep_alive is not None:
-        put_duration(request.keep_alive, keep_alive, path="keep_alive")
+    put_keep_alive(request, options.get("keep_alive"))
     return request
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message as ProtoMessage
 
-from headrace import _calls, types
+from headrace import _calls, _model_calls, types
 from headrace._aio_streams import (
     AsyncCompletionStream,
     AsyncImageStream,
@@ -228,15 +228,15 @@ class AsyncClient:
         self, *, loaded: bool | None = None, timeout: float | None = None
     ) -> tuple[types.Model, ...]:
         """Gives the models of the store by name; only those that are loaded with `loaded`."""
-        return await self._unary(_calls.list_models(loaded), timeout)
+        return await self._unary(_model_calls.list_models(loaded), timeout)
 
     async def list_runners(self, *, timeout: float | None = None) -> types.RunnersSnapshot:
         """Gives the runners with their own reports, and who waits for them."""
-        return await self._unary(_calls.list_runners(), timeout)
+        return await self._unary(_model_calls.list_runners(), timeout)
 
     async def get_model(self, model: str, *, timeout: float | None = None) -> types.Model:
         """Gives one model of the store."""
-        return await self._unary(_calls.get_model(model), timeout)
+        return await self._unary(_model_calls.get_model(model), timeout)
 
     def pull_model(
         self,
@@ -250,7 +250,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> AsyncTransferStream:
         """Fetches a model into the store; the stream's result is the model. As `Client` does."""
-        call = _calls.pull_model(
+        call = _model_calls.pull_model(
             model,
             name=name,
             revision=revision,
@@ -271,30 +271,30 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> AsyncTransferStream:
         """Brings a model on the controller's machine into the store."""
-        call = _calls.import_model(source, model, replace, quantize, unchecked)
+        call = _model_calls.import_model(source, model, replace, quantize, unchecked)
         return self._stream(AsyncTransferStream, call, timeout)
 
     async def copy_model(
         self, source: str, destination: str, *, timeout: float | None = None
     ) -> types.Model:
         """Gives a model a second name. No weights are copied."""
-        return await self._unary(_calls.copy_model(source, destination), timeout)
+        return await self._unary(_model_calls.copy_model(source, destination), timeout)
 
     async def delete_model(self, model: str, *, timeout: float | None = None) -> int:
         """Removes a name, and the files that no other has. Gives the bytes freed."""
-        return await self._unary(_calls.delete_model(model), timeout)
+        return await self._unary(_model_calls.delete_model(model), timeout)
 
     def verify_models(
         self, models: Iterable[str] = (), *, timeout: float | None = None
     ) -> AsyncVerifyStream:
         """Reads every byte of models and compares it with what was stored."""
-        return self._stream(AsyncVerifyStream, _calls.verify_models(models), timeout)
+        return self._stream(AsyncVerifyStream, _model_calls.verify_models(models), timeout)
 
     async def collect_garbage(
         self, *, dry_run: bool | None = None, timeout: float | None = None
     ) -> types.Garbage:
         """Removes what takes room in the store and belongs to no model, and gives what that was."""
-        return await self._unary(_calls.collect_garbage(dry_run), timeout)
+        return await self._unary(_model_calls.collect_garbage(dry_run), timeout)
 
     async def load_model(
         self,
@@ -304,17 +304,17 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> types.Loaded:
         """Loads a model and returns when it serves."""
-        return await self._unary(_calls.load_model(model, keep_alive), timeout)
+        return await self._unary(_model_calls.load_model(model, keep_alive), timeout)
 
     async def unload_model(self, model: str, *, timeout: float | None = None) -> int:
         """Stops a model's runners once their requests have ended. Gives how many there were."""
-        return await self._unary(_calls.unload_model(model), timeout)
+        return await self._unary(_model_calls.unload_model(model), timeout)
 
     def watch_models(
         self, *, resume_token: str | None = None, timeout: float | None = None
     ) -> AsyncModelWatch:
         """Tells all models and their runners, then every change of them."""
-        return self._stream(AsyncModelWatch, _calls.watch_models(resume_token), timeout)
+        return self._stream(AsyncModelWatch, _model_calls.watch_models(resume_token), timeout)
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> bool:
         """Says whether the server, one of its services, or "model/<name>" serves."""

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message as ProtoMessage
 
-from headrace import _calls, types
+from headrace import _calls, _model_calls, types
 from headrace._endpoint import Endpoint
 from headrace._requests import deadline
 from headrace._streams import (
@@ -284,15 +284,15 @@ class Client:
         self, *, loaded: bool | None = None, timeout: float | None = None
     ) -> tuple[types.Model, ...]:
         """Gives the models of the store by name; only those that are loaded with `loaded`."""
-        return self._unary(_calls.list_models(loaded), timeout)
+        return self._unary(_model_calls.list_models(loaded), timeout)
 
     def list_runners(self, *, timeout: float | None = None) -> types.RunnersSnapshot:
         """Gives the runners with their own reports, and who waits for them."""
-        return self._unary(_calls.list_runners(), timeout)
+        return self._unary(_model_calls.list_runners(), timeout)
 
     def get_model(self, model: str, *, timeout: float | None = None) -> types.Model:
         """Gives one model of the store."""
-        return self._unary(_calls.get_model(model), timeout)
+        return self._unary(_model_calls.get_model(model), timeout)
 
     def pull_model(
         self,
@@ -319,7 +319,7 @@ class Client:
             allow_http: whether "http://" will do for hosts other than this machine.
             timeout: seconds that the pull may take.
         """
-        call = _calls.pull_model(
+        call = _model_calls.pull_model(
             model,
             name=name,
             revision=revision,
@@ -350,18 +350,18 @@ class Client:
             unchecked: whether to take a language model without trying it out.
             timeout: seconds that the import may take.
         """
-        call = _calls.import_model(source, model, replace, quantize, unchecked)
+        call = _model_calls.import_model(source, model, replace, quantize, unchecked)
         return self._stream(TransferStream, call, timeout)
 
     def copy_model(
         self, source: str, destination: str, *, timeout: float | None = None
     ) -> types.Model:
         """Gives a model a second name. No weights are copied."""
-        return self._unary(_calls.copy_model(source, destination), timeout)
+        return self._unary(_model_calls.copy_model(source, destination), timeout)
 
     def delete_model(self, model: str, *, timeout: float | None = None) -> int:
         """Removes a name, and the files that no other has. Gives the bytes freed."""
-        return self._unary(_calls.delete_model(model), timeout)
+        return self._unary(_model_calls.delete_model(model), timeout)
 
     def verify_models(
         self, models: Iterable[str] = (), *, timeout: float | None = None
@@ -375,14 +375,14 @@ class Client:
             models: their names. None given: all models of the store.
             timeout: seconds that the verification may take; `math.inf` for no limit.
         """
-        return self._stream(VerifyStream, _calls.verify_models(models), timeout)
+        return self._stream(VerifyStream, _model_calls.verify_models(models), timeout)
 
     def collect_garbage(
         self, *, dry_run: bool | None = None, timeout: float | None = None
     ) -> types.Garbage:
         """Removes what takes room in the store and belongs to no model, and gives what that was;
         with `dry_run` it only says what there is."""
-        return self._unary(_calls.collect_garbage(dry_run), timeout)
+        return self._unary(_model_calls.collect_garbage(dry_run), timeout)
 
     def load_model(
         self,
@@ -399,11 +399,11 @@ class Client:
                 unloaded by hand; 0: until it is idle. None: the controller's default.
             timeout: seconds that the load may take.
         """
-        return self._unary(_calls.load_model(model, keep_alive), timeout)
+        return self._unary(_model_calls.load_model(model, keep_alive), timeout)
 
     def unload_model(self, model: str, *, timeout: float | None = None) -> int:
         """Stops a model's runners once their requests have ended. Gives how many there were."""
-        return self._unary(_calls.unload_model(model), timeout)
+        return self._unary(_model_calls.unload_model(model), timeout)
 
     def watch_models(
         self, *, resume_token: str | None = None, timeout: float | None = None
@@ -415,7 +415,7 @@ class Client:
                 that is too old, or None, begins with a snapshot.
             timeout: seconds that the watch may take; `math.inf` for no limit.
         """
-        return self._stream(ModelWatch, _calls.watch_models(resume_token), timeout)
+        return self._stream(ModelWatch, _model_calls.watch_models(resume_token), timeout)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> bool:
         """Says whether the server, one of its services, or "model/<name>" serves."""

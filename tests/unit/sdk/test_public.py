@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import descriptor_pool
 
 import headrace
-from headrace import _calls, types
+from headrace import _calls, _model_calls, types
 from headrace._target import resolve_target
 from headrace.types import CompletionOptions, ImageOptions, ScoreOptions
 
@@ -74,18 +74,18 @@ def test_every_method_is_in_the_contract() -> None:
         _calls.detokenize("m", [], None),
         _calls.render_chat("m", [], None, None),
         _calls.count_tokens("m", "p", None, None),
-        _calls.list_models(None),
-        _calls.list_runners(),
-        _calls.get_model("m"),
-        _calls.pull_model("m"),
-        _calls.import_model("/m", "m", None),
-        _calls.copy_model("m", "n"),
-        _calls.delete_model("m"),
-        _calls.verify_models(["m"]),
-        _calls.collect_garbage(None),
-        _calls.load_model("m", None),
-        _calls.unload_model("m"),
-        _calls.watch_models(None),
+        _model_calls.list_models(None),
+        _model_calls.list_runners(),
+        _model_calls.get_model("m"),
+        _model_calls.pull_model("m"),
+        _model_calls.import_model("/m", "m", None),
+        _model_calls.copy_model("m", "n"),
+        _model_calls.delete_model("m"),
+        _model_calls.verify_models(["m"]),
+        _model_calls.collect_garbage(None),
+        _model_calls.load_model("m", None),
+        _model_calls.unload_model("m"),
+        _model_calls.watch_models(None),
         _calls.health(""),
     ]
     for call in calls:
