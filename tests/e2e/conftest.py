@@ -20,6 +20,7 @@ from tests.e2e.harness import (
     aio_channel,
     borrow_home,
 )
+from tests.e2e.receiver import Receiver
 from tests.unit.convert.tiny import write_gguf
 
 TINY = "tiny:q4"
@@ -47,6 +48,14 @@ def shared_home(
     home = borrow_home(model_home, tmp_path_factory.mktemp("shared") / "home")
     asyncio.run(Store(home).import_model(tiny_gguf, TINY))
     return home
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    """Where a module's processes may send what they have to tell."""
+    made = Receiver()
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -16,16 +16,19 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 import psutil
 
+from headrace import AsyncClient
 from headrace.rpc.options import channel_options
+
+T = TypeVar("T")
 
 MODEL = "smollm2:135m"
 QUESTION = "What is the capital of France? Explain briefly."
@@ -298,3 +301,22 @@ def python_path(folder: Path, code: str) -> str:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code)
     return os.pathsep.join(e for e in (str(folder), os.environ.get("PYTHONPATH")) if e)
+
+
+async def killed_under(client: AsyncClient, call: Coroutine[Any, Any, T]) -> T:
+    """What a call gives whose runner, the only one, is killed while it waits for it."""
+    (runner,) = (await client.list_runners()).runners
+    process = psutil.Process(runner.pid)
+    # So it cannot be done before it is killed.
+    process.send_signal(signal.SIGSTOP)
+    waiting = asyncio.create_task(call)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not (await client.list_runners()).runners[0].active_requests:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        process.kill()
+    answer = await waiting
+    (other,) = (await client.list_runners()).runners
+    assert other.pid != runner.pid
+    return answer

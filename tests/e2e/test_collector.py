@@ -39,13 +39,6 @@ def listens(address: str) -> bool:
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def endpoint(receiver: Receiver, tmp_path: Path) -> Iterator[str]:
     """Where a Collector listens that hands all on to the receiver."""
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from headrace import AsyncClient, Client
 from headrace.errors import ContextLengthExceeded, UnsupportedCapability, UnsupportedParameter
 from headrace.types import ModelKind
 from tests.conftest import MINILM
-from tests.e2e.harness import PATIENCE, Controller, borrow_home, headrace
+from tests.e2e.harness import (
+    PATIENCE,
+    Controller,
+    borrow_home,
+    headrace,
+    killed_under,
+)
+from tests.e2e.pages import examples, first_line, run_example
 from tests.e2e.test_metrics import Scrape, url_of
 from tests.encoders import TEXTS
 
-_PAGE = Path(__file__).parents[2] / "docs" / "embeddings.md"
 REFERENCE = json.loads((Path(__file__).parent / "minilm.json").read_text())
 """What `python -m tests.encoders` has made of TEXTS, in float64."""
 PUBLISHED = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
@@ -80,20 +79,7 @@ def test_the_store_says_what_it_makes_and_what_it_cannot_do(client: Client) -> N
 async def test_a_call_survives_its_runner(library: Controller) -> None:
     async with AsyncClient(library.target, timeout=PATIENCE) as client:
         before = await client.embed(MINILM, TEXTS[:3])
-        (runner,) = (await client.list_runners()).runners
-        process = psutil.Process(runner.pid)
-        # So it cannot be done before it is killed.
-        process.send_signal(signal.SIGSTOP)
-        call = asyncio.create_task(client.embed(MINILM, TEXTS[:3]))
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while not (await client.list_runners()).runners[0].active_requests:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
-        finally:
-            process.kill()
-        after = await call
-        (other,) = (await client.list_runners()).runners
-        assert other.pid != runner.pid
+        after = await killed_under(client, client.embed(MINILM, TEXTS[:3]))
         assert np.abs(np.array(after.vectors) - before.vectors).max() < 1e-6
 
 
@@ -113,21 +99,6 @@ def test_the_command_line_compares(library: Controller) -> None:
     assert [len(json.loads(line)) for line in lines.splitlines()] == [384, 384]
 
 
-def examples() -> list[str]:
-    page = _PAGE.read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("example", examples(), ids=lambda example: example.split("\n")[0])
+@pytest.mark.parametrize("example", examples("embeddings.md"), ids=first_line)
 def test_the_examples_of_the_docs_run(library: Controller, example: str) -> None:
-    environment: dict[str, Any] = library.environment
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip()
+    run_example(library, example)

@@ -104,13 +104,6 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def site(
     shared_home: Path, tmp_path_factory: pytest.TempPathFactory, receiver: Receiver
 ) -> Iterator[Site]:

@@ -20,26 +20,16 @@ import grpc
 import psutil
 import pytest
 import pytest_asyncio
-from google.protobuf.descriptor import FieldDescriptor, FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from headrace.v1 import (
-    completion_pb2,
-    embedding_pb2,
-    image_pb2,
-    model_pb2,
-    score_pb2,
-    tokenize_pb2,
-)
+from headrace.v1 import completion_pb2, tokenize_pb2
+from tests.contract import methods, path_of
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import Controller, StartController, aio_channel
 from tests.lengths import length
 
-_FILES: tuple[FileDescriptor, ...] = tuple(
-    module.DESCRIPTOR
-    for module in (completion_pb2, embedding_pb2, image_pb2, model_pb2, score_pb2, tokenize_pb2)
-)
 _LEFT_OUT = ("StreamPullModel", "WatchModels")
 """A pull may reach out to the network, and a watch has no end."""
 _REMOVING = ("DeleteModelRequest", "UnloadModelRequest")
@@ -66,14 +56,8 @@ _REAL = (0.5, 1.0, 0.0, 0.9)
 _WILD_REAL = (-0.0, -1.0, 1e-38, 1e38, float("inf"), float("-inf"), float("nan"))
 
 
-def methods() -> list[MethodDescriptor]:
-    return [
-        method
-        for file in _FILES
-        for service in file.services_by_name.values()
-        for method in service.methods
-        if method.name not in _LEFT_OUT
-    ]
+def drawable() -> list[MethodDescriptor]:
+    return [method for method in methods(ours=True) if method.name not in _LEFT_OUT]
 
 
 class Drawer:
@@ -151,7 +135,7 @@ def broken(draw: random.Random, data: bytes) -> bytes:
 
 async def ends(channel: Any, method: MethodDescriptor, data: bytes) -> str:
     """The status that a call ends with."""
-    path = f"/{method.containing_service.full_name}/{method.name}"
+    path = path_of(method)
     try:
         if method.server_streaming:
             stream = channel.unary_stream(path)(data, timeout=_SECONDS)
@@ -187,7 +171,7 @@ def held(controller: Controller) -> tuple[int, int]:
 
 async def fuzz(channel: grpc.aio.Channel, seeds: Iterator[int]) -> Counter[str]:
     """The ends of the calls of all seeds."""
-    known = methods()
+    known = drawable()
     found: Counter[str] = Counter()
 
     async def work() -> None:
@@ -259,8 +243,8 @@ def garbage(draw: random.Random) -> bytes:
 
 async def test_no_connection_is_a_bug(target: Controller, channel: grpc.aio.Channel) -> None:
     host, _, port = target.target.rpartition(":")
-    listing = next(method for method in methods() if method.name == "ListModels")
-    counting = next(method for method in methods() if method.name == "CountTokens")
+    listing = next(method for method in drawable() if method.name == "ListModels")
+    counting = next(method for method in drawable() if method.name == "CountTokens")
     # The model is loaded, which takes descriptors too.
     prompt = completion_pb2.CompletionInput(prompt="x")
     request = tokenize_pb2.CountTokensRequest(model=TINY, input=prompt).SerializeToString()

@@ -6,15 +6,11 @@ import asyncio
 import json
 import re
 import shlex
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import psutil
 import pytest
 
 from headrace import AsyncClient, Client
@@ -26,10 +22,18 @@ from headrace.errors import (
 from headrace_runner.models.insides import new_caches
 from headrace_runner.models.load import load
 from headrace_runner.models.tokenizer import Tokenizer
-from tests.e2e.harness import MODEL, PATIENCE, Controller, StartController, headrace
+from tests.e2e.harness import (
+    MODEL,
+    PATIENCE,
+    Controller,
+    StartController,
+    headrace,
+    killed_under,
+)
+from tests.e2e.pages import DOCS, examples, first_line, run_example
 from tests.e2e.test_metrics import Scrape, url_of
 
-_PAGE = Path(__file__).parents[2] / "docs" / "score.md"
+_PAGE = DOCS / "score.md"
 FRANCE = "The capital of France is"
 CITIES = [" Paris", " London", " the city of Paris.", " a small town in the north of Germany"]
 
@@ -108,20 +112,7 @@ async def test_a_call_survives_its_runner(start: StartController) -> None:
     controller = start("--preload", MODEL, "--metrics-listen", "127.0.0.1:0")
     async with AsyncClient(controller.target, timeout=PATIENCE) as client:
         before = await client.score(MODEL, FRANCE, continuations=CITIES)
-        (runner,) = (await client.list_runners()).runners
-        process = psutil.Process(runner.pid)
-        # So it cannot be done before it is killed.
-        process.send_signal(signal.SIGSTOP)
-        call = asyncio.create_task(client.score(MODEL, FRANCE, continuations=CITIES))
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while not (await client.list_runners()).runners[0].active_requests:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
-        finally:
-            process.kill()
-        after = await call
-        (other,) = (await client.list_runners()).runners
-        assert other.pid != runner.pid
+        after = await killed_under(client, client.score(MODEL, FRANCE, continuations=CITIES))
         for one, again in zip(before.scores, after.scores, strict=True):
             assert again.logprob == pytest.approx(one.logprob, abs=1e-3)
         assert after.timings.load > 0
@@ -181,23 +172,9 @@ def test_the_commands_of_the_docs_run(controller: Controller, line: str, shown: 
     assert found == pytest.approx(expected, abs=0.02)
 
 
-def examples() -> list[str]:
-    page = _PAGE.read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("example", examples(), ids=lambda example: example.split("\n")[0])
+@pytest.mark.parametrize("example", examples("score.md"), ids=first_line)
 def test_the_examples_of_the_docs_run(controller: Controller, example: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example],
-        env=controller.environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip()
+    run_example(controller, example)
 
 
 def test_json_has_it_all(controller: Controller) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ from headrace.client import Client
 from headrace.errors import InvalidRequest
 from headrace.types import FinishReason
 from tests.e2e.harness import MODEL, Controller, headrace
-
-_PAGE = Path(__file__).parents[2] / "docs" / "structured-output.md"
+from tests.e2e.pages import examples, first_line, run_example
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -130,20 +127,6 @@ def test_the_command_line_holds_to_a_form(controller: Controller, tmp_path: Path
     assert "neither a file nor a JSON object" in ended.stderr
 
 
-def examples() -> list[str]:
-    page = _PAGE.read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("example", examples(), ids=lambda example: example.split("\n")[0])
+@pytest.mark.parametrize("example", examples("structured-output.md"), ids=first_line)
 def test_the_examples_of_the_docs_run(controller: Controller, example: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example],
-        env=controller.environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip()
+    run_example(controller, example)

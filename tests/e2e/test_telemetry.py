@@ -19,13 +19,6 @@ STREAM = "headrace.v1.CompletionService/StreamCompletion"
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def traced(shared_home: Any, receiver: Receiver) -> Iterator[Controller]:
     with Controller(shared_home, extra=receiver.environment) as running:
         yield running

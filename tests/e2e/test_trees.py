@@ -110,13 +110,6 @@ async def reach(stream: Stream, tokens: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def traced(
     model_home: Path, tmp_path_factory: pytest.TempPathFactory, receiver: Receiver
 ) -> Iterator[Controller]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
 from headrace.cli.embed import cosine
-from headrace.errors import ModelNotFound
-from headrace.v1 import model_pb2
-from tests.unit.cli.running import Run
+from tests.unit.cli.running import Run, let_arrive
 from tests.unit.sdk import fake as say
 from tests.unit.sdk.fake import Fake
 
@@ -68,14 +65,7 @@ def test_wrong_usage(
 
 
 def test_a_model_that_is_missing_is_pulled(fake: Fake, headrace: Run) -> None:
-    class Arrives(list[object]):
-        def __iter__(self) -> Iterator[object]:
-            fake.failure = None
-            done = model_pb2.StreamPullModelResponse(completed=say.model("minilm:l6"))
-            return iter([done])
-
-    fake.failure = ModelNotFound("minilm:l6")
-    fake.transfer = Arrives()
+    let_arrive(fake, "minilm:l6")
     code, out, _ = headrace("embed", "minilm", "abc")
     assert (code, out) == (0, "[3.0, 1.0]\n")
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
-from headrace.errors import ModelNotFound
-from headrace.v1 import model_pb2
-from tests.unit.cli.running import Run
-from tests.unit.sdk import fake as say
+from tests.unit.cli.running import Run, let_arrive
 from tests.unit.sdk.fake import Fake
 
 
@@ -59,13 +55,6 @@ def test_wrong_usage(fake: Fake, headrace: Run, arguments: tuple[str, ...], says
 
 
 def test_a_model_that_is_missing_is_pulled(fake: Fake, headrace: Run) -> None:
-    class Arrives(list[object]):
-        def __iter__(self) -> Iterator[object]:
-            fake.failure = None
-            done = model_pb2.StreamPullModelResponse(completed=say.model("smollm2:135m"))
-            return iter([done])
-
-    fake.failure = ModelNotFound("smollm2:135m")
-    fake.transfer = Arrives()
+    let_arrive(fake, "smollm2:135m")
     code, out, _ = headrace("score", "smollm2", "p", "-c", "ab")
     assert (code, out.splitlines()[1].split()[0]) == (0, "-1.0000")

@@ -28,6 +28,7 @@ from headrace_server.scheduling import loading
 from headrace_server.scheduling import ticket as tickets
 from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import Limits, Policy
+from tests.tracing import spans_of
 from tests.unit.control.fakes import (
     Context,
     FakeModel,
@@ -278,10 +279,7 @@ async def test_a_cancelled_attempt_ends(stage: Traced) -> None:
 
 def test_an_attempt_that_broke_is_told_as_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if its caller gives up while the cause is looked for."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(relay_spans, "_tracer", provider.get_tracer("t"))
+    exporter = spans_of(monkeypatch, relay_spans)
     ticket: Any = SimpleNamespace(life=SimpleNamespace(id="r1", wanted=FakeModel()))
     attempt = relay_spans.Attempt("/S/M", ticket, Record(0.0), trace.INVALID_SPAN_CONTEXT)
     attempt.broke(grpc.StatusCode.UNAVAILABLE)
@@ -309,10 +307,7 @@ def test_lines_belong_to_a_load_until_it_is_over(monkeypatch: pytest.MonkeyPatch
 def test_a_load_that_was_called_off_is_no_error(
     expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(loading, "_tracer", provider.get_tracer("t"))
+    exporter = spans_of(monkeypatch, loading)
     load = Load("r1", "m", "sha256:m", 0.0, TraceContext())
     load.died(Death("EXITED", "it ended", detail="last words", expected=expected))
     load.failed("EXITED", "once more")

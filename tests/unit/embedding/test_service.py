@@ -13,9 +13,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from headrace.errors import (
     ContextLengthExceeded,
@@ -43,6 +40,7 @@ from headrace_runner.models.encoders.encoder import Encoder, Vectors
 from headrace_runner.services import spans
 from tests.encoders import CONTEXT, HIDDEN, reference, save_encoder
 from tests.runner_services import services_of
+from tests.tracing import spans_of
 
 MODEL = "tiny:1"
 SHORTER: dict[str, Any] = {"matryoshka_dimensions": [8, 16]}
@@ -265,10 +263,7 @@ async def test_other_services_say_what_the_model_is_for(served: Served) -> None:
 async def test_a_request_has_its_span_and_its_line(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(spans, "_tracer", provider.get_tracer("t"))
+    exporter = spans_of(monkeypatch, spans)
     caplog.set_level(logging.INFO)
     await served.embed(["the secret cat", "a dog"])
     by_name = {span.name: dict(span.attributes or {}) for span in exporter.get_finished_spans()}

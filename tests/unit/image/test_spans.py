@@ -6,14 +6,14 @@ import logging
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
 from headrace.errors import InternalError, InvalidRequest
 from headrace.telemetry import names
 from headrace_runner.services import spans
+from tests.tracing import spans_of
 from tests.unit.image.serving import MODEL, Served, ask
 
 WHOLE = f"generate_content {MODEL}"
@@ -21,11 +21,7 @@ WHOLE = f"generate_content {MODEL}"
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    made = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(made))
-    monkeypatch.setattr(spans, "_tracer", provider.get_tracer("t"))
-    return made
+    return spans_of(monkeypatch, spans)
 
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:

@@ -12,9 +12,6 @@ from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from headrace.errors import InvalidRequest, ModelMismatch, QueueFull, from_rpc_error
 from headrace.telemetry import names
@@ -26,6 +23,7 @@ from headrace_runner.services import score, spans
 from headrace_runner.text_app import prepare
 from headrace_runner.text_state import TextRunner
 from tests.runner_services import services_of
+from tests.tracing import spans_of
 from tests.unit.convert.tiny import write_gguf
 
 MODEL = "tiny:1"
@@ -128,10 +126,7 @@ async def test_one_who_leaves_frees_the_place(served: Served) -> None:
 async def test_a_request_has_its_span_and_its_line(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(spans, "_tracer", provider.get_tracer("t"))
+    exporter = spans_of(monkeypatch, spans)
     caplog.set_level(logging.INFO)
     answer = await served.score("the secret", " fox", " dog")
     by_name = {span.name: dict(span.attributes or {}) for span in exporter.get_finished_spans()}

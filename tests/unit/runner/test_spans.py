@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
@@ -33,6 +32,7 @@ from headrace_runner.engine.text.request import (
 from headrace_runner.services import spans
 from headrace_runner.services.spans import MAX_CHUNKS, GenerationSpan
 from headrace_runner.starting import Start
+from tests.tracing import spans_of
 
 MS = 1_000_000
 LOAD = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -40,13 +40,8 @@ LOAD = f"00-{'a' * 32}-{'b' * 16}-01"
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    made = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(made))
-    for module in (spans, starting):
-        monkeypatch.setattr(module, "_tracer", provider.get_tracer("t"))
     monkeypatch.delenv("TRACEPARENT", raising=False)
-    return made
+    return spans_of(monkeypatch, spans, starting)
 
 
 def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,9 +13,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
+from google.protobuf.descriptor import MethodDescriptor
 
 from headrace.errors import HeadraceError, RateLimited, Unauthenticated, from_rpc_error
 from headrace.rpc import access
@@ -30,48 +28,18 @@ from headrace.rpc.tokens import (
     read_tokens,
     write_tokens,
 )
-from headrace.v1 import (
-    completion_pb2,
-    embedding_pb2,
-    image_pb2,
-    model_pb2,
-    score_pb2,
-    tokenize_pb2,
-)
 from headrace_server.app import SERVICES, App
 from headrace_server.config import ServerConfig
+from tests.contract import methods, path_of
 from tests.unit.control.fakes import put_manifest
 
-_FILES: tuple[FileDescriptor, ...] = tuple(
-    module.DESCRIPTOR
-    for module in (
-        completion_pb2,
-        embedding_pb2,
-        image_pb2,
-        model_pb2,
-        score_pb2,
-        tokenize_pb2,
-        health_pb2,
-        reflection_pb2,
-    )
-)
 STREAM = "/headrace.v1.CompletionService/StreamCompletion"
 _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _OPEN = {f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch")}
 
 
-def methods() -> Iterator[MethodDescriptor]:
-    for file in _FILES:
-        for service in file.services_by_name.values():
-            yield from service.methods
-
-
-def path_of(method: MethodDescriptor) -> str:
-    return f"/{method.containing_service.full_name}/{method.name}"
-
-
 in_one_loop = pytest.mark.asyncio(loop_scope="module")
-every_method = pytest.mark.parametrize("method", [*methods()], ids=lambda m: m.full_name)
+every_method = pytest.mark.parametrize("method", methods(), ids=lambda m: m.full_name)
 
 
 class Desk:
