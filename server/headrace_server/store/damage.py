@@ -126,7 +126,7 @@ def seen_damages(layout: Layout, manifest: Manifest) -> Iterator[Damage]:
 def error_of(manifest: Manifest, damage: Damage) -> ModelCorrupt:
     """The error for a model with this damage."""
     return ModelCorrupt(
-        f"{damage.file} of {manifest.full_name} {damage.what}; remove the model and get it again",
+        f"{damage.file} of {manifest.full_name} {damage.what}; {remedy(manifest)}",
         file=damage.file,
     )
 

@@ -439,6 +439,15 @@ def test_a_controller_that_goes_away(fake: Fake, headrace: Run) -> None:
     assert first == f"error: the controller at {fake.target} does not answer any more"
     assert second == "  Socket closed"
     assert third.startswith("  trace ")
+    fake.failure = Unavailable("failed to connect to all addresses; last error: …")
+    assert "cannot be reached" in headrace("ps")[2].splitlines()[0]
+
+
+def test_a_command_that_is_none_has_a_neighbour(headrace: Run) -> None:
+    code, _, err = headrace("tokn")
+    assert code == 2
+    assert "Did you mean token?" in err
+    assert "Did you mean" not in headrace("xyzzy")[2]
 
 
 def test_chat(fake: Fake, headrace: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ _REMEDIES = {
 
 
 _HANDSHAKE_FAILED = "Tls handshake failed"
+_NO_CONNECTION = "failed to connect"
 _TRACE = re.compile(r"trace ([0-9a-f]{32})")
 _OBVIOUS = {StatusCode.INVALID_ARGUMENT, StatusCode.OUT_OF_RANGE, StatusCode.NOT_FOUND}
 """Whose message says all: no trace tells more."""
@@ -55,7 +56,10 @@ def report(error: HeadraceError) -> None:
     lost = traced is not None and error.code is StatusCode.UNAVAILABLE and not error.reason
     click.secho("error: ", fg="red", nl=False, err=True)
     if lost:
-        click.echo(f"the controller at {resolve_target()} does not answer any more", err=True)
+        what = (
+            "cannot be reached" if _NO_CONNECTION in error.message else "does not answer any more"
+        )
+        click.echo(f"the controller at {resolve_target()} {what}", err=True)
         click.secho(f"  {error.message}", dim=True, err=True)
     else:
         click.echo(error.message, err=True)
