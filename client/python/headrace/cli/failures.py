@@ -29,7 +29,7 @@ _REMEDIES = {
     "LOAD_FAILED": "`headrace doctor` looks at this machine",
     "RUNNER_CRASHED": "ask again: a new runner is started",
     "CIRCUIT_OPEN": "`headrace doctor` looks at this machine",
-    "UNAUTHENTICATED": "HEADRACE_TOKEN is where the token is looked for",
+    "UNAUTHENTICATED": "whoever runs the controller makes tokens: `headrace token create`",
     "PERMISSION_DENIED": "`headrace token create --scope` makes a token that may do more",
     "SOURCE_UNAVAILABLE": "check the network, then pull again: it goes on where it was",
     "INSUFFICIENT_DISK": "`headrace gc` and `headrace rm` make room; `headrace list` shows sizes",
