@@ -71,3 +71,10 @@ def test_at_a_controller(driver: Driver, plain: Controller, name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_through_envoy(driver: Driver, front: Front, certificates: Path, name: str) -> None:
     try_out(driver.at(front.target, timeout=60, **of_client(certificates)), CASES[name])
+
+
+@pytest.mark.toolchain
+def test_envoy_wants_a_certificate(driver: Driver, front: Front, certificates: Path) -> None:
+    driver.at(front.target, timeout=5, ca=str(certificates / "ca.crt"))
+    error = driver.ask("call", method="/headrace.v1.ModelService/ListModels")["error"]
+    assert (error["code"], error["reason"]) == ("UNAVAILABLE", "")

@@ -22,16 +22,6 @@ from tests.tools import needed
 ROOT = Path(__file__).parents[2]
 _SHIPPED = ROOT / "deploy" / "envoy"
 _ANY_CLIENT = "require_client_certificate: false"
-_OWN_CERTIFICATE = (
-    "                tls_certificate_sds_secret_configs:\n                  - &server"
-)
-_AUTHORITY = """\
-                validation_context_sds_secret_config:
-                  name: authority
-                  sds_config:
-                    resource_api_version: V3
-                    path_config_source: { path: secrets/authority.yaml }
-"""
 _PORT, _TELEMETRY = "port_value: 8443", "port_value: 4317"
 
 
@@ -83,9 +73,8 @@ class Front:
         text = text.replace(_PORT, f"port_value: {self.port}")
         text = text.replace(_TELEMETRY, f"port_value: {telemetry or free_port()}")
         if mutual:
-            assert text.count(_ANY_CLIENT) == text.count(_OWN_CERTIFICATE) == 1
+            assert text.count(_ANY_CLIENT) == 1
             text = text.replace(_ANY_CLIENT, _ANY_CLIENT.replace("false", "true"))
-            text = text.replace(_OWN_CERTIFICATE, _AUTHORITY + _OWN_CERTIFICATE)
         (directory / "envoy.yaml").write_text(text, encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
 
