@@ -1,0 +1,178 @@
+package headrace
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+)
+
+// Largest message that is received: twice what the contract allows a prompt.
+const maxMessageBytes = 32 << 20
+
+// How a connection that was lost is made again: waits of 0.1 to 2 s between tries.
+var reconnect = grpc.ConnectParams{
+	Backoff: backoff.Config{
+		BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second,
+	},
+	MinConnectTimeout: 20 * time.Second,
+}
+
+// A broken connection is noticed within 40 s while there are calls. Servers refuse pings within
+// 10 s of each other.
+var pings = keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}
+
+// Client is a connection to a controller, or to a runner. It connects at the first call, and again
+// by itself when the connection was lost. It may be used by any number of goroutines. Close it.
+//
+// It is a [grpc.ClientConnInterface]: stubs of all services make their calls over it.
+type Client struct {
+	conn    *grpc.ClientConn
+	token   string
+	timeout time.Duration
+}
+
+var _ grpc.ClientConnInterface = (*Client)(nil)
+
+// New prepares a connection.
+//
+// The target is "host:port", "https://host:port" for TLS, "unix:/path", or another target of gRPC.
+// Without a port it is 50151. "" stands for the environment's HEADRACE_HOST, else
+// 127.0.0.1:50151.
+//
+// It fails with [ReasonInvalidRequest] where a token would travel in the clear to another machine,
+// and for files that cannot be used.
+func New(target string, opts ...Option) (*Client, error) {
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if o.timeout < 0 {
+		return nil, invalid("the timeout is %v; give 0 for none", o.timeout)
+	}
+	to, err := resolveEndpoint(target, &o)
+	if err != nil {
+		return nil, err
+	}
+	dial := []grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUserAgent("headrace-go/" + Version),
+		grpc.WithDefaultServiceConfig(serviceConfig),
+		grpc.WithDisableServiceConfig(), // else the DNS could change the retries
+		grpc.WithConnectParams(reconnect),
+		grpc.WithKeepaliveParams(pings),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(maxMessageBytes),
+			// What is larger than this would not be sent a second time.
+			grpc.MaxRetryRPCBufferSize(maxMessageBytes),
+		),
+	}
+	if to.tls != nil {
+		dial = append(dial, grpc.WithTransportCredentials(credentials.NewTLS(to.tls)))
+	}
+	if isLocal(to.target) {
+		dial = append(dial, grpc.WithNoProxy())
+	}
+	conn, err := grpc.NewClient(to.target, append(dial, o.dial...)...)
+	if err != nil {
+		return nil, invalid("there is no way to %s: %v", to.target, err)
+	}
+	return &Client{conn: conn, token: to.token, timeout: o.timeout}, nil
+}
+
+// Close closes the connection. Calls that run are cancelled.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Target gives where the client connects to, as gRPC takes it.
+func (c *Client) Target() string { return c.conn.Target() }
+
+// Invoke makes a unary call; the stubs use it. Errors are of the type [*Error].
+func (c *Client) Invoke(
+	ctx context.Context, method string, args, reply any, opts ...grpc.CallOption,
+) error {
+	ctx, cancel := c.limited(ctx, opts)
+	defer cancel()
+	ctx, id := c.prepared(ctx, opts)
+	ctx = routed(ctx, args)
+	return failure(c.conn.Invoke(ctx, method, args, reply, opts...), id)
+}
+
+// NewStream begins a stream; the stubs use it. Errors of its methods are of the type [*Error], but
+// for io.EOF.
+func (c *Client) NewStream(
+	ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption,
+) (grpc.ClientStream, error) {
+	ctx, cancel := c.limited(ctx, opts)
+	ctx, id := c.prepared(ctx, opts)
+	begin := func(ctx context.Context) (grpc.ClientStream, error) {
+		return c.conn.NewStream(ctx, desc, method, opts...)
+	}
+	made := &stream{ctx: ctx, cancel: cancel, traceID: id, begin: begin}
+	if !desc.ClientStreams {
+		return made, nil // The header for routing comes out of the request, which is still to come.
+	}
+	if err := made.open(ctx); err != nil {
+		return nil, err
+	}
+	return made, nil
+}
+
+// limited gives the call's context the deadline that is due.
+func (c *Client) limited(
+	ctx context.Context, opts []grpc.CallOption,
+) (context.Context, context.CancelFunc) {
+	timeout := c.timeout
+	if _, ok := ctx.Deadline(); ok {
+		timeout = 0
+	}
+	for _, opt := range opts {
+		if own, ok := opt.(callTimeout); ok {
+			timeout = own.timeout
+		}
+	}
+	if timeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, timeout)
+}
+
+// prepared gives the call's context what is sent with every call; and the id of its trace.
+func (c *Client) prepared(ctx context.Context, opts []grpc.CallOption) (context.Context, string) {
+	ctx, id := traced(ctx)
+	for _, opt := range opts {
+		if wanted, ok := opt.(traceID); ok {
+			*wanted.id = id
+		}
+	}
+	outgoing, _ := metadata.FromOutgoingContext(ctx)
+	if c.token != "" && len(outgoing.Get("authorization")) == 0 { // A call may bring its own.
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.token)
+	}
+	return ctx, id
+}
+
+// routed adds the header by which a proxy tells the calls for one model from others.
+func routed(ctx context.Context, request any) context.Context {
+	named, ok := request.(interface{ GetModel() string })
+	// What is no plain text is no model's name, and is told so by the server.
+	if !ok || named.GetModel() == "" || !isPrintable(named.GetModel()) {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "headrace-model", named.GetModel())
+}
+
+// failure gives the error of a call that ended with err.
+func failure(err error, traceID string) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	failed := *FromError(err)
+	failed.TraceID = traceID
+	return &failed
+}

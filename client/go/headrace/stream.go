@@ -1,0 +1,91 @@
+package headrace
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+)
+
+// stream is a stream of gRPC whose errors are typed. One with a single request begins when that is
+// sent, since the request's model is in its headers.
+type stream struct {
+	ctx     context.Context
+	cancel  context.CancelFunc // takes back the deadline, once the stream has ended
+	traceID string
+	begin   func(context.Context) (grpc.ClientStream, error)
+	under   grpc.ClientStream // nil until it has begun
+	end     error             // what it ended with; nil while it runs
+}
+
+func (s *stream) open(ctx context.Context) error {
+	under, err := s.begin(ctx)
+	if err != nil {
+		return s.ended(err)
+	}
+	s.under = under
+	return nil
+}
+
+func (s *stream) ended(err error) error {
+	s.cancel()
+	s.end = failure(err, s.traceID)
+	return s.end
+}
+
+func (s *stream) SendMsg(message any) error {
+	if s.under == nil {
+		if err := s.open(routed(s.ctx, message)); err != nil {
+			return err
+		}
+	}
+	return failure(s.under.SendMsg(message), s.traceID)
+}
+
+func (s *stream) RecvMsg(message any) error {
+	if s.end != nil {
+		return s.end
+	}
+	if s.under == nil {
+		return s.unsent()
+	}
+	// What has been cancelled gives nothing more, also if something has come already.
+	if err := s.ctx.Err(); err != nil {
+		return s.ended(err)
+	}
+	if err := s.under.RecvMsg(message); err != nil {
+		return s.ended(err)
+	}
+	return nil
+}
+
+func (s *stream) Header() (metadata.MD, error) {
+	if s.under == nil {
+		return nil, s.unsent()
+	}
+	header, err := s.under.Header()
+	return header, failure(err, s.traceID)
+}
+
+func (s *stream) Trailer() metadata.MD {
+	if s.under == nil {
+		return nil
+	}
+	return s.under.Trailer()
+}
+
+func (s *stream) CloseSend() error {
+	if s.under == nil {
+		return s.unsent()
+	}
+	return failure(s.under.CloseSend(), s.traceID)
+}
+
+func (s *stream) Context() context.Context {
+	if s.under == nil {
+		return s.ctx
+	}
+	return s.under.Context()
+}
+
+func (s *stream) unsent() error { return invalid("the request of the stream has not been sent") }
