@@ -56,7 +56,6 @@ func complete(ctx context.Context, model, prompt string, tokens int32) error {
 		return err
 	}
 	defer stream.Close()
-	fmt.Print(prompt)
 	for text, err := range stream.Text() {
 		if err != nil {
 			return err

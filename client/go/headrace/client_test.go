@@ -1,0 +1,387 @@
+package headrace
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	headracev1 "headrace.dev/go/headrace/v1"
+)
+
+var ctx = context.Background()
+
+func TestUnaryCallsAreMadeAgainWhileTheServerIsUnavailable(t *testing.T) {
+	for name, each := range map[string]struct {
+		failures int    // before it answers
+		pushback string // of the server; "": none
+		attempts int
+		code     codes.Code
+		least    time.Duration
+		most     time.Duration
+	}{
+		"three times":          {3, "", 4, codes.OK, 560 * time.Millisecond, 5 * time.Second},
+		"not a fourth time":    {9, "", 4, codes.Unavailable, 560 * time.Millisecond, 5 * time.Second},
+		"when the server says": {1, "400", 2, codes.OK, 400 * time.Millisecond, 5 * time.Second},
+		"not if it says so":    {1, "-1", 1, codes.Unavailable, 0, 5 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			scripted := &server{getModel: func(ctx context.Context, attempt int) (*headracev1.GetModelResponse, error) {
+				if attempt > each.failures {
+					return &headracev1.GetModelResponse{}, nil
+				}
+				if each.pushback != "" {
+					_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", each.pushback))
+				}
+				return nil, status.Error(codes.Unavailable, "not now")
+			}}
+			client := scripted.connected(t)
+			begin := time.Now()
+			err := getModel(ctx, client)
+			took := time.Since(begin)
+			if status.Code(err) != each.code || scripted.attempts() != each.attempts {
+				t.Errorf("%v after %d attempts", err, scripted.attempts())
+			}
+			if err != nil && failed(t, err).Message != "not now" {
+				t.Errorf("the message is %q", failed(t, err).Message)
+			}
+			if took < each.least || took > each.most {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
+func TestNothingElseIsMadeAgain(t *testing.T) {
+	scripted := &server{
+		getModel: func(context.Context, int) (*headracev1.GetModelResponse, error) {
+			return nil, status.Error(codes.ResourceExhausted, "full")
+		},
+		complete: func(*headracev1.StreamCompletionRequest, grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {
+			return status.Error(codes.Unavailable, "not now")
+		},
+	}
+	client := scripted.connected(t)
+	if err := getModel(ctx, client); failed(t, err).Code != codes.ResourceExhausted {
+		t.Error(err)
+	}
+	_, err := client.Complete(ctx, &headracev1.StreamCompletionRequest{})
+	if failed(t, err).Code != codes.Unavailable || scripted.attempts() != 2 {
+		t.Errorf("%v after %d attempts of two calls", err, scripted.attempts())
+	}
+}
+
+func TestTheUnaryMethodsOfTheContractAreRetriedAndNoOthers(t *testing.T) {
+	var config struct {
+		MethodConfig []struct {
+			Name []struct{ Service, Method string }
+		}
+	}
+	if err := json.Unmarshal([]byte(serviceConfig), &config); err != nil {
+		t.Fatal(err)
+	}
+	named := map[string]bool{}
+	for _, name := range config.MethodConfig[0].Name {
+		named[name.Service+"/"+name.Method] = true
+	}
+	protoregistry.GlobalFiles.RangeFilesByPackage("headrace.v1", func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			service := file.Services().Get(i)
+			for j := range service.Methods().Len() {
+				method := service.Methods().Get(j)
+				full := string(service.FullName())
+				retried := named[full+"/"] || named[full+"/"+string(method.Name())]
+				if retried == (method.IsStreamingServer() || method.IsStreamingClient()) {
+					t.Errorf("%s is retried: %v", method.FullName(), retried)
+				}
+			}
+		}
+		return true
+	})
+}
+
+func TestAServerThatIsNotThereIsUnavailableBeforeLong(t *testing.T) {
+	address, stop := (&server{}).serve(t, "127.0.0.1:0")
+	stop()
+	client := connect(t, address)
+	begin := time.Now()
+	err := getModel(ctx, client)
+	if got := failed(t, err); got.Code != codes.Unavailable || got.TraceID == "" {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took < 500*time.Millisecond || took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestTheClientConnectsAgainWhenTheServerComesBack(t *testing.T) {
+	address, stop := (&server{}).serve(t, "127.0.0.1:0")
+	client := connect(t, address)
+	if err := getModel(ctx, client); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if err := getModel(ctx, client); failed(t, err).Code != codes.Unavailable {
+		t.Fatal(err)
+	}
+	(&server{}).serve(t, address)
+	begin := time.Now()
+	for getModel(ctx, client) != nil {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatal("it does not connect again")
+		}
+	}
+}
+
+func TestDeadlines(t *testing.T) {
+	var left time.Duration
+	var limited bool
+	scripted := &server{getModel: func(ctx context.Context, _ int) (*headracev1.GetModelResponse, error) {
+		deadline, ok := ctx.Deadline()
+		left, limited = time.Until(deadline), ok
+		return &headracev1.GetModelResponse{}, nil
+	}}
+	client := scripted.connected(t, WithTimeout(100*time.Second))
+	hour, cancel := context.WithTimeout(ctx, time.Hour)
+	defer cancel()
+	for name, each := range map[string]struct {
+		ctx    context.Context
+		opts   []grpc.CallOption
+		wanted time.Duration
+	}{
+		"the client's":               {ctx, nil, 100 * time.Second},
+		"the context's":              {hour, nil, time.Hour},
+		"the call's":                 {ctx, []grpc.CallOption{CallTimeout(10 * time.Second)}, 10 * time.Second},
+		"the call's, in the context": {hour, []grpc.CallOption{CallTimeout(10 * time.Second)}, 10 * time.Second},
+		"the context's, as earlier":  {hour, []grpc.CallOption{CallTimeout(9 * time.Hour)}, time.Hour},
+		"none":                       {ctx, []grpc.CallOption{CallTimeout(0)}, 0},
+	} {
+		if err := getModel(each.ctx, client, each.opts...); err != nil {
+			t.Fatal(err)
+		}
+		if limited != (each.wanted > 0) || limited && (left > each.wanted || left < each.wanted*9/10) {
+			t.Errorf("%s: %v, %v", name, left, limited)
+		}
+	}
+}
+
+func TestADeadlineHoldsForAWholeStreamAndForRetries(t *testing.T) {
+	scripted := &server{
+		getModel: func(ctx context.Context, _ int) (*headracev1.GetModelResponse, error) {
+			_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "60000"))
+			return nil, status.Error(codes.Unavailable, "not now")
+		},
+		complete: func(_ *headracev1.StreamCompletionRequest, stream grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {
+			_ = stream.Send(started())
+			<-stream.Context().Done()
+			return nil
+		},
+	}
+	client := scripted.connected(t, WithTimeout(300*time.Millisecond))
+	begin := time.Now()
+	if err := getModel(ctx, client); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	_, err := client.Complete(ctx, &headracev1.StreamCompletionRequest{})
+	if !errors.Is(err, context.DeadlineExceeded) || failed(t, err).TraceID == "" {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestWhatIsSentWithACall(t *testing.T) {
+	scripted := &server{complete: func(_ *headracev1.StreamCompletionRequest, stream grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {
+		return nil
+	}}
+	client := scripted.connected(t, WithToken("hr_x"))
+	for model, wanted := range map[string][]string{
+		"tiny:q4": {"tiny:q4"}, "größe": nil, "": nil, "a\nb": nil,
+	} {
+		_, _ = client.Complete(ctx, &headracev1.StreamCompletionRequest{Model: model})
+		if got := scripted.header("headrace-model"); !slices.Equal(got, wanted) {
+			t.Errorf("the header of the stream for %q is %q", model, got)
+		}
+	}
+	if err := getModel(ctx, client); err != nil {
+		t.Fatal(err)
+	}
+	for name, wanted := range map[string]string{
+		"headrace-model": "tiny:q4", "authorization": "Bearer hr_x",
+	} {
+		if got := scripted.header(name); !slices.Equal(got, []string{wanted}) {
+			t.Errorf("%s is %q", name, got)
+		}
+	}
+	if agent := scripted.header("user-agent"); !strings.HasPrefix(agent[0], "headrace-go/"+Version) {
+		t.Errorf("the user agent is %q", agent)
+	}
+	own := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer hr_other")
+	if err := getModel(own, client); err != nil {
+		t.Fatal(err)
+	}
+	if got := scripted.header("authorization"); !slices.Equal(got, []string{"Bearer hr_other"}) {
+		t.Errorf("a call's own token is %q", got)
+	}
+}
+
+// spans notes what a handler that makes spans would make them children of.
+type spans struct{ seen trace.SpanContext }
+
+func (s *spans) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
+	s.seen = trace.SpanContextFromContext(ctx)
+	return ctx
+}
+func (*spans) HandleRPC(context.Context, stats.RPCStats)                         {}
+func (*spans) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (*spans) HandleConn(context.Context, stats.ConnStats)                       {}
+
+func TestEveryCallHasATrace(t *testing.T) {
+	scripted := &server{}
+	handler := &spans{}
+	client := scripted.connected(t, WithDialOptions(grpc.WithStatsHandler(handler)))
+	const id = "0af7651916cd43dd8448eb211c80319c"
+	traceID, _ := trace.TraceIDFromHex(id)
+	state, _ := trace.ParseTraceState("vendor=1")
+	span := trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: traceID, SpanID: trace.SpanID{7}, TraceState: state,
+	})
+	const own = "00-11111111111111111111111111111111-2222222222222222-00"
+	for name, each := range map[string]struct {
+		ctx            context.Context
+		id, header     string
+		state          []string
+		handlersParent bool
+	}{
+		"the current span's": {
+			trace.ContextWithSpanContext(ctx, span), id,
+			"00-" + id + "-0700000000000000-00", []string{"vendor=1"}, true,
+		},
+		"the caller's header": {
+			metadata.AppendToOutgoingContext(ctx, "traceparent", own),
+			"11111111111111111111111111111111", own, nil, false,
+		},
+		"one of its own": {ctx, "", "", nil, true},
+	} {
+		var got string
+		if err := getModel(each.ctx, client, TraceID(&got)); err != nil {
+			t.Fatal(err)
+		}
+		header := scripted.header("traceparent")
+		if len(header) != 1 || !strings.HasPrefix(header[0], "00-"+got+"-") || len(header[0]) != 55 {
+			t.Errorf("%s: %q of the trace %q", name, header, got)
+		}
+		if each.id != "" && (got != each.id || header[0] != each.header) {
+			t.Errorf("%s: %q of the trace %q", name, header, got)
+		}
+		if state := scripted.header("tracestate"); !slices.Equal(state, each.state) {
+			t.Errorf("%s: the state is %q", name, state)
+		}
+		if each.handlersParent && handler.seen.TraceID().String() != got {
+			t.Errorf("%s: spans would belong to %s", name, handler.seen.TraceID())
+		}
+	}
+	var first, second string
+	_ = getModel(ctx, client, TraceID(&first))
+	_ = getModel(ctx, client, TraceID(&second))
+	if first == second {
+		t.Error("two calls have one trace")
+	}
+}
+
+func TestMessagesOfSomeMebibytesCome(t *testing.T) {
+	size := 0
+	scripted := &server{getModel: func(context.Context, int) (*headracev1.GetModelResponse, error) {
+		model := &headracev1.Model{License: strings.Repeat("x", size)}
+		return &headracev1.GetModelResponse{Model: model}, nil
+	}}
+	client := scripted.connected(t)
+	size = 31 << 20
+	if err := getModel(ctx, client); err != nil {
+		t.Error(err)
+	}
+	size = 33 << 20
+	if err := getModel(ctx, client); failed(t, err).Code != codes.ResourceExhausted {
+		t.Error(err)
+	}
+}
+
+func TestARequestThatProtobufCannotCarryIsInvalid(t *testing.T) {
+	scripted := &server{}
+	client := scripted.connected(t)
+	request := &headracev1.GetModelRequest{Model: "\xff"}
+	_, unary := headracev1.NewModelServiceClient(client).GetModel(ctx, request)
+	_, streamed := client.Complete(ctx, &headracev1.StreamCompletionRequest{Model: "\xff"})
+	for name, err := range map[string]error{"unary": unary, "stream": streamed} {
+		if !errors.Is(err, ReasonInvalidRequest) || !strings.Contains(err.Error(), "UTF-8") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAStreamOfAStub(t *testing.T) {
+	running := make(chan struct{}, 1)
+	scripted := &server{complete: func(_ *headracev1.StreamCompletionRequest, stream grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {
+		for range 3 {
+			if err := stream.Send(started()); err != nil {
+				return err
+			}
+		}
+		<-stream.Context().Done()
+		running <- struct{}{}
+		return nil
+	}}
+	client := scripted.connected(t)
+	cancellable, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stub := headracev1.NewCompletionServiceClient(client)
+	stream, err := stub.StreamCompletion(cancellable, &headracev1.StreamCompletionRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	for range 2 { // Also the second time.
+		if _, err := stream.Recv(); !errors.Is(err, context.Canceled) || failed(t, err).TraceID == "" {
+			t.Errorf("after it has been cancelled: %v", err)
+		}
+	}
+	select {
+	case <-running:
+	case <-time.After(10 * time.Second):
+		t.Error("the server does not hear of it")
+	}
+}
+
+func TestAStreamThatHasEndedStaysSo(t *testing.T) {
+	scripted := &server{complete: func(*headracev1.StreamCompletionRequest, grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {
+		return nil
+	}}
+	stub := headracev1.NewCompletionServiceClient(scripted.connected(t))
+	stream, err := stub.StreamCompletion(ctx, &headracev1.StreamCompletionRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := stream.Recv(); err != io.EOF {
+			t.Errorf("at the end: %v", err)
+		}
+	}
+}
