@@ -140,8 +140,8 @@ func TestAStreamIsHeldToItsWord(t *testing.T) {
 		end      error
 		wanted   codes.Code
 	}{
-		"no end":           {[]*response{started(), text("a", 1)}, nil, codes.Unavailable},
-		"nothing":          {nil, nil, codes.Unavailable},
+		"no end":           {[]*response{started(), text("a", 1)}, nil, codes.Internal},
+		"nothing":          {nil, nil, codes.Internal},
 		"on after its end": {[]*response{started(), completed(), text("a")}, nil, codes.Internal},
 		"two starts":       {[]*response{started(), started()}, nil, codes.Internal},
 		"output too early": {[]*response{text("a")}, nil, codes.Internal},

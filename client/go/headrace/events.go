@@ -105,10 +105,7 @@ func (s *Stream[M, R]) Collect() (*R, error) {
 
 // incomplete is the error of a stream that lacks its end.
 func incomplete() error {
-	return &Error{
-		Code:    codes.Unavailable,
-		Message: "the stream ended without being completed: what came of it is not whole",
-	}
+	return broken("the stream ended without being completed: what came of it is not whole")
 }
 
 // broken is the error of a stream that breaks its contract.

@@ -64,7 +64,7 @@ func TestImagesThatAreNotWhole(t *testing.T) {
 	}{
 		"damage":          {[]*imageResponse{drawingStarted(), chunk(0, 0, "one"), drawn("One")}, codes.DataLoss},
 		"a gap":           {[]*imageResponse{drawingStarted(), chunk(0, 3, "one"), drawn("one")}, codes.Internal},
-		"no end":          {[]*imageResponse{drawingStarted(), chunk(0, 0, "one")}, codes.Unavailable},
+		"no end":          {[]*imageResponse{drawingStarted(), chunk(0, 0, "one")}, codes.Internal},
 		"no file":         {[]*imageResponse{drawingStarted(), drawn("")}, codes.Internal},
 		"no result":       {[]*imageResponse{drawingStarted(), chunk(0, 0, "one"), drawn()}, codes.Internal},
 		"too many":        {[]*imageResponse{drawingStarted(), chunk(0, 0, "a"), chunk(1, 0, "b"), drawn("a", "b")}, codes.Internal},
