@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 from opentelemetry import metrics
 
 from headrace.errors import (
@@ -31,6 +30,7 @@ from headrace.host.sockets import remove_stale
 from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from headrace.rpc.options import server_options
 from headrace.rpc.protection import Protection, ProtectionError
+from headrace.rpc.reflection import enable_reflection
 from headrace.rpc.service import server_interceptors
 from headrace.telemetry import engine as engine_metrics
 from headrace.telemetry import names
@@ -188,9 +188,7 @@ def _add_services(server: grpc.aio.Server, served: Served, machine: host.Machine
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(servicer, server)
     engine_metrics.observe(_meter, servicer.describe)
     services = (*served.services, "headrace.v1.RunnerService")
-    reflection.enable_server_reflection(
-        (*services, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
-    )
+    enable_reflection(server, services)
     return _Health(server, services)
 
 

@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc.aio
-from grpc_reflection.v1alpha import reflection
 
 from headrace.errors import HeadraceError
 from headrace.host import machine as host
 from headrace.rpc.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING, HealthServicer
 from headrace.rpc.protection import OPEN, Protection
+from headrace.rpc.reflection import enable_reflection
 from headrace.rpc.service import server_interceptors
 from headrace.telemetry.setup import set_level
 from headrace.v1 import model_pb2_grpc
@@ -278,9 +278,7 @@ class App:
             self._health.set(service, SERVING)
         if self._config.takeover:
             self._health.set(TAKEOVER, SERVING)
-        reflection.enable_server_reflection(
-            (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
-        )
+        enable_reflection(server, SERVICES)
 
     def _memory_shortage(self) -> int:
         """Bytes that the machine lacks to what has to stay free on it."""

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
@@ -27,6 +28,13 @@ class Stranger:
 
     def services(self) -> set[str]:
         return set(self._database.get_services())
+
+    def files(self, symbol: str) -> list[bytes]:
+        """The file that a symbol is in, and those that it needs."""
+        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(self._channel)
+        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=60)
+        return list(answer.file_descriptor_response.file_descriptor_proto)
 
     def call(self, service: str, method: str, **fields: Any) -> list[Any]:
         """All answers of one call."""
@@ -95,3 +103,11 @@ def test_every_method_of_the_contract_is_described(controller: Controller) -> No
         assert MODEL in [model.name for model in answer.models]
     finally:
         stranger.close()
+
+
+def test_a_method_is_found_by_its_name(stranger: Stranger) -> None:
+    service = "headrace.v1.CompletionService"
+    (file, *_) = stranger.files(service)
+    assert stranger.files(f"{service}.StreamCompletion")[0] == file
+    for unknown in (f"{service}.Nothing", "headrace.v1.Nothing", ""):
+        assert stranger.files(unknown) == []
