@@ -9,13 +9,15 @@ PICTURE := a red rose
 COLLECTOR := v$(shell sed -n 's/^  version: //p' deploy/otel/builder.yaml)
 KUSTOMIZE := v5.7.1
 HELM := v3.19.5
+GRPCURL := v1.9.4
+GHZ := v0.121.0
 COMMA := ,
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-thorough lint format types imports proto proto-check chaos fuzz bench \
-	bench-peers collector descriptors envoy helm kubernetes kustomize install install-image clean \
-	distclean
+	bench-peers collector descriptors envoy ghz grpcurl helm kubernetes kustomize install install-image \
+	clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -95,6 +97,16 @@ helm: .cache/kubernetes/helm ## build Helm to test with, by Go: minutes
 
 .cache/kubernetes/helm:
 	GOBIN=$(CURDIR)/.cache/kubernetes go install helm.sh/helm/v3/cmd/helm@$(HELM)
+
+grpcurl: .cache/grpc/grpcurl ## build grpcurl to test with, by Go: a minute
+
+.cache/grpc/grpcurl:
+	GOBIN=$(CURDIR)/.cache/grpc go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL)
+
+ghz: .cache/grpc/ghz ## build ghz to test with, by Go: a minute
+
+.cache/grpc/ghz:
+	GOBIN=$(CURDIR)/.cache/grpc go install github.com/bojand/ghz/cmd/ghz@$(GHZ)
 
 install: $(VENV)/.dev ## all that development needs, into .venv
 
