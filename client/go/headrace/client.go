@@ -79,7 +79,8 @@ func New(target string, opts ...Option) (*Client, error) {
 	if isLocal(to.target) {
 		dial = append(dial, grpc.WithNoProxy())
 	}
-	conn, err := grpc.NewClient(to.target, append(dial, o.dial...)...)
+	dial = append(append(dial, o.dial...), grpc.WithStatsHandler(traceHandler{}))
+	conn, err := grpc.NewClient(to.target, dial...)
 	if err != nil {
 		return nil, invalid("there is no way to %s: %v", to.target, err)
 	}
@@ -98,9 +99,10 @@ func (c *Client) Invoke(
 ) error {
 	ctx, cancel := c.limited(ctx, opts)
 	defer cancel()
-	ctx, id := c.prepared(ctx, opts)
-	ctx = routed(ctx, args)
-	return failure(c.conn.Invoke(ctx, method, args, reply, opts...), id)
+	ctx, call := c.prepared(ctx)
+	err := c.conn.Invoke(routed(ctx, args), method, args, reply, opts...)
+	call.tell(opts)
+	return failure(err, call.traceID())
 }
 
 // NewStream begins a stream; the stubs use it. Errors of its methods are of the type [*Error], but
@@ -109,11 +111,12 @@ func (c *Client) NewStream(
 	ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption,
 ) (grpc.ClientStream, error) {
 	ctx, cancel := c.limited(ctx, opts)
-	ctx, id := c.prepared(ctx, opts)
+	ctx, call := c.prepared(ctx)
 	begin := func(ctx context.Context) (grpc.ClientStream, error) {
+		defer call.tell(opts)
 		return c.conn.NewStream(ctx, desc, method, opts...)
 	}
-	made := &stream{ctx: ctx, cancel: cancel, traceID: id, begin: begin}
+	made := &stream{ctx: ctx, cancel: cancel, call: call, begin: begin}
 	if !desc.ClientStreams {
 		return made, nil // The header for routing comes out of the request, which is still to come.
 	}
@@ -142,19 +145,14 @@ func (c *Client) limited(
 	return context.WithTimeout(ctx, timeout)
 }
 
-// prepared gives the call's context what is sent with every call; and the id of its trace.
-func (c *Client) prepared(ctx context.Context, opts []grpc.CallOption) (context.Context, string) {
-	ctx, id := traced(ctx)
-	for _, opt := range opts {
-		if wanted, ok := opt.(traceID); ok {
-			*wanted.id = id
-		}
-	}
+// prepared gives the call's context what is sent with every call; and its trace.
+func (c *Client) prepared(ctx context.Context) (context.Context, *callTrace) {
+	ctx, call := traced(ctx)
 	outgoing, _ := metadata.FromOutgoingContext(ctx)
 	if c.token != "" && len(outgoing.Get("authorization")) == 0 { // A call may bring its own.
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.token)
 	}
-	return ctx, id
+	return ctx, call
 }
 
 // routed adds the header by which a proxy tells the calls for one model from others.

@@ -240,60 +240,78 @@ func TestWhatIsSentWithACall(t *testing.T) {
 	}
 }
 
-// spans notes what a handler that makes spans would make them children of.
-type spans struct{ seen trace.SpanContext }
+// spans begins a span for each call, of the trace that is given, as otelgrpc would. It notes what the
+// span would be a child of.
+type spans struct {
+	given  trace.SpanContext
+	parent trace.SpanContext
+}
 
 func (s *spans) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
-	s.seen = trace.SpanContextFromContext(ctx)
-	return ctx
+	s.parent = trace.SpanContextFromContext(ctx)
+	return trace.ContextWithSpanContext(ctx, s.given)
 }
 func (*spans) HandleRPC(context.Context, stats.RPCStats)                         {}
 func (*spans) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
 func (*spans) HandleConn(context.Context, stats.ConnStats)                       {}
 
-func TestEveryCallHasATrace(t *testing.T) {
-	scripted := &server{}
-	handler := &spans{}
-	client := scripted.connected(t, WithDialOptions(grpc.WithStatsHandler(handler)))
-	const id = "0af7651916cd43dd8448eb211c80319c"
+const (
+	oneID   = "0af7651916cd43dd8448eb211c80319c"
+	otherID = "11111111111111111111111111111111"
+)
+
+func spanOf(id, state string) trace.SpanContext {
 	traceID, _ := trace.TraceIDFromHex(id)
-	state, _ := trace.ParseTraceState("vendor=1")
-	span := trace.NewSpanContext(trace.SpanContextConfig{
-		TraceID: traceID, SpanID: trace.SpanID{7}, TraceState: state,
+	parsed, _ := trace.ParseTraceState(state)
+	return trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: traceID, SpanID: trace.SpanID{7}, TraceState: parsed,
 	})
-	const own = "00-11111111111111111111111111111111-2222222222222222-00"
+}
+
+func TestEveryCallHasATrace(t *testing.T) {
+	scripted := &server{complete: func(*headracev1.StreamCompletionRequest, grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {
+		return nil
+	}}
+	client := scripted.connected(t)
+	header := "00-" + otherID + "-2222222222222222-00"
 	for name, each := range map[string]struct {
 		ctx            context.Context
-		id, header     string
+		id, sent, flag string
 		state          []string
-		handlersParent bool
 	}{
 		"the current span's": {
-			trace.ContextWithSpanContext(ctx, span), id,
-			"00-" + id + "-0700000000000000-00", []string{"vendor=1"}, true,
+			trace.ContextWithSpanContext(ctx, spanOf(oneID, "vendor=1")), oneID,
+			"00-" + oneID + "-0700000000000000-00", "00", []string{"vendor=1"},
 		},
 		"the caller's header": {
-			metadata.AppendToOutgoingContext(ctx, "traceparent", own),
-			"11111111111111111111111111111111", own, nil, false,
+			metadata.AppendToOutgoingContext(ctx, "traceparent", header), otherID, header, "00", nil,
 		},
-		"one of its own": {ctx, "", "", nil, true},
+		"one of its own": {ctx, "", "", "01", nil},
 	} {
-		var got string
-		if err := getModel(each.ctx, client, TraceID(&got)); err != nil {
-			t.Fatal(err)
-		}
-		header := scripted.header("traceparent")
-		if len(header) != 1 || !strings.HasPrefix(header[0], "00-"+got+"-") || len(header[0]) != 55 {
-			t.Errorf("%s: %q of the trace %q", name, header, got)
-		}
-		if each.id != "" && (got != each.id || header[0] != each.header) {
-			t.Errorf("%s: %q of the trace %q", name, header, got)
-		}
-		if state := scripted.header("tracestate"); !slices.Equal(state, each.state) {
-			t.Errorf("%s: the state is %q", name, state)
-		}
-		if each.handlersParent && handler.seen.TraceID().String() != got {
-			t.Errorf("%s: spans would belong to %s", name, handler.seen.TraceID())
+		for kind, call := range map[string]func(id *string){
+			"unary": func(id *string) {
+				if err := getModel(each.ctx, client, TraceID(id)); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"stream": func(id *string) {
+				_, err := client.Complete(each.ctx, &headracev1.StreamCompletionRequest{}, TraceID(id))
+				if got := failed(t, err).TraceID; got != *id {
+					t.Errorf("%s: the error's is %q, not %q", name, got, *id)
+				}
+			},
+		} {
+			var got string
+			call(&got)
+			sent := scripted.header("traceparent")
+			if len(sent) != 1 || len(sent[0]) != 55 || !strings.HasPrefix(sent[0], "00-"+got+"-") ||
+				!strings.HasSuffix(sent[0], "-"+each.flag) ||
+				each.id != "" && (got != each.id || sent[0] != each.sent) {
+				t.Errorf("%s, %s: %q of the trace %q", name, kind, sent, got)
+			}
+			if state := scripted.header("tracestate"); !slices.Equal(state, each.state) {
+				t.Errorf("%s, %s: the state is %q", name, kind, state)
+			}
 		}
 	}
 	var first, second string
@@ -301,6 +319,24 @@ func TestEveryCallHasATrace(t *testing.T) {
 	_ = getModel(ctx, client, TraceID(&second))
 	if first == second {
 		t.Error("two calls have one trace")
+	}
+}
+
+func TestASpanThatAHandlerBeginsIsTheCallsTrace(t *testing.T) {
+	scripted := &server{}
+	handler := &spans{given: spanOf(otherID, "")}
+	client := scripted.connected(t, WithDialOptions(grpc.WithStatsHandler(handler)))
+	for _, parent := range []trace.SpanContext{{}, spanOf(oneID, "")} {
+		var got string
+		err := getModel(trace.ContextWithSpanContext(ctx, parent), client, TraceID(&got))
+		sent := scripted.header("traceparent")
+		if err != nil || got != otherID || len(sent) != 1 || !strings.HasPrefix(sent[0], "00-"+otherID+"-") {
+			t.Errorf("%q of the trace %q, %v", sent, got, err)
+		}
+		// Where there is no parent none is made up: a sampler would follow it.
+		if !handler.parent.Equal(parent) {
+			t.Errorf("the parent is %v", handler.parent)
+		}
 	}
 }
 

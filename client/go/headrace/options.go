@@ -62,7 +62,7 @@ func CallTimeout(timeout time.Duration) grpc.CallOption {
 }
 
 // TraceID is an option of one call: it stores the call's trace id, 32 hexadecimal digits, where id
-// points to, before anything is sent.
+// points to, once the call is done, or the stream has begun.
 func TraceID(id *string) grpc.CallOption {
 	return traceID{id: id}
 }

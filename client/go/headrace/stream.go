@@ -10,12 +10,12 @@ import (
 // stream is a stream of gRPC whose errors are typed. One with a single request begins when that is
 // sent, since the request's model is in its headers.
 type stream struct {
-	ctx     context.Context
-	cancel  context.CancelFunc // takes back the deadline, once the stream has ended
-	traceID string
-	begin   func(context.Context) (grpc.ClientStream, error)
-	under   grpc.ClientStream // nil until it has begun
-	end     error             // what it ended with; nil while it runs
+	ctx    context.Context
+	cancel context.CancelFunc // takes back the deadline, once the stream has ended
+	call   *callTrace
+	begin  func(context.Context) (grpc.ClientStream, error)
+	under  grpc.ClientStream // nil until it has begun
+	end    error             // what it ended with; nil while it runs
 }
 
 func (s *stream) open(ctx context.Context) error {
@@ -29,7 +29,7 @@ func (s *stream) open(ctx context.Context) error {
 
 func (s *stream) ended(err error) error {
 	s.cancel()
-	s.end = failure(err, s.traceID)
+	s.end = failure(err, s.call.traceID())
 	return s.end
 }
 
@@ -39,7 +39,7 @@ func (s *stream) SendMsg(message any) error {
 			return err
 		}
 	}
-	return failure(s.under.SendMsg(message), s.traceID)
+	return failure(s.under.SendMsg(message), s.call.traceID())
 }
 
 func (s *stream) RecvMsg(message any) error {
@@ -64,7 +64,7 @@ func (s *stream) Header() (metadata.MD, error) {
 		return nil, s.unsent()
 	}
 	header, err := s.under.Header()
-	return header, failure(err, s.traceID)
+	return header, failure(err, s.call.traceID())
 }
 
 func (s *stream) Trailer() metadata.MD {
@@ -78,7 +78,7 @@ func (s *stream) CloseSend() error {
 	if s.under == nil {
 		return s.unsent()
 	}
-	return failure(s.under.CloseSend(), s.traceID)
+	return failure(s.under.CloseSend(), s.call.traceID())
 }
 
 func (s *stream) Context() context.Context {
