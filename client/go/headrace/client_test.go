@@ -188,7 +188,7 @@ func TestADeadlineHoldsForAWholeStreamAndForRetries(t *testing.T) {
 		complete: func(_ *headracev1.StreamCompletionRequest, stream grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {
 			_ = stream.Send(started())
 			<-stream.Context().Done()
-			return nil
+			return status.FromContextError(stream.Context().Err()).Err()
 		},
 	}
 	client := scripted.connected(t, WithTimeout(300*time.Millisecond))

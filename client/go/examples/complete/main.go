@@ -32,7 +32,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := complete(ctx, *model, prompt, int32(*tokens)); err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		fmt.Fprintf(os.Stderr, "\n%v\n", err)
 		if errors.Is(err, headrace.ReasonModelNotFound) {
 			fmt.Fprintf(os.Stderr, "get it by: headrace pull %s\n", *model)
 		}
