@@ -15,9 +15,9 @@ COMMA := ,
 QUICK := not slow and not toolchain
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-thorough lint format types imports proto proto-check chaos fuzz bench \
-	bench-peers collector descriptors envoy ghz grpcurl helm kubernetes kustomize install install-image \
-	clean distclean
+.PHONY: help run test test-slow test-thorough lint format types imports proto proto-check chaos \
+	conformance fuzz bench bench-peers collector descriptors envoy ghz grpcurl helm kubernetes kustomize \
+	install install-image clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -58,6 +58,9 @@ proto-check: $(VENV)/.dev ## are the checked-in stubs up to date?
 
 chaos: $(VENV)/.dev ## kill runners under 32 streams, 200 times: none loses a token
 	$(BIN)/python -m tests.chaos
+
+conformance: $(VENV)/.dev ## the same cases by every SDK whose toolchain is here: minutes
+	$(BIN)/pytest tests/conformance tests/clients
 
 fuzz: $(VENV)/.dev ## 100,000 requests that nobody would send: minutes
 	HEADRACE_FUZZ=100000 $(BIN)/pytest -s -m slow tests/e2e/test_fuzz.py
