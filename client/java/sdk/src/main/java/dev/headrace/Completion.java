@@ -18,7 +18,10 @@ import java.util.List;
  * @param traceId the trace of the call: 32 hexadecimal digits
  */
 public record Completion(
-    List<Choice> choices, CompletionStarted started, CompletionCompleted completed, String traceId) {
+    List<Choice> choices,
+    CompletionStarted started,
+    CompletionCompleted completed,
+    String traceId) {
 
   /**
    * One choice.

@@ -9,6 +9,7 @@ import io.grpc.ConnectivityState;
 import io.grpc.Grpc;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
+import io.grpc.ManagedChannelRegistry;
 import io.grpc.MethodDescriptor;
 import io.grpc.ServiceDescriptor;
 import java.util.List;
@@ -53,13 +54,12 @@ final class Connection {
         builder.proxyDetector(address -> null); // whatever the machine's settings say
       }
       channel = builder.build();
-    } catch (IllegalArgumentException error) {
-      Throwable why = error.getCause() == null ? error : error.getCause();
+    } catch (IllegalArgumentException | ManagedChannelRegistry.ProviderNotFoundException error) {
       throw HeadraceException.invalid(
           endpoint.target()
               + " cannot be connected to; see that the target is host:port, and that certificates"
               + " and keys are PEM, the key in PKCS #8 and not encrypted: "
-              + why,
+              + error.getMessage(),
           error);
     }
   }
@@ -97,15 +97,21 @@ final class Connection {
             .filter(method -> method.getType() == MethodDescriptor.MethodType.UNARY)
             .map(
                 method ->
-                    Map.of("service", method.getServiceName(), "method", method.getBareMethodName()))
+                    Map.of(
+                        "service", method.getServiceName(), "method", method.getBareMethodName()))
             .toList();
     Map<String, ?> policy =
         Map.of(
-            "maxAttempts", 4.0,
-            "initialBackoff", "0.1s",
-            "maxBackoff", "1s",
-            "backoffMultiplier", 2.0,
-            "retryableStatusCodes", List.of("UNAVAILABLE"));
+            "maxAttempts",
+            4.0,
+            "initialBackoff",
+            "0.1s",
+            "maxBackoff",
+            "1s",
+            "backoffMultiplier",
+            2.0,
+            "retryableStatusCodes",
+            List.of("UNAVAILABLE"));
     return Map.of("methodConfig", List.of(Map.of("name", names, "retryPolicy", policy)));
   }
 

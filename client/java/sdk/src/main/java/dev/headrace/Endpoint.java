@@ -48,10 +48,16 @@ record Endpoint(String target, ChannelCredentials credentials, String token) {
     if (credentials == null && Target.isHttps(where)) {
       credentials = tls(settings, environment);
     }
-    if (credentials == null && !local && !environment.getOrDefault("HEADRACE_TLS_CA", "").isEmpty()) {
+    if (credentials == null
+        && !local
+        && !environment.getOrDefault("HEADRACE_TLS_CA", "").isEmpty()) {
       throw HeadraceException.invalid(
-          "HEADRACE_TLS_CA is set, and " + target + " would be spoken to in the clear; write"
-              + " https://" + target + ", or unset it");
+          "HEADRACE_TLS_CA is set, and "
+              + target
+              + " would be spoken to in the clear; write"
+              + " https://"
+              + target
+              + ", or unset it");
     }
     String token =
         secret(
@@ -60,7 +66,10 @@ record Endpoint(String target, ChannelCredentials credentials, String token) {
                 : settings.token());
     if (credentials == null && !local && !token.isEmpty()) {
       throw HeadraceException.invalid(
-          "the token would travel to " + target + " in the clear; connect to https://" + target
+          "the token would travel to "
+              + target
+              + " in the clear; connect to https://"
+              + target
               + ", or unset HEADRACE_TOKEN");
     }
     return new Endpoint(

@@ -197,8 +197,8 @@ public final class HeadraceClient implements AutoCloseable {
     private Builder() {}
 
     /**
-     * Where the server is: "host:port", "unix:/path", "https://host:port" for TLS, or another target
-     * of gRPC. Without it: HEADRACE_HOST, else 127.0.0.1:50151.
+     * Where the server is: "host:port", "unix:/path", "https://host:port" for TLS, or another
+     * target of gRPC. Without it: HEADRACE_HOST, else 127.0.0.1:50151.
      */
     public Builder target(String target) {
       this.target = target;
@@ -206,8 +206,8 @@ public final class HeadraceClient implements AutoCloseable {
     }
 
     /**
-     * What the server knows this client by; "" is none. Without it: HEADRACE_TOKEN, if it is set, to
-     * whatever target.
+     * What the server knows this client by; "" is none. Without it: HEADRACE_TOKEN, if it is set,
+     * to whatever target.
      */
     public Builder token(String token) {
       this.token = token;

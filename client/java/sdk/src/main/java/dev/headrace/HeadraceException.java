@@ -150,9 +150,7 @@ public final class HeadraceException extends StatusRuntimeException {
       // Headrace's own INTERNAL has a reason. This is how gRPC names a stream that a proxy breaks
       // off because the server behind it is gone.
       status =
-          Status.UNAVAILABLE
-              .withDescription(status.getDescription())
-              .withCause(status.getCause());
+          Status.UNAVAILABLE.withDescription(status.getDescription()).withCause(status.getCause());
     }
     String traceId = Optional.ofNullable(trailers.get(TRACE_ID)).orElse("");
     return new HeadraceException(

@@ -89,7 +89,10 @@ final class ImageFold {
     if (!sha256(data).equals(result.getSha256())) {
       throw HeadraceException.broken(
           Status.DATA_LOSS,
-          "image " + result.getIndex() + " was damaged on its way: its " + data.size()
+          "image "
+              + result.getIndex()
+              + " was damaged on its way: its "
+              + data.size()
               + " bytes have not the checksum that the server names; ask again with the same seed",
           traceId.get());
     }

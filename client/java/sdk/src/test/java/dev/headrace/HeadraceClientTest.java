@@ -1,0 +1,277 @@
+package dev.headrace;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import dev.headrace.v1.CompletionInput;
+import dev.headrace.v1.CountTokensRequest;
+import dev.headrace.v1.GetModelRequest;
+import dev.headrace.v1.GetModelResponse;
+import dev.headrace.v1.ListModelsRequest;
+import dev.headrace.v1.ModelServiceGrpc;
+import dev.headrace.v1.StreamCompletionRequest;
+import dev.headrace.v1.StreamCompletionResponse;
+import dev.headrace.v1.TokenizeServiceGrpc;
+import io.grpc.Metadata;
+import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
+import io.grpc.stub.MetadataUtils;
+import io.opentelemetry.api.trace.Span;
+import io.opentelemetry.api.trace.SpanContext;
+import io.opentelemetry.api.trace.TraceFlags;
+import io.opentelemetry.api.trace.TraceState;
+import io.opentelemetry.context.Context;
+import java.io.IOException;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+
+/** Against a server in this process, over a real connection. */
+@Timeout(60)
+class HeadraceClientTest {
+  private static final String TRACE = "4bf92f3577b34da6a3ce929d0e0e4736";
+  private static final String SPAN = "00f067aa0ba902b7";
+
+  private Scripted server;
+  private HeadraceClient client;
+
+  @BeforeEach
+  void open() throws IOException {
+    server = new Scripted();
+    client =
+        HeadraceClient.builder()
+            .environment(Map.of())
+            .target(server.target())
+            .token("hr_a_b")
+            .build();
+  }
+
+  @AfterEach
+  void close() {
+    client.close();
+    server.close();
+  }
+
+  private static GetModelRequest model(String name) {
+    return GetModelRequest.newBuilder().setModel(name).build();
+  }
+
+  private static StreamCompletionRequest completion(String model) {
+    return StreamCompletionRequest.newBuilder().setModel(model).setPrompt("x").build();
+  }
+
+  private HeadraceException failing(HeadraceClient client, String model) {
+    return assertThrows(
+        HeadraceException.class,
+        () -> client.call(ModelServiceGrpc.getGetModelMethod(), model(model)));
+  }
+
+  @Test
+  void aCallNamesItsModelWhereAHeaderCanCarryIt() throws InterruptedException {
+    client.call(ModelServiceGrpc.getGetModelMethod(), model("smollm2:135m"));
+    assertEquals("smollm2:135m", server.header("headrace-model"));
+    client.call(ModelServiceGrpc.getGetModelMethod(), model("größer:水"));
+    assertNull(server.header("headrace-model"));
+    client.call(ModelServiceGrpc.getListModelsMethod(), ListModelsRequest.getDefaultInstance());
+    assertNull(server.header("headrace-model"));
+    try (CompletionStream stream = client.streamCompletion(completion("a b"))) {
+      assertTrue(stream.hasNext());
+      assertEquals("a b", server.header("headrace-model"));
+    }
+  }
+
+  @Test
+  void everyCallHasItsToken() throws InterruptedException {
+    client.call(ModelServiceGrpc.getGetModelMethod(), model("x"));
+    assertEquals("Bearer hr_a_b", server.header("authorization"));
+  }
+
+  @Test
+  void aCallWithoutASpanHasATraceOfItsOwn() throws InterruptedException {
+    CallTrace trace = new CallTrace();
+    client.call(ModelServiceGrpc.getGetModelMethod(), model("x"), trace);
+    assertTrue(trace.id().matches("[0-9a-f]{32}"), trace.id());
+    String sent = server.header("traceparent");
+    assertTrue(sent.matches("00-" + trace.id() + "-[0-9a-f]{16}-01"), sent);
+    HeadraceException error = failing(client, "missing");
+    assertTrue(server.header("traceparent").contains(error.traceId()));
+    assertFalse(error.traceId().equals(trace.id()));
+    assertTrue(error.getMessage().contains(error.traceId()));
+  }
+
+  @Test
+  void aCallBelongsToTheTraceOfTheCurrentSpan() throws Exception {
+    SpanContext span =
+        SpanContext.create(
+            TRACE, SPAN, TraceFlags.getDefault(), TraceState.builder().put("a", "b").build());
+    HeadraceException error =
+        Context.current().with(Span.wrap(span)).wrap(() -> failing(client, "missing")).call();
+    assertEquals(TRACE, error.traceId());
+    Metadata headers = server.calls.take();
+    assertEquals("00-" + TRACE + "-" + SPAN + "-00", get(headers, "traceparent"));
+    assertEquals("a=b", get(headers, "tracestate"));
+  }
+
+  @Test
+  void aTraceThatACallBringsStays() throws InterruptedException {
+    Metadata headers = new Metadata();
+    String sent = "00-" + TRACE + "-" + SPAN + "-01";
+    headers.put(Metadata.Key.of("traceparent", Metadata.ASCII_STRING_MARSHALLER), sent);
+    HeadraceClient other =
+        client.withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
+    assertEquals(TRACE, failing(other, "missing").traceId());
+    assertEquals(sent, server.header("traceparent"));
+  }
+
+  @Test
+  void stubsHaveTheSameErrorsAndTraces() throws InterruptedException {
+    CallTrace trace = new CallTrace();
+    var stub = trace.on(ModelServiceGrpc.newBlockingStub(client.channel()));
+    StatusRuntimeException thrown =
+        assertThrows(StatusRuntimeException.class, () -> stub.getModel(model("missing")));
+    HeadraceException error = HeadraceException.from(thrown);
+    assertEquals(Status.Code.NOT_FOUND, error.code());
+    assertEquals("missing", error.message());
+    assertEquals(trace.id(), error.traceId());
+    assertEquals("missing", server.header("headrace-model"));
+  }
+
+  @Test
+  void stubsThatDoNotBlockHaveThemToo() {
+    Future<GetModelResponse> answer =
+        ModelServiceGrpc.newFutureStub(client.channel()).getModel(model("missing"));
+    ExecutionException thrown = assertThrows(ExecutionException.class, answer::get);
+    HeadraceException error = HeadraceException.from(thrown);
+    assertEquals(Status.Code.NOT_FOUND, error.code());
+    assertTrue(error.traceId().matches("[0-9a-f]{32}"));
+  }
+
+  @Test
+  void aFutureThatIsCancelledEndsItsCall() throws InterruptedException {
+    Future<GetModelResponse> answer =
+        ModelServiceGrpc.newFutureStub(client.channel()).getModel(model("silent"));
+    server.header("headrace-model");
+    answer.cancel(true);
+    assertTrue(server.cancelled.await(20, TimeUnit.SECONDS));
+  }
+
+  @Test
+  void aRequestOfMegabytesIsMadeAgain() {
+    String prompt = "x".repeat(3 << 20);
+    CountTokensRequest request =
+        CountTokensRequest.newBuilder()
+            .setModel("busy")
+            .setInput(CompletionInput.newBuilder().setPrompt(prompt))
+            .build();
+    assertEquals(
+        3 << 20, client.call(TokenizeServiceGrpc.getCountTokensMethod(), request).getTokenCount());
+    assertEquals(3, server.calls.size());
+  }
+
+  @Test
+  void aUnaryCallIsMadeFourTimesAndAStreamOnce() {
+    assertEquals(Status.Code.UNAVAILABLE, failing(client, "busy").code());
+    assertEquals(4, server.calls.size());
+    server.calls.clear();
+    HeadraceException error =
+        assertThrows(HeadraceException.class, () -> client.complete(completion("busy")));
+    assertEquals(Status.Code.UNAVAILABLE, error.code());
+    assertEquals(1, server.calls.size());
+  }
+
+  @Test
+  void aCallEndsAtItsTimeout() {
+    HeadraceClient hasty = client.withTimeout(Duration.ofMillis(300));
+    assertEquals(Status.Code.DEADLINE_EXCEEDED, failing(hasty, "silent").code());
+    HeadraceException error =
+        assertThrows(HeadraceException.class, () -> hasty.complete(completion("x")));
+    assertEquals(Status.Code.DEADLINE_EXCEEDED, error.code());
+    assertTrue(error.traceId().matches("[0-9a-f]{32}"));
+  }
+
+  @Test
+  void aStubsOwnDeadlineWins() {
+    var stub =
+        ModelServiceGrpc.newBlockingStub(client.withTimeout(Duration.ofHours(1)).channel())
+            .withDeadlineAfter(300, TimeUnit.MILLISECONDS);
+    StatusRuntimeException thrown =
+        assertThrows(StatusRuntimeException.class, () -> stub.getModel(model("silent")));
+    assertEquals(Status.Code.DEADLINE_EXCEEDED, thrown.getStatus().getCode());
+  }
+
+  @Test
+  void aTimeoutCanBeLiftedAndIsNeverNegative() {
+    HeadraceClient hasty = client.withTimeout(Duration.ofHours(1)).withInterceptors();
+    hasty.call(ModelServiceGrpc.getGetModelMethod(), model("x"));
+    assertTrue(server.timed);
+    hasty
+        .withTimeout(HeadraceClient.NO_TIMEOUT)
+        .call(ModelServiceGrpc.getGetModelMethod(), model("x"));
+    assertFalse(server.timed);
+    assertThrows(HeadraceException.class, () -> client.withTimeout(Duration.ofNanos(-1)));
+    assertEquals(
+        Status.Code.DEADLINE_EXCEEDED, failing(client.withTimeout(Duration.ZERO), "x").code());
+  }
+
+  @Test
+  void theTextIsThatOfTheFirstChoice() {
+    List<String> texts = new ArrayList<>();
+    try (CompletionStream stream = client.streamCompletion(completion("x"))) {
+      for (String text : stream.text()) {
+        texts.add(text);
+        if (texts.size() == 2) {
+          break;
+        }
+      }
+    }
+    assertEquals(List.of("0", "2"), texts);
+  }
+
+  @Test
+  void closingAStreamEndsItOnTheServerAndUnderItsReader() throws Exception {
+    CompletionStream stream = client.streamCompletion(completion("x"));
+    StreamCompletionResponse first = stream.next();
+    assertTrue(first.hasStarted());
+    Thread closer = new Thread(stream::close);
+    closer.start();
+    HeadraceException error = assertThrows(HeadraceException.class, stream::collect);
+    closer.join();
+    assertEquals(Status.Code.CANCELLED, error.code());
+    assertEquals(stream.traceId(), error.traceId());
+    assertTrue(server.cancelled.await(20, TimeUnit.SECONDS));
+    assertEquals(error, assertThrows(HeadraceException.class, stream::hasNext));
+  }
+
+  @Test
+  void aReaderThatIsInterruptedStops() throws InterruptedException {
+    try (CompletionStream stream = client.streamCompletion(completion("x"))) {
+      assertTrue(stream.next().hasStarted());
+      Thread.currentThread().interrupt();
+      HeadraceException error = assertThrows(HeadraceException.class, stream::collect);
+      assertEquals(Status.Code.CANCELLED, error.code());
+      assertTrue(Thread.interrupted());
+    }
+    assertTrue(server.cancelled.await(20, TimeUnit.SECONDS));
+  }
+
+  @Test
+  void aClientThatIsClosedSaysSo() {
+    client.close();
+    assertEquals(Status.Code.UNAVAILABLE, failing(client, "x").code());
+  }
+
+  private static String get(Metadata headers, String name) {
+    return headers.get(Metadata.Key.of(name, Metadata.ASCII_STRING_MARSHALLER));
+  }
+}
