@@ -45,17 +45,20 @@ record Endpoint(String target, ChannelCredentials credentials, String token) {
               ? "certificates are given twice, as files and as credentials; leave one of them out"
               : where + " would be spoken to without the certificates; write https://" + target);
     }
-    if (credentials == null && Target.isHttps(where)) {
-      credentials = tls(settings, environment);
+    if (credentials == null) {
+      credentials =
+          Target.isHttps(where) ? tls(settings, environment) : InsecureChannelCredentials.create();
     }
-    if (credentials == null
-        && !local
-        && !environment.getOrDefault("HEADRACE_TLS_CA", "").isEmpty()) {
+    boolean clear = credentials.withoutBearerTokens() instanceof InsecureChannelCredentials;
+    if (clear && Target.isHttps(where)) {
+      throw HeadraceException.invalid(
+          where + " asks for TLS, and the credentials are for none; leave them out");
+    }
+    if (clear && !local && !environment.getOrDefault("HEADRACE_TLS_CA", "").isEmpty()) {
       throw HeadraceException.invalid(
           "HEADRACE_TLS_CA is set, and "
               + target
-              + " would be spoken to in the clear; write"
-              + " https://"
+              + " would be spoken to in the clear; write https://"
               + target
               + ", or unset it");
     }
@@ -64,7 +67,7 @@ record Endpoint(String target, ChannelCredentials credentials, String token) {
             settings.token() == null
                 ? environment.getOrDefault("HEADRACE_TOKEN", "")
                 : settings.token());
-    if (credentials == null && !local && !token.isEmpty()) {
+    if (clear && !local && !token.isEmpty()) {
       throw HeadraceException.invalid(
           "the token would travel to "
               + target
@@ -72,8 +75,7 @@ record Endpoint(String target, ChannelCredentials credentials, String token) {
               + target
               + ", or unset HEADRACE_TOKEN");
     }
-    return new Endpoint(
-        target, credentials == null ? InsecureChannelCredentials.create() : credentials, token);
+    return new Endpoint(target, credentials, token);
   }
 
   /** The token as it is sent: what a file or a header may have around it is left out. */

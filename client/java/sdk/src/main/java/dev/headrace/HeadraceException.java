@@ -16,6 +16,7 @@ import java.io.Serializable;
 import java.time.Duration;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.regex.Pattern;
 
@@ -89,10 +90,10 @@ public final class HeadraceException extends StatusRuntimeException {
         return known;
       }
       if (cause instanceof StatusRuntimeException failed) {
-        return of(failed.getStatus().withCause(error), failed.getTrailers());
+        return of(explained(failed.getStatus()).withCause(error), failed.getTrailers());
       }
       if (cause instanceof StatusException failed) {
-        return of(failed.getStatus().withCause(error), failed.getTrailers());
+        return of(explained(failed.getStatus()).withCause(error), failed.getTrailers());
       }
     }
     return of(Status.UNKNOWN.withDescription(String.valueOf(error)).withCause(error), null);
@@ -113,6 +114,18 @@ public final class HeadraceException extends StatusRuntimeException {
   static HeadraceException broken(Status status, String message, String traceId) {
     return new HeadraceException(
         status.withDescription(message), new Metadata(), "", Map.of(), null, List.of(), traceId);
+  }
+
+  /** The status with what is behind it: gRPC tells of a connection no more than "io exception". */
+  private static Status explained(Status status) {
+    StringBuilder text = new StringBuilder(Objects.requireNonNullElse(status.getDescription(), ""));
+    for (Throwable cause = status.getCause(); cause != null; cause = cause.getCause()) {
+      String more = cause.getMessage();
+      if (more != null && text.indexOf(more) < 0) {
+        text.append(text.isEmpty() ? "" : ": ").append(more);
+      }
+    }
+    return text.isEmpty() ? status : status.withDescription(text.toString());
   }
 
   private static HeadraceException of(Status status, Metadata nullableTrailers) {

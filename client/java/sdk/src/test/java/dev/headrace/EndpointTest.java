@@ -65,6 +65,20 @@ class EndpointTest {
   }
 
   @Test
+  void credentialsThatDoNotEncryptAreNone() {
+    ChannelCredentials none = InsecureChannelCredentials.create();
+    for (String target : new String[] {"gpu.example", "https://127.0.0.1"}) {
+      HeadraceClient.Builder builder =
+          HeadraceClient.builder()
+              .environment(Map.of())
+              .target(target)
+              .credentials(none)
+              .token("hr_a_b");
+      assertThrows(HeadraceException.class, builder::build);
+    }
+  }
+
+  @Test
   void aTokenIsOneWord() {
     String message = refused("127.0.0.1", "hr a", Map.of());
     assertFalse(message.contains("hr a"));

@@ -266,6 +266,17 @@ class HeadraceClientTest {
   }
 
   @Test
+  void whyThereIsNoConnectionIsTold() {
+    server.close();
+    try (HeadraceClient other =
+        HeadraceClient.builder().environment(Map.of()).target(server.target()).build()) {
+      HeadraceException error = failing(other, "x");
+      assertEquals(Status.Code.UNAVAILABLE, error.code());
+      assertTrue(error.message().contains("refused"), error.message());
+    }
+  }
+
+  @Test
   void aClientThatIsClosedSaysSo() {
     client.close();
     assertEquals(Status.Code.UNAVAILABLE, failing(client, "x").code());

@@ -14,6 +14,7 @@ import dev.headrace.v1.StreamCompletionRequest;
 import dev.headrace.v1.StreamCompletionResponse;
 import dev.headrace.v1.TokenizeServiceGrpc;
 import io.grpc.Context;
+import io.grpc.ForwardingServerCallListener.SimpleForwardingServerCallListener;
 import io.grpc.Grpc;
 import io.grpc.InsecureServerCredentials;
 import io.grpc.Metadata;
@@ -40,13 +41,14 @@ final class Scripted implements AutoCloseable {
   /** Headers of the calls that came, one for each attempt. */
   final BlockingQueue<Metadata> calls = new LinkedBlockingQueue<>();
 
-  /** Is counted down when a client cancels a stream. */
+  /** Is counted down when a client cancels a call. */
   final CountDownLatch cancelled = new CountDownLatch(1);
 
   /** Whether the last call for a model had a deadline. */
   volatile boolean timed;
 
   private final Server server;
+  private final String target;
   private int counts;
 
   Scripted() throws IOException {
@@ -59,10 +61,11 @@ final class Scripted implements AutoCloseable {
             .addService(new Completions())
             .build()
             .start();
+    target = "127.0.0.1:" + server.getPort();
   }
 
   String target() {
-    return "127.0.0.1:" + server.getPort();
+    return target;
   }
 
   /** What the next call that has not been looked at came with. */
@@ -82,7 +85,13 @@ final class Scripted implements AutoCloseable {
     public <Q, R> ServerCall.Listener<Q> interceptCall(
         ServerCall<Q, R> call, Metadata headers, ServerCallHandler<Q, R> next) {
       calls.add(headers);
-      return next.startCall(call, headers);
+      return new SimpleForwardingServerCallListener<>(next.startCall(call, headers)) {
+        @Override
+        public void onCancel() {
+          cancelled.countDown();
+          super.onCancel();
+        }
+      };
     }
   }
 
@@ -103,8 +112,7 @@ final class Scripted implements AutoCloseable {
       timed = Context.current().getDeadline() != null;
       switch (request.getModel()) {
         case "missing", "busy" -> refuse(request.getModel(), answers);
-        case "silent" ->
-            ((ServerCallStreamObserver<?>) answers).setOnCancelHandler(cancelled::countDown);
+        case "silent" -> {}
         default -> {
           answers.onNext(GetModelResponse.getDefaultInstance());
           answers.onCompleted();
@@ -133,7 +141,8 @@ final class Scripted implements AutoCloseable {
     @Override
     public void streamCompletion(
         StreamCompletionRequest request, StreamObserver<StreamCompletionResponse> answers) {
-      ((ServerCallStreamObserver<?>) answers).setOnCancelHandler(cancelled::countDown);
+      // So that what is sent to a client that has gone is no error here.
+      ((ServerCallStreamObserver<?>) answers).setOnCancelHandler(() -> {});
       if (request.getModel().equals("busy")) {
         refuse(request.getModel(), answers);
         return;
