@@ -19,6 +19,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 
 from headrace.cli.authority import Authority
+from headrace.errors import SourceUnavailable
 from headrace_server.store import Store
 from tests.e2e.harness import MODEL, Controller, borrow_home
 from tests.tools import needed
@@ -51,7 +52,10 @@ def built() -> Path:
 @pytest.fixture(scope="module")
 def controller(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
     home = borrow_home(model_home, tmp_path_factory.mktemp("java") / "home")
-    asyncio.run(Store(home).pull(PAINTER))
+    try:
+        asyncio.run(Store(home).pull(PAINTER))
+    except SourceUnavailable:
+        pytest.skip("this checkout has no weights of emoji:64")
     with Controller(home, listen="127.0.0.1:0") as running:
         yield running
 

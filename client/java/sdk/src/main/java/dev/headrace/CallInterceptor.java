@@ -47,6 +47,7 @@ final class CallInterceptor implements ClientInterceptor {
     private Listener<R> listener;
     private Metadata headers;
     private int requested;
+    private boolean compressed = true;
     private boolean begun;
 
     Call(ClientCall<Q, R> call, CallTrace trace) {
@@ -74,6 +75,9 @@ final class CallInterceptor implements ClientInterceptor {
       }
       begun = true;
       super.start(listener, headers);
+      if (!compressed) {
+        super.setMessageCompression(false);
+      }
       if (requested > 0) {
         super.request(requested);
       }
@@ -115,8 +119,11 @@ final class CallInterceptor implements ClientInterceptor {
 
     @Override
     public synchronized void setMessageCompression(boolean enabled) {
-      begin();
-      super.setMessageCompression(enabled);
+      if (begun) {
+        super.setMessageCompression(enabled);
+      } else {
+        compressed = enabled;
+      }
     }
 
     @Override

@@ -124,8 +124,8 @@ record Endpoint(String target, ChannelCredentials credentials, String token) {
     try {
       return Files.readAllBytes(Path.of(path));
     } catch (IOException | RuntimeException error) {
-      String who = given == null ? name + " names a file" : "there is a file";
-      throw HeadraceException.invalid(who + " that cannot be read: " + error, error);
+      String what = given == null ? name + " names a file that" : "a certificate or key";
+      throw HeadraceException.invalid(what + " cannot be read: " + error, error);
     }
   }
 

@@ -50,14 +50,25 @@ public final class HeadraceException extends StatusRuntimeException {
   static final Metadata.Key<String> TRACE_ID =
       Metadata.Key.of("headrace-trace-id", Metadata.ASCII_STRING_MARSHALLER);
 
-  /** A field of the request that breaks a rule. */
+  /**
+   * A field of the request that breaks a rule.
+   *
+   * @param field its path in the request, such as {@code sampling.temperature}
+   * @param description the rule, in words
+   */
   public record FieldViolation(String field, String description) implements Serializable {}
 
   private final String message;
   private final String reasonName;
+
+  @SuppressWarnings("serial") // what Map.copyOf gives is serializable
   private final Map<String, String> metadata;
+
   private final Duration retryAfter;
+
+  @SuppressWarnings("serial") // and so is what List.copyOf gives
   private final List<FieldViolation> violations;
+
   private final String traceId;
 
   private HeadraceException(
