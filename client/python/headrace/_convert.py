@@ -126,6 +126,17 @@ def model(message: model_pb2.Model) -> types.Model:
             )
             for estimate in message.memory_estimates
         ),
+        adapter=_adapter(message.adapter) if message.HasField("adapter") else None,
+    )
+
+
+def _adapter(message: model_pb2.AdapterTraits) -> types.AdapterTraits:
+    return types.AdapterTraits(
+        base=message.base,
+        base_digest=message.base_digest,
+        rank=message.rank,
+        layers=message.layers,
+        modules=tuple(message.modules),
     )
 
 
@@ -249,6 +260,7 @@ def _report(message: runner_pb2.Runner) -> types.RunnerReport:
         prefix_cache_bytes=memory.prefix_cache_bytes,
         resident_bytes=memory.resident_bytes,
         uptime=_seconds(message.uptime),
+        adapters_bytes=memory.adapters_bytes,
     )
 
 
@@ -261,6 +273,7 @@ def _started(message: completion_pb2.CompletionStarted) -> types.Started:
         prompt_tokens=message.prompt_tokens,
         cached_tokens=message.cached_tokens,
         seed=message.seed,
+        adapter=message.adapter,
     )
 
 

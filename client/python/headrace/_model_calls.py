@@ -85,12 +85,14 @@ def import_model(
     replace: bool | None,
     quantize: types.Quantize | None = None,
     unchecked: bool | None = None,
+    base: str | None = None,
 ) -> Streaming[model_pb2.StreamImportModelResponse, types.TransferProgress, types.Model]:
     request = model_pb2.StreamImportModelRequest()
     put(request, "source_path", str(source) if isinstance(source, Path) else source)
     put(request, "model", model)
     put(request, "replace", replace)
     put(request, "unchecked", unchecked)
+    put(request, "base", base)
     if quantize is not None:
         if quantize not in _QUANTIZATIONS:
             raise invalid("quantize", "must be 4, 8 or 'none'")

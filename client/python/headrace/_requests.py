@@ -216,7 +216,7 @@ def completion(
         options.get("tools"),
         options.get("tool_choice"),
     )
-    for name in ("request_id", "max_tokens", "priority"):
+    for name in ("request_id", "max_tokens", "priority", "adapter"):
         put(request, name, options.get(name))
     for name in _SAMPLING:
         put(request.sampling, name, options.get(name), path=f"sampling.{name}")
@@ -258,6 +258,7 @@ def score(
     put_sequences(request.continuations, continuations, path="continuations")
     _logprobs(request.logprobs, options.get("logprobs"))
     put(request, "priority", options.get("priority"))
+    put(request, "adapter", options.get("adapter"))
     put_keep_alive(request, options.get("keep_alive"))
     return request
 

@@ -268,10 +268,11 @@ class AsyncClient:
         replace: bool | None = None,
         quantize: types.Quantize | None = None,
         unchecked: bool | None = None,
+        base: str | None = None,
         timeout: float | None = None,
     ) -> AsyncTransferStream:
         """Brings a model on the controller's machine into the store."""
-        call = _model_calls.import_model(source, model, replace, quantize, unchecked)
+        call = _model_calls.import_model(source, model, replace, quantize, unchecked, base)
         return self._stream(AsyncTransferStream, call, timeout)
 
     async def copy_model(

@@ -337,20 +337,23 @@ class Client:
         replace: bool | None = None,
         quantize: types.Quantize | None = None,
         unchecked: bool | None = None,
+        base: str | None = None,
         timeout: float | None = None,
     ) -> TransferStream:
         """Brings a model on the controller's machine into the store.
 
         Args:
-            source: absolute path there: a GGUF file, or a directory of MLX or Hugging Face.
+            source: absolute path there: a GGUF file, or a directory of MLX or Hugging Face; or that
+                of an adapter (LoRA), in the form of mlx-lm or PEFT.
             model: name to give it.
             replace: whether a model of this name may be replaced.
             quantize: bits of the matrices of a language model, 4 or 8, or "none" for floating
                 point; None keeps them as they are, where MLX can hold them so.
             unchecked: whether to take a language model without trying it out.
+            base: name of the model that an adapter belongs to; needed for adapters alone.
             timeout: seconds that the import may take.
         """
-        call = _model_calls.import_model(source, model, replace, quantize, unchecked)
+        call = _model_calls.import_model(source, model, replace, quantize, unchecked, base)
         return self._stream(TransferStream, call, timeout)
 
     def copy_model(

@@ -40,11 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-check", action="store_true", help="take a language model without trying it out"
     )
+    parser.add_argument("--base", type=Path, help="directory of the model that an adapter is of")
     options = parser.parse_args(arguments)
     if options.parent:
         end_with_parent()
     try:
-        _convert(options.source, options.output, options.quantize, check=not options.no_check)
+        _convert(
+            options.source,
+            options.output,
+            options.quantize,
+            check=not options.no_check,
+            base=options.base,
+        )
     except HeadraceError as error:
         say(
             "failed",
@@ -57,10 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _convert(source: Path, output: Path, quantize: str, *, check: bool) -> None:
+def _convert(source: Path, output: Path, quantize: str, *, check: bool, base: Path | None) -> None:
     # Here and not above, so that a closed standard input is noticed during the slow imports too.
     import mlx.core as mx
 
+    from headrace_runner.convert.adapters import import_adapter, is_adapter
     from headrace_runner.convert.check import check_model, inventory
     from headrace_runner.convert.directory import import_directory
     from headrace_runner.convert.encoders import check_encoder, import_encoder
@@ -84,7 +92,17 @@ def _convert(source: Path, output: Path, quantize: str, *, check: bool) -> None:
             say("checked", found=check_text(output, facts, from_gguf=from_gguf))
 
     try:
-        if source.is_dir() and (family := families.find(source)) is not None:
+        if source.is_dir() and is_adapter(source, asked=base is not None):
+            _refuse(asked, "an adapter")
+            if base is None:
+                raise _of_base(
+                    f"{source.name} is an adapter (LoRA); name the model that it belongs to, with "
+                    "--base on the command line"
+                )
+            facts = import_adapter(source, base, output, report)
+        elif base is not None:
+            raise _of_base(f"{source.name} is no adapter, and only these have one; leave it out")
+        elif source.is_dir() and (family := families.find(source)) is not None:
             _refuse(asked, "an image model")
             facts = import_images(source, output, family, report)
             check_images(output, family, facts)
@@ -105,6 +123,10 @@ def _convert(source: Path, output: Path, quantize: str, *, check: bool) -> None:
         say("done", facts=facts, files=inventory(output, report))
     except OSError as error:  # Not there, not readable, disk full: the sentence names the file.
         raise InvalidRequest(f"the import failed: {error}") from error
+
+
+def _of_base(rule: str) -> InvalidRequest:
+    return InvalidRequest(violations=[FieldViolation("base", rule)])
 
 
 def _refuse(asked: Quantize, what: str) -> None:

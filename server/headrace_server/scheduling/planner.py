@@ -67,6 +67,8 @@ class Model:
     @cached_property
     def estimates(self) -> tuple[Estimate, ...]:
         """What it would need with other options."""
+        if self.manifest.adapter is not None:
+            return ()
         return estimates.table(self.manifest, dtype=self.dtype)
 
     @cached_property
@@ -165,6 +167,13 @@ class Planner:
         Raises ModelNotFound, UnsupportedCapability, ModelCorrupt.
         """
         manifest = self._store.get(name)
+        if manifest.adapter is not None:
+            base = manifest.adapter.base
+            raise UnsupportedCapability(
+                f"{manifest.full_name} is an adapter of {base}; ask {base}, with it as the adapter",
+                model=manifest.full_name,
+                capability=kind or "load",
+            )
         if kind is not None and manifest.kind != kind:
             raise UnsupportedCapability(
                 f"{manifest.full_name} is a model for {manifest.kind}, not for {kind}",
@@ -198,9 +207,12 @@ class Planner:
             if options.dtype != "auto"
             else self._auto_dtype(manifest, hosting.machine.device, has_blas=hosting.has_blas)
         )
-        needs = estimates.before_load(
-            manifest, dtype=dtype, concurrency=options.max_concurrency, context=options.context
-        )
+        if manifest.adapter is not None:
+            needs = estimates.weight_bytes(manifest, dtype)
+        else:
+            needs = estimates.before_load(
+                manifest, dtype=dtype, concurrency=options.max_concurrency, context=options.context
+            )
         model = Model(manifest, options, self.key(manifest), dtype, needs)
         self._keys.setdefault(model.digest, set()).add(model.key)
         self._models[model.name] = model

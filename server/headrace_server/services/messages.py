@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from headrace import types
 from headrace.v1.common_pb2 import ModelKind, RunnerState, RunnerStatus
 from headrace.v1.model_pb2 import (
+    AdapterTraits,
     DamagedFile,
     FileDamage,
     GarbageItem,
@@ -31,6 +32,7 @@ from headrace_server.relay import duration
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.planner import Model
 from headrace_server.store import (
+    AdapterFacts,
     DamageKind,
     Garbage,
     GarbageKind,
@@ -45,6 +47,7 @@ _KINDS = {
     "text": ModelKind.MODEL_KIND_TEXT,
     "image": ModelKind.MODEL_KIND_IMAGE,
     "embedding": ModelKind.MODEL_KIND_EMBEDDING,
+    "adapter": ModelKind.MODEL_KIND_ADAPTER,
 }
 _IMAGE_TRAITS = fields(types.ImageTraits)
 """Called as the message's fields are."""
@@ -114,6 +117,19 @@ def model_message(model: Model, runners: Iterable[RunnerView], now: float) -> Mo
             )
             for estimate in model.estimates
         ],
+        adapter=_adapter(manifest.adapter),
+    )
+
+
+def _adapter(adapter: AdapterFacts | None) -> AdapterTraits | None:
+    if adapter is None:
+        return None
+    return AdapterTraits(
+        base=adapter.base,
+        base_digest=f"sha256:{adapter.base_digest}",
+        rank=adapter.rank,
+        layers=adapter.layers,
+        modules=adapter.modules,
     )
 
 

@@ -137,11 +137,15 @@ class ModelServicer(ModelServiceServicer):
     async def StreamImportModel(
         self, request: StreamImportModelRequest, context: Context
     ) -> AsyncIterator[StreamImportModelResponse]:
-        """Bring a model in. Raises InvalidRequest, UnsupportedModel, ModelCorrupt, LoadFailed."""
+        """Bring a model in. Raises what `Store.import_model` raises."""
 
         def work(tell: OnProgress) -> Awaitable[Manifest]:
             source, replace = Path(request.source_path), request.replace
-            options = ImportOptions(_QUANTIZE[request.quantization], not request.unchecked)
+            options = ImportOptions(
+                _QUANTIZE[request.quantization],
+                not request.unchecked,
+                request.base if request.HasField("base") else None,
+            )
             storing = self._store.import_model(
                 source, request.model, tell, replace=replace, options=options
             )

@@ -44,6 +44,8 @@ class ImportOptions:
     """Bits of the matrices; "stored" leaves them as they are, where MLX can hold them so."""
     check: bool = True
     """Whether a language model is tried out."""
+    base: str | None = None
+    """Name of the model that an adapter belongs to."""
 
 
 AS_STORED = ImportOptions()
@@ -59,11 +61,17 @@ class Conversion:
 
 
 async def convert(
-    source: Path, output: Path, home: Path, options: ImportOptions, on_progress: OnProgress
+    source: Path,
+    output: Path,
+    home: Path,
+    options: ImportOptions,
+    on_progress: OnProgress,
+    base: Path | None = None,
 ) -> Conversion:
     """Fill the empty directory `output` with the MLX form of `source`, flushed to the disk.
 
-    `home` is the store's, where a BLAS library may be that makes trying it out quick.
+    `home` is the store's, where a BLAS library may be that makes trying it out quick; `base` the
+    directory of an adapter's model.
 
     Raises:
         InvalidRequest, UnsupportedModel, ModelCorrupt: as the converter found.
@@ -91,6 +99,7 @@ async def convert(
             *("--source", str(source), "--output", str(output), "--parent", "stdin"),
             *("--quantize", options.quantize),
             *(() if options.check else ("--no-check",)),
+            *(() if base is None else ("--base", str(base))),
         ],
         on_line,
         await asyncio.to_thread(_environment, home),

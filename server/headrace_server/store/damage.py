@@ -139,7 +139,8 @@ def remedy(manifest: Manifest) -> str:
         return f"`headrace pull {entry.name}` gets it again"
     if command := command_for(manifest.source, manifest.full_name):
         return f"`{command}` gets it again"
-    return f"import {manifest.source} again as {manifest.full_name}, with --replace"
+    over = f" and --base {manifest.adapter.base}" if manifest.adapter else ""
+    return f"import {manifest.source} again as {manifest.full_name}, with --replace{over}"
 
 
 def damaged_manifest(layout: Layout, path: Path, error: ModelCorrupt) -> Verified:

@@ -42,13 +42,30 @@ class EmbeddingFacts:
 
 
 @dataclass(frozen=True)
+class AdapterFacts:
+    """What an adapter changes of which model."""
+
+    base: str
+    """Full name of the model that it was imported over."""
+    base_digest: str
+    """Of that model's files, in hex alone: what it names is not kept for the adapter's sake."""
+    rank: int
+    layers: int
+    modules: tuple[str, ...]
+
+    def is_of(self, digest: str) -> bool:
+        """Whether a model of this digest is its base."""
+        return digest == f"sha256:{self.base_digest}"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A model of the store. A count of 0 means that its files do not say."""
 
     name: str
     tag: str
     kind: str
-    """ "text", "image" or "embedding": what the model does."""
+    """ "text", "image" or "embedding": what the model does; "adapter": it changes another."""
     format: str
     """ "mlx": how its directory is laid out."""
     architecture: str
@@ -76,6 +93,8 @@ class Manifest:
     """Of a model for images."""
     embedding: EmbeddingFacts | None = None
     """Of a model for embeddings."""
+    adapter: AdapterFacts | None = None
+    """Of an adapter."""
 
     @property
     def full_name(self) -> str:
@@ -110,6 +129,7 @@ def parse_manifest(text: str) -> Manifest:
             files=files,
             image=_image(fields.pop("image", None)),
             embedding=_embedding(fields.pop("embedding", None)),
+            adapter=_adapter(fields.pop("adapter", None)),
             **fields,
         )
     except (AttributeError, KeyError, TypeError, RecursionError) as error:
@@ -136,8 +156,12 @@ def new_manifest(
         created_at=created_at,
         image=_image(facts.get("image")),
         embedding=_embedding(facts.get("embedding")),
-        **{key: value for key, value in facts.items() if key not in ("image", "embedding")},
+        adapter=_adapter(facts.get("adapter")),
+        **{key: value for key, value in facts.items() if key not in _OF_KIND},
     )
+
+
+_OF_KIND = ("image", "embedding", "adapter")
 
 
 def _image(fields: Mapping[str, Any] | None) -> ImageFacts | None:
@@ -146,6 +170,12 @@ def _image(fields: Mapping[str, Any] | None) -> ImageFacts | None:
 
 def _embedding(fields: Mapping[str, Any] | None) -> EmbeddingFacts | None:
     return None if fields is None else EmbeddingFacts(**fields)
+
+
+def _adapter(fields: Mapping[str, Any] | None) -> AdapterFacts | None:
+    if fields is None:
+        return None
+    return AdapterFacts(**{**fields, "modules": tuple(fields["modules"])})
 
 
 def digest_of(files: Iterable[ModelFile]) -> str:

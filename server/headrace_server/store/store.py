@@ -18,6 +18,7 @@ from typing import Any
 
 from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt
 from headrace_server.store import bundled
+from headrace_server.store.adapters import Adapters, over
 from headrace_server.store.catalogue import (
     BundledEntry,
     CatalogueEntry,
@@ -64,6 +65,7 @@ class Store:
         self._lookup = Lookup(self._layout)
         self._read = self._lookup.read
         self._not_found = self._lookup.not_found
+        self._adapters = Adapters(self._layout, self._lookup)
 
     def list(self) -> list[Manifest]:
         """Every model, by name. A damaged manifest is logged and left out."""
@@ -131,9 +133,12 @@ class Store:
     ) -> Manifest:
         """Take in a GGUF file or a model directory as `name`; the source is left as it is.
 
+        Or the directory of an adapter, over the model that `options` name as its base.
+
         Raises InvalidRequest, also where the name is taken and `replace` is false,
-        UnsupportedModel, ModelCorrupt, or LoadFailed for a converter that died. Then, and when
-        cancelled, the store is as it was.
+        UnsupportedModel, ModelCorrupt, or LoadFailed for a converter that died; ModelNotFound and
+        UnsupportedCapability for the base of an adapter. Then, and when cancelled, the store is as
+        it was.
         """
         wanted = parse_name(name)
         source = await asyncio.to_thread(source.resolve)
@@ -203,6 +208,15 @@ class Store:
             source, entry.name, origin, on_progress, replace=True, known=known
         )
 
+    def adapter(self, model: Manifest, name: str) -> Manifest:
+        """The adapter called `name`, which is one of `model`, and whole.
+
+        Raises UnsupportedParameter where the model has none of this name, ModelCorrupt.
+        """
+        found = self._adapters.find(model, name)
+        self.check(found)
+        return found
+
     def copy(self, source: str, destination: str) -> Manifest:
         """Give the model `source` the further name `destination`; its files are shared.
 
@@ -220,10 +234,13 @@ class Store:
     def delete(self, name: str) -> int:
         """Remove the name, and those of its files that no other has; gives the bytes freed.
 
-        A damaged manifest can be deleted too. Raises InvalidRequest, ModelNotFound.
+        A damaged manifest can be deleted too. Raises InvalidRequest, ModelNotFound, and ModelInUse
+        for the last name of a model that has adapters.
         """
         with self._layout.staging() as staging, self._layout.changing():
-            self._layout.remove_manifest(self._lookup.find(parse_name(name)))
+            path = self._lookup.find(parse_name(name))
+            self._adapters.check_unneeded(path)
+            self._layout.remove_manifest(path)
             return drop_unnamed(self._layout, staging)
 
     async def _import(
@@ -242,11 +259,20 @@ class Store:
         the files have none."""
         if not replace and self._layout.manifest(name).exists():
             raise taken(name, "model")
+        base = None if options.base is None else self._adapters.base(options.base)
+        directory = None
+        if base is not None:
+            await _in_thread(self.check, base)
+            directory = self.path(base)
         async with self._staging() as staging:
             output = staging / "model"
             output.mkdir()
-            conversion = await convert(source, output, self._layout.home, options, on_progress)
+            conversion = await convert(
+                source, output, self._layout.home, options, on_progress, directory
+            )
             stated = {key: fact for key, fact in conversion.facts.items() if fact is not None}
+            if base is not None:
+                stated["adapter"] = over(base, stated["adapter"])
             manifest = new_manifest(
                 name.name,
                 name.tag,
@@ -288,6 +314,7 @@ class Store:
             with self._layout.changing():
                 if path.exists() and not replace:  # Another process was faster.
                     raise taken(name, "model")
+                self._adapters.check_base(manifest)
                 if placement.place(staging):
                     write_into(manifest.to_json(), staging, path)
                     drop_unnamed(self._layout, staging)

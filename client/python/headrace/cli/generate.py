@@ -71,6 +71,11 @@ _OPTIONS = (
         "--reasoning-max-tokens", type=int, metavar="N", help="End the reasoning after so many."
     ),
     click.option(
+        "--adapter",
+        metavar="NAME",
+        help="An adapter (LoRA) of the model to apply; '' for none where the settings name one.",
+    ),
+    click.option(
         "--keep-alive",
         type=parse_time,
         metavar="TIME",
@@ -120,6 +125,7 @@ def summary(whole: Completion) -> dict[str, Any]:
         "text": whole.text,
         "finish_reason": whole.finish_reason,
         "seed": whole.started.seed,
+        "adapter": whole.started.adapter or None,
         "usage": asdict(whole.usage),
         "timings": asdict(whole.timings),
         "tokens_per_second": whole.tokens_per_second,

@@ -13,7 +13,7 @@ from headrace.cli.output import echo_fields, echo_json, echo_table, json_option,
 from headrace.cli.progress import follow
 
 if TYPE_CHECKING:
-    from headrace.types import ImageTraits, Model, Quantize
+    from headrace.types import AdapterTraits, ImageTraits, Model, Quantize
 
 _QUANTIZE: Mapping[str, Quantize] = {"4": 4, "8": 8, "none": "none"}
 
@@ -133,6 +133,7 @@ def pull_command(
     " stay as they are, and types of GGUF that MLX cannot hold get 8 bits.",
 )
 @click.option("--no-check", is_flag=True, help="Take a language model without trying it out.")
+@click.option("--base", metavar="NAME", help="The model that an adapter belongs to.")
 @json_option
 def import_command(
     source: Path,
@@ -140,12 +141,15 @@ def import_command(
     replace: bool,
     quantize: str | None,
     no_check: bool,
+    base: str | None,
     as_json: bool,
 ) -> None:
     """Bring SOURCE into the store under the name MODEL.
 
     SOURCE is a GGUF file, or a directory in the form of MLX or Hugging Face, on the controller's
     machine. It is left as it is. A language model is tried out before its name appears.
+
+    An adapter (LoRA) is the directory that mlx-lm or PEFT has written; it needs --base.
     """
     with controller(private=True) as client:
         storing = client.import_model(
@@ -154,6 +158,7 @@ def import_command(
             replace=replace,
             quantize=None if quantize is None else _QUANTIZE[quantize],
             unchecked=no_check,
+            base=base,
         )
         found = follow(storing, model)
     _echo_arrival(found, as_json)
@@ -205,6 +210,8 @@ def _echo_memory(model: Model) -> None:
 def _of_kind(model: Model) -> tuple[tuple[str, str], ...]:
     if model.image is not None:
         return _of_images(model.image)
+    if model.adapter is not None:
+        return _of_adapter(model.adapter)
     if model.embedding_dimensions:
         return (
             ("context", f"{model.context_length} tokens"),
@@ -217,6 +224,14 @@ def _of_text(model: Model) -> tuple[tuple[str, str], ...]:
     return (
         ("context", f"{model.context_length} tokens" if model.context_length else "unknown"),
         ("chat template", "yes" if model.chat_template else "no"),
+    )
+
+
+def _of_adapter(traits: AdapterTraits) -> tuple[tuple[str, str], ...]:
+    return (
+        ("base", traits.base),
+        ("changes", f"{', '.join(traits.modules)} of {traits.layers} layers"),
+        ("rank", str(traits.rank)),
     )
 
 

@@ -32,6 +32,7 @@ _SHOWN = 60
     help="What may follow the prompt; repeatable. Without any, each line of standard input.",
 )
 @click.option("--chat", is_flag=True, help="Take the prompt as a user's message to the model.")
+@click.option("--adapter", metavar="NAME", help="An adapter (LoRA) of the model to apply.")
 @click.option("--mean", is_flag=True, help="Order by the mean of a token instead of the sum.")
 @click.option("--tokens", is_flag=True, help="Show each token with its log-probability.")
 @json_option
@@ -40,6 +41,7 @@ def score_command(
     prompt: str,
     continuations: tuple[str, ...],
     chat: bool,
+    adapter: str | None,
     mean: bool,
     tokens: bool,
     as_json: bool,
@@ -56,6 +58,7 @@ def score_command(
     if mean and as_json:
         raise click.UsageError("--mean and --json cannot go together")
     asked: dict[str, Any] = {"continuations": given, "logprobs": tokens or None}
+    asked["adapter"] = adapter
     asked |= {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     with controller(private=True) as client:
         answer = _score(client, model, asked)

@@ -43,6 +43,7 @@ from headrace.types.inputs import (
     Tool,
 )
 from headrace.types.models import (
+    AdapterTraits,
     Loaded,
     MemoryEstimate,
     Model,
@@ -81,6 +82,7 @@ from headrace.types.upkeep import (
 )
 
 __all__ = [
+    "AdapterTraits",
     "ChatMessage",
     "Completed",
     "Completion",

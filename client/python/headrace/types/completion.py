@@ -159,6 +159,9 @@ class Started:
     seed: int
     """The seed in use: the caller's, or the one that was chosen."""
 
+    adapter: str = ""
+    """Name of the adapter that is applied. Empty: none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

@@ -149,6 +149,10 @@ class CompletionOptions(TypedDict, total=False):
     keep_alive: float | timedelta | None
     """How long the model stays loaded afterwards, in seconds. Negative: until unloaded."""
 
+    adapter: str | None
+    """Name of an adapter (LoRA) of the model to apply. "": none. Absent: the one that the
+    controller's settings name, if they do."""
+
     priority: int | None
     """Requests of a higher priority go first where there is a queue. -100 to 100."""
 

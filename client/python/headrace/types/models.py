@@ -17,6 +17,7 @@ class ModelKind(StrEnum):
     TEXT = "text"
     IMAGE = "image"
     EMBEDDING = "embedding"
+    ADAPTER = "adapter"
     UNKNOWN = "unknown"
 
 
@@ -77,6 +78,9 @@ class RunnerReport:
 
     uptime: float
     """Seconds that it has been serving."""
+
+    adapters_bytes: int = 0
+    """Bytes of the adapters that are loaded, which take of what requests may reserve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,29 @@ class Model:
     memory_estimates: tuple[MemoryEstimate, ...] = ()
     """What loading it would set aside by how much is asked of it, the shorter context first, then
     the fewer requests. Empty: it depends on neither."""
+
+    adapter: AdapterTraits | None = None
+    """What it changes of which model. None: it is no adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTraits:
+    """What an adapter (LoRA) changes of which model."""
+
+    base: str
+    """Name of the model that it was imported over, with the tag."""
+
+    base_digest: str
+    """Digest of that model's files. Any model of this digest takes it."""
+
+    rank: int
+    """The greatest rank of its matrices."""
+
+    layers: int
+    """Layers that it changes."""
+
+    modules: tuple[str, ...]
+    """What it changes in them, such as "self_attn.q_proj"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,10 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     """An image model: text to image and image to image."""
     MODEL_KIND_EMBEDDING: _ModelKind.ValueType  # 3
     """An embedding model: texts to vectors."""
+    MODEL_KIND_ADAPTER: _ModelKind.ValueType  # 4
+    """An adapter (LoRA) of a language model. It is never asked by itself: requests
+    to its base name it.
+    """
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
     """ModelKind says what a model is for, and so which services it can serve."""
@@ -48,6 +52,10 @@ MODEL_KIND_IMAGE: ModelKind.ValueType  # 2
 """An image model: text to image and image to image."""
 MODEL_KIND_EMBEDDING: ModelKind.ValueType  # 3
 """An embedding model: texts to vectors."""
+MODEL_KIND_ADAPTER: ModelKind.ValueType  # 4
+"""An adapter (LoRA) of a language model. It is never asked by itself: requests
+to its base name it.
+"""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
 class _RunnerState:

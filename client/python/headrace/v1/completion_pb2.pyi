@@ -794,7 +794,11 @@ class StreamCompletionRequest(_message.Message):
     100. Absent: 0.
     """
     adapter: _builtins.str
-    """Name of an adapter (LoRA) to apply. Absent: none."""
+    """Name of an adapter (LoRA) to apply, one that was imported over this model.
+    Requests with different adapters, and without one, are computed together.
+    Empty: none. Absent: the one that the controller's settings name for the
+    model, or none.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatInput:
         """A conversation, put into the model's own chat template."""
@@ -966,6 +970,7 @@ class CompletionStarted(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The request's id: the caller's, or the one that was made for it."""
     model: _builtins.str
@@ -980,6 +985,10 @@ class CompletionStarted(_message.Message):
     """Prompt tokens that came out of the prefix cache."""
     seed: _builtins.int
     """The seed in use: the caller's, or the one that was chosen."""
+    adapter: _builtins.str
+    """Name of the adapter that is applied: the caller's, or the one of the
+    controller's settings. Empty: none.
+    """
     def __init__(
         self,
         *,
@@ -990,10 +999,11 @@ class CompletionStarted(_message.Message):
         prompt_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
         seed: _builtins.int = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "digest", b"digest", "id", b"id", "model", b"model", "prompt_tokens", b"prompt_tokens", "runner", b"runner", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cached_tokens", b"cached_tokens", "digest", b"digest", "id", b"id", "model", b"model", "prompt_tokens", b"prompt_tokens", "runner", b"runner", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

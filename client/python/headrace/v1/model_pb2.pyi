@@ -186,6 +186,7 @@ class Model(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     EMBEDDING_DIMENSIONS_FIELD_NUMBER: _builtins.int
     MEMORY_ESTIMATES_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name with the tag, such as "smollm2:135m"."""
     kind: _common_pb2.ModelKind.ValueType
@@ -239,6 +240,10 @@ class Model(_message.Message):
         context first, then the fewer requests. Empty: it depends on neither.
         """
 
+    @_builtins.property
+    def adapter(self) -> Global___AdapterTraits:
+        """What it changes, and how. Absent: it is no adapter."""
+
     def __init__(
         self,
         *,
@@ -261,14 +266,57 @@ class Model(_message.Message):
         image: Global___ImageTraits | None = ...,
         embedding_dimensions: _builtins.int = ...,
         memory_estimates: _abc.Iterable[Global___MemoryEstimate] | None = ...,
+        adapter: Global___AdapterTraits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "image", b"image"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "created_at", b"created_at", "image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "context_length", b"context_length", "created_at", b"created_at", "digest", b"digest", "embedding_dimensions", b"embedding_dimensions", "format", b"format", "image", b"image", "kind", b"kind", "license", b"license", "memory_estimate_bytes", b"memory_estimate_bytes", "memory_estimates", b"memory_estimates", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "runners", b"runners", "size_bytes", b"size_bytes", "source", b"source", "tensor_bytes", b"tensor_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "architecture", b"architecture", "chat_template", b"chat_template", "context_length", b"context_length", "created_at", b"created_at", "digest", b"digest", "embedding_dimensions", b"embedding_dimensions", "format", b"format", "image", b"image", "kind", b"kind", "license", b"license", "memory_estimate_bytes", b"memory_estimate_bytes", "memory_estimates", b"memory_estimates", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "runners", b"runners", "size_bytes", b"size_bytes", "source", b"source", "tensor_bytes", b"tensor_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class AdapterTraits(_message.Message):
+    """AdapterTraits says what an adapter (LoRA) changes of which model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
+    base: _builtins.str
+    """Name of the model that it was imported over, with the tag."""
+    base_digest: _builtins.str
+    """Digest of that model's files. It serves requests to any model that has this
+    digest, whatever its name.
+    """
+    rank: _builtins.int
+    """The greatest rank of its matrices."""
+    layers: _builtins.int
+    """Layers that it changes."""
+    @_builtins.property
+    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it changes in them, such as "self_attn.q_proj", in order."""
+
+    def __init__(
+        self,
+        *,
+        base: _builtins.str = ...,
+        base_digest: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        layers: _builtins.int = ...,
+        modules: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_digest", b"base_digest", "layers", b"layers", "modules", b"modules", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterTraits: _TypeAlias = AdapterTraits  # noqa: Y015
 
 @_typing.final
 class MemoryEstimate(_message.Message):
@@ -630,9 +678,11 @@ class StreamImportModelRequest(_message.Message):
     REPLACE_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     UNCHECKED_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
     source_path: _builtins.str
     """Absolute path on the controller's machine: a GGUF file, or a directory in
-    the form of MLX or Hugging Face. Required.
+    the form of MLX or Hugging Face. An adapter (LoRA) is the directory that
+    mlx-lm or PEFT has written. Required.
     """
     model: _builtins.str
     """Name to give it, with or without a tag. Required."""
@@ -646,6 +696,10 @@ class StreamImportModelRequest(_message.Message):
     """Whether a language model is taken that was not tried out: without this, one
     that loses text or predicts none is UNSUPPORTED_MODEL. Absent: false.
     """
+    base: _builtins.str
+    """Name of the language model that an adapter belongs to. Required for
+    adapters, and an error for anything else.
+    """
     def __init__(
         self,
         *,
@@ -654,15 +708,20 @@ class StreamImportModelRequest(_message.Message):
         replace: _builtins.bool | None = ...,
         quantization: Global___ImportQuantization.ValueType = ...,
         unchecked: _builtins.bool | None = ...,
+        base: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_replace", b"_replace", "_unchecked", b"_unchecked", "replace", b"replace", "unchecked", b"unchecked"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base", b"_base", "_replace", b"_replace", "_unchecked", b"_unchecked", "base", b"base", "replace", b"replace", "unchecked", b"unchecked"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replace", b"_replace", "_unchecked", b"_unchecked", "model", b"model", "quantization", b"quantization", "replace", b"replace", "source_path", b"source_path", "unchecked", b"unchecked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base", b"_base", "_replace", b"_replace", "_unchecked", b"_unchecked", "base", b"base", "model", b"model", "quantization", b"quantization", "replace", b"replace", "source_path", b"source_path", "unchecked", b"unchecked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__base: _TypeAlias = _typing.Literal["base"]  # noqa: Y015
+    _WhichOneofArgType__base: _TypeAlias = _typing.Literal["_base", b"_base"]  # noqa: Y015
     _WhichOneofReturnType__replace: _TypeAlias = _typing.Literal["replace"]  # noqa: Y015
     _WhichOneofArgType__replace: _TypeAlias = _typing.Literal["_replace", b"_replace"]  # noqa: Y015
     _WhichOneofReturnType__unchecked: _TypeAlias = _typing.Literal["unchecked"]  # noqa: Y015
     _WhichOneofArgType__unchecked: _TypeAlias = _typing.Literal["_unchecked", b"_unchecked"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__base) -> _WhichOneofReturnType__base | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__replace) -> _WhichOneofReturnType__replace | None: ...
     @_typing.overload

@@ -143,7 +143,8 @@ class ModelServiceServicer:
 
     def DeleteModel(self, request, context):
         """DeleteModel removes a name, and the files that no other has. A loaded
-        model is unloaded first; a busy one is MODEL_IN_USE.
+        model is unloaded first; a busy one is MODEL_IN_USE. So is the last name of
+        a model that has adapters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

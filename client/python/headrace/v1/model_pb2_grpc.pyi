@@ -52,7 +52,8 @@ class ModelServiceStub:
     """CopyModel gives a model a second name. No weights are copied."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]
     """DeleteModel removes a name, and the files that no other has. A loaded
-    model is unloaded first; a busy one is MODEL_IN_USE.
+    model is unloaded first; a busy one is MODEL_IN_USE. So is the last name of
+    a model that has adapters.
     """
     StreamVerifyModels: _grpc.UnaryStreamMultiCallable[_model_pb2.StreamVerifyModelsRequest, _model_pb2.StreamVerifyModelsResponse]
     """StreamVerifyModels reads every byte of models and compares it with what was
@@ -103,7 +104,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """CopyModel gives a model a second name. No weights are copied."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]  # type: ignore[assignment]
     """DeleteModel removes a name, and the files that no other has. A loaded
-    model is unloaded first; a busy one is MODEL_IN_USE.
+    model is unloaded first; a busy one is MODEL_IN_USE. So is the last name of
+    a model that has adapters.
     """
     StreamVerifyModels: _aio.UnaryStreamMultiCallable[_model_pb2.StreamVerifyModelsRequest, _model_pb2.StreamVerifyModelsResponse]  # type: ignore[assignment]
     """StreamVerifyModels reads every byte of models and compares it with what was
@@ -187,7 +189,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]:
         """DeleteModel removes a name, and the files that no other has. A loaded
-        model is unloaded first; a busy one is MODEL_IN_USE.
+        model is unloaded first; a busy one is MODEL_IN_USE. So is the last name of
+        a model that has adapters.
         """
 
     @_abc_1.abstractmethod

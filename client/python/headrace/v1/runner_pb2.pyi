@@ -237,6 +237,7 @@ class RunnerMemory(_message.Message):
     KV_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
     KV_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     PREFIX_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """Weights."""
     kv_bytes: _builtins.int
@@ -261,6 +262,8 @@ class RunnerMemory(_message.Message):
     """The prefix cache: KV caches of earlier prompts and outputs, part of
     `kv_bytes`.
     """
+    adapters_bytes: _builtins.int
+    """Adapters (LoRA) that are loaded. They take of what requests may reserve."""
     def __init__(
         self,
         *,
@@ -273,10 +276,11 @@ class RunnerMemory(_message.Message):
         kv_reserved_bytes: _builtins.int = ...,
         kv_limit_bytes: _builtins.int = ...,
         prefix_cache_bytes: _builtins.int = ...,
+        adapters_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_bytes", b"active_bytes", "cache_bytes", b"cache_bytes", "kv_bytes", b"kv_bytes", "kv_limit_bytes", b"kv_limit_bytes", "kv_reserved_bytes", b"kv_reserved_bytes", "peak_bytes", b"peak_bytes", "prefix_cache_bytes", b"prefix_cache_bytes", "resident_bytes", b"resident_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_bytes", b"active_bytes", "adapters_bytes", b"adapters_bytes", "cache_bytes", b"cache_bytes", "kv_bytes", b"kv_bytes", "kv_limit_bytes", b"kv_limit_bytes", "kv_reserved_bytes", b"kv_reserved_bytes", "peak_bytes", b"peak_bytes", "prefix_cache_bytes", b"prefix_cache_bytes", "resident_bytes", b"resident_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from headrace.v1 import common_pb2 as headrace_dot_v1_dot_common__pb2
 from headrace.v1 import completion_pb2 as headrace_dot_v1_dot_completion__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/score.proto\x12\x0bheadrace.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x18headrace/v1/common.proto\x1a\x1cheadrace/v1/completion.proto\"\xf0\x02\n\x0cScoreRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12:\n\x05input\x18\x02 \x01(\x0b\x32\x1c.headrace.v1.CompletionInputB\x06\xbaH\x03\xc8\x01\x01R\x05input\x12L\n\rcontinuations\x18\x03 \x03(\x0b\x32\x19.headrace.v1.ContinuationB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x08R\rcontinuations\x12\x38\n\x08logprobs\x18\x04 \x01(\x0b\x32\x1c.headrace.v1.LogprobsOptionsR\x08logprobs\x12\x38\n\nkeep_alive\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\tkeepAlive\x12\x33\n\x08priority\x18\x06 \x01(\x05\x42\x12\xbaH\x0f\x1a\r\x18\x64(\x9c\xff\xff\xff\xff\xff\xff\xff\xff\x01H\x00R\x08priority\x88\x01\x01\x42\x0b\n\t_priority\"~\n\x0c\x43ontinuation\x12!\n\x04text\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80@H\x00R\x04text\x12\x34\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x15.headrace.v1.TokenIdsH\x00R\x08tokenIdsB\x15\n\x0c\x63ontinuation\x12\x05\xbaH\x02\x08\x01\"\x9e\x01\n\x11\x43ontinuationScore\x12\x18\n\x07logprob\x18\x01 \x01(\x01R\x07logprob\x12\x1b\n\ttoken_ids\x18\x02 \x03(\rR\x08tokenIds\x12\x35\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.headrace.v1.TokenLogprobR\x08logprobs\x12\x1b\n\tis_greedy\x18\x04 \x01(\x08R\x08isGreedy\"\xb9\x01\n\rScoreResponse\x12\x36\n\x06scores\x18\x01 \x03(\x0b\x32\x1e.headrace.v1.ContinuationScoreR\x06scores\x12(\n\x05usage\x18\x02 \x01(\x0b\x32\x12.headrace.v1.UsageR\x05usage\x12.\n\x07timings\x18\x03 \x01(\x0b\x32\x14.headrace.v1.TimingsR\x07timings\x12\x16\n\x06\x64igest\x18\x04 \x01(\tR\x06\x64igest2N\n\x0cScoreService\x12>\n\x05Score\x12\x19.headrace.v1.ScoreRequest\x1a\x1a.headrace.v1.ScoreResponseB;\n\x0f\x64\x65v.headrace.v1P\x01Z&headrace.dev/go/headrace/v1;headracev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/score.proto\x12\x0bheadrace.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x18headrace/v1/common.proto\x1a\x1cheadrace/v1/completion.proto\"\xa5\x03\n\x0cScoreRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01(\x80\x02R\x05model\x12:\n\x05input\x18\x02 \x01(\x0b\x32\x1c.headrace.v1.CompletionInputB\x06\xbaH\x03\xc8\x01\x01R\x05input\x12L\n\rcontinuations\x18\x03 \x03(\x0b\x32\x19.headrace.v1.ContinuationB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x08R\rcontinuations\x12\x38\n\x08logprobs\x18\x04 \x01(\x0b\x32\x1c.headrace.v1.LogprobsOptionsR\x08logprobs\x12\x38\n\nkeep_alive\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\tkeepAlive\x12\x33\n\x08priority\x18\x06 \x01(\x05\x42\x12\xbaH\x0f\x1a\r\x18\x64(\x9c\xff\xff\xff\xff\xff\xff\xff\xff\x01H\x00R\x08priority\x88\x01\x01\x12\'\n\x07\x61\x64\x61pter\x18\x07 \x01(\tB\x08\xbaH\x05r\x03(\x80\x02H\x01R\x07\x61\x64\x61pter\x88\x01\x01\x42\x0b\n\t_priorityB\n\n\x08_adapter\"~\n\x0c\x43ontinuation\x12!\n\x04text\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01(\x80\x80@H\x00R\x04text\x12\x34\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x15.headrace.v1.TokenIdsH\x00R\x08tokenIdsB\x15\n\x0c\x63ontinuation\x12\x05\xbaH\x02\x08\x01\"\x9e\x01\n\x11\x43ontinuationScore\x12\x18\n\x07logprob\x18\x01 \x01(\x01R\x07logprob\x12\x1b\n\ttoken_ids\x18\x02 \x03(\rR\x08tokenIds\x12\x35\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.headrace.v1.TokenLogprobR\x08logprobs\x12\x1b\n\tis_greedy\x18\x04 \x01(\x08R\x08isGreedy\"\xb9\x01\n\rScoreResponse\x12\x36\n\x06scores\x18\x01 \x03(\x0b\x32\x1e.headrace.v1.ContinuationScoreR\x06scores\x12(\n\x05usage\x18\x02 \x01(\x0b\x32\x12.headrace.v1.UsageR\x05usage\x12.\n\x07timings\x18\x03 \x01(\x0b\x32\x14.headrace.v1.TimingsR\x07timings\x12\x16\n\x06\x64igest\x18\x04 \x01(\tR\x06\x64igest2N\n\x0cScoreService\x12>\n\x05Score\x12\x19.headrace.v1.ScoreRequest\x1a\x1a.headrace.v1.ScoreResponseB;\n\x0f\x64\x65v.headrace.v1P\x01Z&headrace.dev/go/headrace/v1;headracev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,18 +44,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREREQUEST'].fields_by_name['continuations']._serialized_options = b'\272H\010\222\001\005\010\001\020\200\010'
   _globals['_SCOREREQUEST'].fields_by_name['priority']._loaded_options = None
   _globals['_SCOREREQUEST'].fields_by_name['priority']._serialized_options = b'\272H\017\032\r\030d(\234\377\377\377\377\377\377\377\377\001'
+  _globals['_SCOREREQUEST'].fields_by_name['adapter']._loaded_options = None
+  _globals['_SCOREREQUEST'].fields_by_name['adapter']._serialized_options = b'\272H\005r\003(\200\002'
   _globals['_CONTINUATION'].oneofs_by_name['continuation']._loaded_options = None
   _globals['_CONTINUATION'].oneofs_by_name['continuation']._serialized_options = b'\272H\002\010\001'
   _globals['_CONTINUATION'].fields_by_name['text']._loaded_options = None
   _globals['_CONTINUATION'].fields_by_name['text']._serialized_options = b'\272H\010r\006\020\001(\200\200@'
   _globals['_SCOREREQUEST']._serialized_start=158
-  _globals['_SCOREREQUEST']._serialized_end=526
-  _globals['_CONTINUATION']._serialized_start=528
-  _globals['_CONTINUATION']._serialized_end=654
-  _globals['_CONTINUATIONSCORE']._serialized_start=657
-  _globals['_CONTINUATIONSCORE']._serialized_end=815
-  _globals['_SCORERESPONSE']._serialized_start=818
-  _globals['_SCORERESPONSE']._serialized_end=1003
-  _globals['_SCORESERVICE']._serialized_start=1005
-  _globals['_SCORESERVICE']._serialized_end=1083
+  _globals['_SCOREREQUEST']._serialized_end=579
+  _globals['_CONTINUATION']._serialized_start=581
+  _globals['_CONTINUATION']._serialized_end=707
+  _globals['_CONTINUATIONSCORE']._serialized_start=710
+  _globals['_CONTINUATIONSCORE']._serialized_end=868
+  _globals['_SCORERESPONSE']._serialized_start=871
+  _globals['_SCORERESPONSE']._serialized_end=1056
+  _globals['_SCORESERVICE']._serialized_start=1058
+  _globals['_SCORESERVICE']._serialized_end=1136
 # @@protoc_insertion_point(module_scope)

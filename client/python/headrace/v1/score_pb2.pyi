@@ -33,12 +33,15 @@ class ScoreRequest(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, such as "smollm2:135m". Required."""
     priority: _builtins.int
     """Requests of a higher priority go first where there is a queue. -100 to
     100. Absent: 0.
     """
+    adapter: _builtins.str
+    """Name of an adapter (LoRA) to apply. See StreamCompletionRequest.adapter."""
     @_builtins.property
     def input(self) -> _completion_pb2.CompletionInput:
         """What the continuations follow. Required. White space at the end of a
@@ -72,13 +75,19 @@ class ScoreRequest(_message.Message):
         logprobs: _completion_pb2.LogprobsOptions | None = ...,
         keep_alive: _duration_pb2.Duration | None = ...,
         priority: _builtins.int | None = ...,
+        adapter: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "input", b"input", "keep_alive", b"keep_alive", "logprobs", b"logprobs", "priority", b"priority"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_priority", b"_priority", "adapter", b"adapter", "input", b"input", "keep_alive", b"keep_alive", "logprobs", b"logprobs", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "continuations", b"continuations", "input", b"input", "keep_alive", b"keep_alive", "logprobs", b"logprobs", "model", b"model", "priority", b"priority"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_priority", b"_priority", "adapter", b"adapter", "continuations", b"continuations", "input", b"input", "keep_alive", b"keep_alive", "logprobs", b"logprobs", "model", b"model", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adapter: _TypeAlias = _typing.Literal["adapter"]  # noqa: Y015
+    _WhichOneofArgType__adapter: _TypeAlias = _typing.Literal["_adapter", b"_adapter"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter) -> _WhichOneofReturnType__adapter | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
