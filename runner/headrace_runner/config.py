@@ -45,6 +45,10 @@ class RunnerConfig:
     """Bytes for what is remembered of earlier prompts; 0: nothing; None: by the memory."""
     drafts: bool
     """Whether tokens may be guessed and verified, several in a step."""
+    adapters: Path | None
+    """The directory that the adapters lie in, each in one of its own; None: there are none."""
+    max_adapters: int
+    """Adapters in memory at once."""
     stall_timeout: float
     grace: float
     """How long running requests may go on after SIGTERM."""
@@ -134,6 +138,14 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
         action="store_false",
         help="compute every token in a step of its own, also where guessing it would pay",
     )
+    add("--adapters", type=Path, metavar="DIR", help="where adapters lie, each in its directory")
+    add(
+        "--max-adapters",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="adapters in memory at once (default: %(default)s)",
+    )
     add(
         "--stall-timeout",
         type=_seconds,
@@ -171,6 +183,8 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
     values.name = values.name or values.model_dir.resolve().name
     if not values.model_dir.is_dir():
         parser.error(f"--model: no directory at {values.model_dir}")
+    if values.adapters is not None and not values.adapters.is_dir():
+        parser.error(f"--adapters: no directory at {values.adapters}")
     config = RunnerConfig(**vars(values))
     if lacks := missing_beside(config.tls_cert, config.tls_key, config.tls_client_ca):
         parser.error(f"TLS needs --{lacks.replace('_', '-')} too")

@@ -102,6 +102,7 @@ def tell_without_effect(
         "--kv-cache": config.kv_cache is not None,
         "--prefix-cache": config.prefix_cache is not None,
         "--no-drafts": not config.drafts,
+        "--adapters": config.adapters is not None,
     }
     if named := [option for option, there in given.items() if there]:
         with start.lines():

@@ -50,7 +50,11 @@ def prepare(config: RunnerConfig, machine: Machine, report: ReportWriter, start:
         report.loading(fraction)
 
     limits = Limits(
-        config.max_concurrency, config.kv_cache, config.prefix_cache, drafts=config.drafts
+        config.max_concurrency,
+        config.kv_cache,
+        config.prefix_cache,
+        drafts=config.drafts,
+        adapters=config.max_adapters,
     )
     engine = TextEngine(load_model, tokenizer, limits)
     made_for = facts["context_length"] or _UNKNOWN_CONTEXT

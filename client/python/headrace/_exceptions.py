@@ -165,7 +165,7 @@ class ModelMismatch(HeadraceError):
 
 
 class ModelInUse(HeadraceError):
-    """The model is busy and the call would have disturbed its requests."""
+    """The model is busy and the call would have disturbed its requests; or adapters need it."""
 
     code = StatusCode.FAILED_PRECONDITION
     reason = "MODEL_IN_USE"

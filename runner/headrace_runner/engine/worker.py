@@ -26,6 +26,7 @@ class EngineStats:
     kv_reserved_bytes: int = 0
     kv_limit_bytes: int = 0
     prefix_bytes: int = 0
+    adapters_bytes: int = 0
     active_bytes: int = 0
     peak_bytes: int = 0
     cache_bytes: int = 0

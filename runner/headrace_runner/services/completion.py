@@ -16,7 +16,6 @@ import grpc
 
 from headrace.errors import ContextLengthExceeded, FieldViolation, InvalidRequest
 from headrace.rpc.access import charge
-from headrace.rpc.support import refuse_unsupported
 from headrace.v1.completion_pb2 import (
     CompletionProgress,
     CompletionStarted,
@@ -25,6 +24,7 @@ from headrace.v1.completion_pb2 import (
 )
 from headrace.v1.completion_pb2_grpc import CompletionServiceServicer
 from headrace_runner.engine.stream import EventStream
+from headrace_runner.engine.text.adapters import AdapterRef
 from headrace_runner.engine.text.guide import Guidance
 from headrace_runner.engine.text.request import (
     Delta,
@@ -35,6 +35,7 @@ from headrace_runner.engine.text.request import (
     Started,
 )
 from headrace_runner.models.grammar import Grammars
+from headrace_runner.services.adapters import adapter_of
 from headrace_runner.services.calls import Call
 from headrace_runner.services.constraint import guidance_of
 from headrace_runner.services.messages import completed, delta
@@ -70,13 +71,13 @@ class CompletionServicer(CompletionServiceServicer):
         runner = self._runner
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
         runner.check_target(request.model, metadata)
-        refuse_unsupported(request)
+        adapter = adapter_of(request.adapter, metadata, runner.config)
         request_id = request.request_id or secrets.token_hex(8)
         serial = runner.begin(request_id)
         span = GenerationSpan(request, request_id, runner.config, arrived)
         with Call(runner, serial, span):
             await asyncio.shield(runner.loaded)
-            generation = await self._generation(request, request_id)
+            generation = await self._generation(request, request_id, adapter)
             span.accepted(generation)
             stream = runner.engine.submit(generation)
             try:
@@ -87,7 +88,7 @@ class CompletionServicer(CompletionServiceServicer):
                 stream.close()
 
     async def _generation(
-        self, request: StreamCompletionRequest, request_id: str
+        self, request: StreamCompletionRequest, request_id: str, adapter: AdapterRef | None
     ) -> GenerationRequest:
         runner = self._runner
         if request.n > runner.config.max_concurrency:
@@ -120,6 +121,7 @@ class CompletionServicer(CompletionServiceServicer):
             resume=resume,
             markup=prompt.markup,
             guidance=guidance,
+            adapter=adapter,
         )
 
     def _prepare(self, request: StreamCompletionRequest) -> tuple[Prompt, Guidance | None]:
@@ -156,6 +158,7 @@ async def _messages(
                         prompt_tokens=len(generation.prompt),
                         cached_tokens=cached,
                         seed=generation.sampling.seed,
+                        adapter=request.adapter,
                     )
                 )
             case Delta() as event:

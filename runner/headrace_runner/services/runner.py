@@ -110,6 +110,7 @@ class RunnerServicer(RunnerServiceServicer):
                 kv_reserved_bytes=stats.kv_reserved_bytes,
                 kv_limit_bytes=stats.kv_limit_bytes,
                 prefix_cache_bytes=stats.prefix_bytes,
+                adapters_bytes=stats.adapters_bytes,
             ),
             load=RunnerLoad(
                 running=engine.running,

@@ -17,6 +17,7 @@ from headrace.v1.score_pb2_grpc import ScoreServiceServicer
 from headrace_runner.engine.text.request import Scored, ScoringRequest, Started
 from headrace_runner.models.chat import invalid_field
 from headrace_runner.models.tokenizer import Tokenizer
+from headrace_runner.services.adapters import adapter_of
 from headrace_runner.services.calls import Call
 from headrace_runner.services.messages import timings, token_logprob
 from headrace_runner.services.options import top_logprobs
@@ -44,6 +45,7 @@ class ScoreServicer(ScoreServiceServicer):
         runner = self._runner
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
         runner.check_target(request.model, metadata)
+        adapter = adapter_of(request.adapter, metadata, runner.config)
         request_id = secrets.token_hex(8)
         serial = runner.begin(request_id)
         span = ScoreSpan(request, request_id, runner.config, arrived)
@@ -67,6 +69,7 @@ class ScoreServicer(ScoreServiceServicer):
                 skipped=sequences.skipped,
                 top_logprobs=top or 0,
                 priority=request.priority,
+                adapter=adapter,
             )
             scored, cached = await self._compute(asked, span)
             answer = await asyncio.to_thread(

@@ -5,12 +5,13 @@
 
 from headrace_server.config.changes import Change, changes, taken_over
 from headrace_server.config.problems import ConfigError
-from headrace_server.config.settings import SETTINGS, ModelOptions, ServerConfig
+from headrace_server.config.settings import GENERAL, SETTINGS, ModelOptions, ServerConfig
 from headrace_server.config.show import as_toml, reference
 from headrace_server.config.sources import Effective, Sources, parse, read
 from headrace_server.config.values import names_of
 
 __all__ = [
+    "GENERAL",
     "SETTINGS",
     "Change",
     "ConfigError",

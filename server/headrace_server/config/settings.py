@@ -29,6 +29,7 @@ class ModelOptions:
     replicas: int
     prefix_cache: int | None
     drafts: bool
+    adapter: str | None
 
     @property
     def of_the_runner(self) -> str:
@@ -81,6 +82,8 @@ class ServerConfig:
     """Of each runner, to remember earlier prompts in; None: by the model and the memory."""
     drafts: bool = True
     """Whether runners may guess tokens and verify several in a step."""
+    adapter: None = None
+    """Each model has its own, or none."""
     queue_per_model: int = 64
     """Requests that may wait for one model."""
     queue_total: int = 256
@@ -134,6 +137,8 @@ class Setting:
     """What holds where nobody says anything; empty: the default is a plain value."""
     other_variable: str = ""
     """Of the environment, which counts where its own is not set."""
+    only_per_model: bool = False
+    """Whether it stands in models' tables and nowhere else."""
 
     @property
     def option(self) -> str:
@@ -256,6 +261,15 @@ SETTINGS = (
         unset="half of the weights, within 10% of what is free",
     ),
     Setting("drafts", "models", values.FLAG, "guess tokens to verify several in a step", live=True),
+    Setting(
+        "adapter",
+        "models",
+        values.NAME,
+        "adapter (LoRA) of requests that name none",
+        live=True,
+        unset="none",
+        only_per_model=True,
+    ),
     Setting("blas", "models", values.LIBRARY, "BLAS library for a Linux CPU", unset="found"),
     Setting("threads", "models", values.COUNT, "CPU cores of a runner", unset="all usable cores"),
     Setting(
@@ -308,6 +322,8 @@ SETTINGS = (
         "of the file with the last log lines and traces; off: none is kept",
     ),
 )
+GENERAL = tuple(setting for setting in SETTINGS if not setting.only_per_model)
+"""Those of the controller, and of models whose tables do not say."""
 BY_KEY: Mapping[str, Setting] = MappingProxyType({setting.key: setting for setting in SETTINGS})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace_server.config.settings import BY_KEY, SETTINGS, Setting
+from headrace_server.config.settings import BY_KEY, GENERAL, SETTINGS, Setting
 from headrace_server.config.sources import Effective
 from headrace_server.config.values import FLAG, quoted
 
@@ -13,7 +13,7 @@ def as_toml(effective: Effective) -> str:
     lines = [f"# {effective.file or 'no file'}"]
     rows = [
         (_line(setting, getattr(config, setting.key)), origins["", setting.key])
-        for setting in SETTINGS
+        for setting in GENERAL
     ]
     lines += _aligned(rows)
     for name, table in config.models.items():
@@ -44,6 +44,8 @@ def reference() -> str:
             option += f", `{setting.option.replace('--', '--no-', 1)}`"
         else:
             option = f"`{setting.option} {setting.kind.metavar}`"
+        if setting.only_per_model:
+            option = ""
         default = setting.unset or f"`{setting.kind.show(setting.default)}`"
         if setting.other_variable:
             default = f"`{setting.other_variable}`, else {default}"

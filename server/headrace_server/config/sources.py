@@ -17,7 +17,7 @@ from headrace._target import is_local
 from headrace.rpc.protection import missing_beside
 from headrace_server.config import values
 from headrace_server.config.problems import ConfigError, Problem, line_of, nearest
-from headrace_server.config.settings import BY_KEY, SETTINGS, Key, ServerConfig, Setting
+from headrace_server.config.settings import BY_KEY, GENERAL, Key, ServerConfig, Setting
 from headrace_server.config.values import Kind, quoted, toml
 
 FILE_NAME = "config.toml"
@@ -27,6 +27,7 @@ DEFAULT = "default"
 """The source of what nobody has set."""
 
 _PREFIX = "HEADRACE_"
+_GENERAL = {setting.key: setting for setting in GENERAL}
 _FILE_VARIABLE = "HEADRACE_CONFIG"
 _MAX_FILE_BYTES = 1 << 20
 _TLS = ("tls_cert", "tls_key", "tls_client_ca")
@@ -95,7 +96,7 @@ class Sources:
                 _check_local("listen", config.listen, "127.0.0.1 or a Unix socket", reading)
             if config.metrics_listen is not None:
                 _check_local("metrics_listen", config.metrics_listen, "127.0.0.1", reading)
-        origins = {("", setting.key): DEFAULT for setting in SETTINGS} | reading.origins
+        origins = {("", setting.key): DEFAULT for setting in GENERAL} | reading.origins
         return Effective(config, origins, file, tuple(reading.warnings))
 
     def _find(self, reading: _Reading, home: Path | None) -> Path | None:
@@ -158,7 +159,7 @@ class _Reading:
 
     def environment(self, env: Mapping[str, str]) -> None:
         """Take the variables; an empty one is as good as none."""
-        for setting in SETTINGS:
+        for setting in GENERAL:
             for variable in filter(env.get, (setting.variable, setting.other_variable)):
                 try:
                     self.put(setting, setting.kind.parse(env[variable]), variable)
@@ -166,7 +167,7 @@ class _Reading:
                     what = f"{quoted(env[variable])} {error}"
                     self.problems.append(Problem(variable, 0, what))
                 break
-        known = {setting.key for setting in SETTINGS} | {"config", "host"}
+        known = {setting.key for setting in GENERAL} | {"config", "host"}
         for name in sorted(env):
             key = name.removeprefix(_PREFIX).lower()
             # Others may have variables of this prefix too; one that looks like ours is a slip.
@@ -209,7 +210,7 @@ class _File:
             if key == MODELS:
                 self._models(found)
                 continue
-            setting = self._setting(key, (key,), BY_KEY)
+            setting = self._setting(key, (key,), _GENERAL)
             if setting is None:
                 continue
             for value in self._value(setting.kind, found, (key,)):
@@ -252,8 +253,8 @@ class _File:
     ) -> Setting | None:
         if key in known:
             return known[key]
-        if key == "adapter":
-            what = "adapters are not there yet; remove the key"
+        if key in BY_KEY and BY_KEY[key].only_per_model:
+            what = 'is a setting of one model; move it to its table, [models."name:tag"]'
         elif key in BY_KEY:
             what = "is a setting of the controller, not of one model; move it to the top"
         else:
@@ -311,7 +312,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print what holds and where it comes from, or what is wrong, and exit",
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for setting in SETTINGS:
+    for setting in GENERAL:
         if setting.group not in groups:
             groups[setting.group] = parser.add_argument_group(setting.group)
         groups[setting.group].add_argument(setting.option, **_option(setting))

@@ -268,6 +268,7 @@ SIZE = Kind(_bytes, show_bytes, "BYTES", (str, int))
 SIZE_OR_NONE = Kind(_bytes_or_none, show_bytes, "BYTES", (str, int))
 STORE = Kind(_store, _show_store, "BYTES", (str, int))
 FLAG = Kind(_flag, _show_flag, "", (bool,))
+NAME = Kind(lambda text: str(model_name(text)), quoted, "NAME")
 MODELS = Kind(_models, _show_list, "MODEL", (list,))
 
 

@@ -71,6 +71,8 @@ class Terms:
     """Of the prompt, where the model may have several runners to choose from."""
     prompt_bytes: int = 0
     """About how long the prompt is; 0 for a call that computes none."""
+    adapter: str | None = None
+    """Digest of the adapter that the model is to be used with; None: without one."""
     attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """What is told of the request in its metrics."""
 
@@ -334,11 +336,11 @@ class Relay:
             bind(runner_id=ticket.life.id)
             previous = INVALID_SPAN_CONTEXT if before is None else before.attempt
             with Attempt(call.method, ticket, record, previous) as attempt:
+                told = {"headrace-digest": terms.wanted.digest}
+                if terms.adapter is not None:
+                    told["headrace-adapter"] = terms.adapter
                 options = {
-                    "metadata": [
-                        *attempt.headers().items(),
-                        ("headrace-digest", terms.wanted.digest),
-                    ],
+                    "metadata": [*attempt.headers().items(), *told.items()],
                     "timeout": max(0.0, deadline - self._scheduler.now()),
                 }
                 try:

@@ -27,6 +27,8 @@ class RunnerSpec:
     """Bytes to remember earlier prompts in; None: the runner's own choice."""
     drafts: bool = True
     """Whether tokens may be guessed and verified, several in a step."""
+    adapters: Path | None = None
+    """The directory that the adapters of a language model lie in, by the hex of their digests."""
     stall_timeout: float = 30.0
     """Seconds without progress, or without an answer, after which the runner counts as stalled."""
     log_level: str = "info"
@@ -56,6 +58,8 @@ class RunnerSpec:
             options["--context"] = str(self.context)
         if self.prefix_cache is not None:
             options["--prefix-cache"] = str(self.prefix_cache)
+        if self.adapters is not None:
+            options["--adapters"] = str(self.adapters)
         words = [word for option in options.items() for word in option]
         if not self.drafts:
             words.append("--no-drafts")

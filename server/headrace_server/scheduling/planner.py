@@ -12,7 +12,12 @@ from typing import Any
 
 import grpc.aio
 
-from headrace.errors import LoadFailed, ModelNotFound, UnsupportedCapability
+from headrace.errors import (
+    LoadFailed,
+    ModelNotFound,
+    UnsupportedCapability,
+    UnsupportedParameter,
+)
 from headrace.host.dtype import choose_dtype
 from headrace.host.machine import Device
 from headrace.rpc.options import channel_options
@@ -186,6 +191,22 @@ class Planner:
             raise ModelNotFound(name, hint="it is being deleted")
         return model
 
+    async def adapter(self, model: Model, name: str | None) -> Manifest | None:
+        """The adapter of a model that a request names; where it says None, that of the settings.
+
+        None for "": no adapter. Raises UnsupportedParameter, ModelCorrupt.
+        """
+        wanted = model.options.adapter if name is None else name
+        if not wanted:
+            return None
+        try:
+            return await asyncio.to_thread(self._store.adapter, model.manifest, wanted)
+        except UnsupportedParameter as error:
+            if name is not None:
+                raise
+            what = f"the controller's settings name one, but {error.violations[0].description}"
+            raise UnsupportedParameter(what, field="adapter") from None
+
     @contextmanager
     def leaving(self, digest: str) -> Iterator[None]:
         """While the files of a model are removed: nobody is given it."""
@@ -254,6 +275,7 @@ class Planner:
             max_concurrency=wanted.policy.concurrency,
             prefix_cache=options.prefix_cache,
             drafts=options.drafts,
+            adapters=self._store.snapshots if wanted.manifest.kind == "text" else None,
             stall_timeout=self._config.stall_timeout,
             log_level=self._config.log_level,
             core_dumps=self._config.core_dumps,

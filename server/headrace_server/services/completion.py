@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import grpc.aio
 
-from headrace.rpc.support import refuse_unsupported
 from headrace.telemetry.generation import request_attributes
 from headrace.v1.completion_pb2 import StreamCompletionRequest
 from headrace_server.relay import CompletionRecord, Relay, Terms
 from headrace_server.scheduling.planner import Planner
 from headrace_server.scheduling.prefixes import fingerprints
 from headrace_server.scheduling.timing import LONG_PROMPT
+from headrace_server.services.adapters import with_adapter
 from headrace_server.services.raw import Context, Raw, add_to, seconds, stream, time_remaining
 
 SERVICE = "headrace.v1.CompletionService"
@@ -34,15 +34,20 @@ class CompletionServicer:
         """Generate a completion."""
         message = request.message
         model = await self._planner.model(message.model, "text")
-        refuse_unsupported(message)
+        request, adapter = await with_adapter(self._planner, model, request)
         choice = model.policy.replicas > 1
         terms = Terms(
             model,
             keep_alive=seconds(message.keep_alive) if message.HasField("keep_alive") else None,
             priority=message.priority,
             time_remaining=time_remaining(context),
-            prefixes=fingerprints(message) if choice or len(request.data) >= LONG_PROMPT else (),
+            prefixes=(
+                fingerprints(message, message.adapter)
+                if choice or len(request.data) >= LONG_PROMPT
+                else ()
+            ),
             prompt_bytes=len(request.data),
+            adapter=adapter,
             attributes=request_attributes(message),
         )
         await self._relay.stream(CompletionRecord, request.data, terms, context.write)

@@ -169,6 +169,7 @@ class ModelServicer(ModelServiceServicer):
         self, request: DeleteModelRequest, context: Context
     ) -> DeleteModelResponse:
         """Remove a name. Raises ModelNotFound, ModelInUse."""
+        await asyncio.to_thread(self._store.check_deletable, request.model)
         async with self._released(request.model):
             freed = await asyncio.to_thread(self._store.delete, request.model)
         await self._on_change(request.model, "DELETED")

@@ -11,6 +11,7 @@ from headrace_server.relay import Relay, Terms
 from headrace_server.relay.record import Record
 from headrace_server.scheduling.planner import Planner
 from headrace_server.scheduling.prefixes import fingerprints
+from headrace_server.services.adapters import with_adapter
 from headrace_server.services.raw import Context, Raw, add_to, seconds, time_remaining, unary
 
 SERVICE = "headrace.v1.ScoreService"
@@ -32,12 +33,16 @@ class ScoreServicer:
         yet."""
         message = request.message
         model = await self._planner.model(message.model, "text")
+        request, adapter = await with_adapter(self._planner, model, request)
         terms = Terms(
             model,
             keep_alive=seconds(message.keep_alive) if message.HasField("keep_alive") else None,
             priority=message.priority,
             time_remaining=time_remaining(context),
-            prefixes=fingerprints(message.input) if model.policy.replicas > 1 else (),
+            prefixes=(
+                fingerprints(message.input, message.adapter) if model.policy.replicas > 1 else ()
+            ),
+            adapter=adapter,
             # No prompt's bytes: what a prompt takes is not to be learnt from many continuations.
             attributes=request_attributes(message),
         )

@@ -83,6 +83,11 @@ class Store:
         """The model's directory."""
         return self._layout.snapshot(manifest.digest)
 
+    @property
+    def snapshots(self) -> Path:
+        """Where the models' directories lie, by the hex of their digests."""
+        return self._layout.snapshots
+
     def check(self, manifest: Manifest) -> None:
         """See that every file is there and as long as it was. Fast: reads no data.
 
@@ -230,6 +235,10 @@ class Store:
                 raise taken(target, "destination")
             write_into(copied.to_json(), staging, path)
         return copied
+
+    def check_deletable(self, name: str) -> None:
+        """Raises what `delete` would raise just now."""
+        self._adapters.check_unneeded(self._lookup.find(parse_name(name)))
 
     def delete(self, name: str) -> int:
         """Remove the name, and those of its files that no other has; gives the bytes freed.

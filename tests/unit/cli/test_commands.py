@@ -20,7 +20,7 @@ from headrace.errors import (
     SourceUnavailable,
     Unavailable,
 )
-from headrace.v1 import completion_pb2, model_pb2
+from headrace.v1 import common_pb2, completion_pb2, model_pb2
 from tests.unit.cli.running import Run
 from tests.unit.sdk import fake as say
 from tests.unit.sdk.fake import Fake
@@ -337,6 +337,22 @@ def test_import_says_how_to_quantise(
     assert fake.requests[-1].quantization == meant
     assert fake.requests[-1].unchecked
     assert headrace("import", "m.gguf", "n", "--quantize", "5")[0] == 2
+
+
+def test_import_and_show_of_an_adapter(fake: Fake, headrace: Run) -> None:
+    adapter = say.model("pirate:1")
+    adapter.kind = common_pb2.MODEL_KIND_ADAPTER
+    adapter.adapter.base = "m:1"
+    adapter.adapter.rank = 8
+    adapter.adapter.layers = 2
+    adapter.adapter.modules.extend(["self_attn.q_proj", "mlp.up_proj"])
+    fake.transfer = [model_pb2.StreamImportModelResponse(completed=adapter)]
+    assert headrace("import", "pirate", "pirate:1", "--base", "m")[0] == 0
+    assert fake.requests[-1].base == "m"
+    fake.models["pirate:1"] = adapter
+    shown = " ".join(headrace("show", "pirate:1")[1].split())
+    assert "kind adapter" in shown
+    assert "base m:1 changes self_attn.q_proj, mlp.up_proj of 2 layers rank 8" in shown
 
 
 def test_runners(fake: Fake, headrace: Run) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace_server.config import SETTINGS, ServerConfig, parse
+from headrace_server.config import GENERAL, ServerConfig, parse
 
 
 def test_defaults_listen_on_loopback() -> None:
@@ -114,7 +114,7 @@ def test_help_names_every_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(["--help"], {})
     shown = " ".join(capsys.readouterr().out.split())
-    for setting in SETTINGS:
+    for setting in GENERAL:
         assert setting.option in shown
     assert "80% of what is available" in shown
 

@@ -238,7 +238,7 @@ async def test_a_broken_rule_names_the_field(
     assert [violation.field for violation in error.violations] == [field]
 
 
-async def test_an_option_of_a_later_version_is_refused_before_any_load(
+async def test_an_adapter_that_the_model_has_not_is_refused_before_any_load(
     channel: grpc.aio.Channel,
 ) -> None:
     request = completion.StreamCompletionRequest(model="words", prompt="x", adapter="ink")

@@ -76,10 +76,13 @@ async def running(
     *,
     max_rows: int = 4,
     kv_bytes: int | None = None,
+    prefix_bytes: int | None = None,
     drafts: bool = True,
+    adapters: int = 8,
 ) -> AsyncIterator[TextEngine]:
     """An engine. Without `drafts` no input has more tokens than there are rows in a step."""
-    engine = TextEngine(load, tokenizer, Limits(max_rows, kv_bytes, drafts=drafts))
+    limits = Limits(max_rows, kv_bytes, prefix_bytes, drafts=drafts, adapters=adapters)
+    engine = TextEngine(load, tokenizer, limits)
     async with asyncio.timeout(60):
         await engine.start()
         try:

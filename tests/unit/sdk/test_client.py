@@ -318,9 +318,10 @@ def test_pull_and_import(fake: Fake, tmp_path: Path) -> None:
         assert client.import_model(tmp_path, "n", replace=True).collect().name == "n:1"
         assert fake.requests[-1].source_path == str(tmp_path)
         assert not fake.requests[-1].quantization
-        client.import_model(tmp_path, "n", quantize=4, unchecked=True).collect()
+        client.import_model(tmp_path, "n", quantize=4, unchecked=True, base="b").collect()
         assert fake.requests[-1].quantization == model_pb2.IMPORT_QUANTIZATION_4_BITS
         assert fake.requests[-1].unchecked
+        assert fake.requests[-1].base == "b"
         with pytest.raises(InvalidRequest, match="quantize"):
             client.import_model(tmp_path, "n", quantize=5)  # type: ignore[arg-type]
         fake.transfer = []

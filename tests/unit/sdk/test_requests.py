@@ -54,9 +54,10 @@ def test_every_option_reaches_its_field() -> None:
         keep_alive=timedelta(minutes=1),
         priority=-5,
         request_id="id",
+        adapter="",
     )
     expected = completion_pb2.StreamCompletionRequest(
-        model="m", prompt="p", max_tokens=9, priority=-5, request_id="id"
+        model="m", prompt="p", max_tokens=9, priority=-5, request_id="id", adapter=""
     )
     expected.sampling.CopyFrom(
         completion_pb2.SamplingOptions(

@@ -92,7 +92,7 @@ def _reusable(cache: PrefixCache[Run], tokens: Prefix, limit: int | None = None)
 def _nodes(cache: PrefixCache[Run]) -> dict[Prefix, _Node[Run]]:
     """All nodes but the root, by their prefixes, parents first."""
     found: dict[Prefix, _Node[Run]] = {}
-    waiting: list[tuple[Prefix, _Node[Run]]] = [((), cache._root)]
+    waiting: list[tuple[Prefix, _Node[Run]]] = [((), cache._root(None))]
     while waiting:
         prefix, node = waiting.pop()
         for first, child in node.children.items():
@@ -188,7 +188,7 @@ class Comparison(RuleBasedStateMachine):
         order = {node: place for place, node in enumerate(self.cache._order)}
         for node in order if self.segments else ():
             assert node.parent
-            assert node.parent is self.cache._root or order[node.parent] > order[node]
+            assert node.parent is self.cache._root(None) or order[node.parent] > order[node]
 
     @invariant()
     def the_books_are_right(self) -> None:
@@ -309,6 +309,21 @@ def test_a_checkpoint_where_prompts_part() -> None:
     assert _reusable(cache, (1, 2, 9)) == 0
     assert _insert(cache, (1, 2)) == [(0, 2)]
     assert _reusable(cache, (1, 2, 9)) == 2
+
+
+def test_spaces_know_nothing_of_each_other_and_share_the_budget() -> None:
+    cache = _segments(budget=2 * _cost(4))
+    tokens = _array((1, 2, 3, 4))
+    for space in (None, "a"):
+        assert not cache.match(tokens, space=space).length
+        assert cache.insert(tokens, Maker((1, 2, 3, 4)), space)
+        assert cache.match(tokens, space=space).reusable == 4
+    cache.match(tokens)
+    assert cache.insert(tokens, Maker((1, 2, 3, 4)), "b")  # For which the least recently used goes.
+    found = [cache.match(tokens, space=space).reusable for space in (None, "a", "b")]
+    assert found == [4, 0, 4]
+    cache.clear()
+    assert not cache.match(tokens, space="b").length
 
 
 def test_what_was_used_last_survives() -> None:

@@ -60,6 +60,7 @@ FIGURES: Final = (
     Figure(names.ENGINE_KV_RESERVED, lambda runner: runner.memory.kv_reserved_bytes),
     Figure(names.ENGINE_KV_LIMIT, lambda runner: runner.memory.kv_limit_bytes),
     Figure(names.ENGINE_MEMORY_WEIGHTS, lambda runner: runner.memory.weights_bytes),
+    Figure(names.ENGINE_MEMORY_ADAPTERS, lambda runner: runner.memory.adapters_bytes),
     Figure(names.ENGINE_MEMORY_ACTIVE, lambda runner: runner.memory.active_bytes),
     Figure(names.ENGINE_MEMORY_REUSABLE, lambda runner: runner.memory.cache_bytes),
     Figure(names.ENGINE_MEMORY_RESIDENT, lambda runner: runner.memory.resident_bytes),

@@ -251,6 +251,9 @@ ENGINE_KV_LIMIT: Final = LevelSpec(
     "headrace.engine.kv.limit", "The most that requests may reserve for KV caches.", "By"
 )
 ENGINE_MEMORY_WEIGHTS: Final = LevelSpec("headrace.engine.memory.weights", "Weights.", "By")
+ENGINE_MEMORY_ADAPTERS: Final = LevelSpec(
+    "headrace.engine.memory.adapters", "Adapters that are loaded.", "By"
+)
 ENGINE_MEMORY_ACTIVE: Final = LevelSpec(
     "headrace.engine.memory.active", "All that MLX has in use.", "By"
 )

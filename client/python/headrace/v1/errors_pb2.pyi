@@ -115,7 +115,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_MODEL_IN_USE: _ErrorReason.ValueType  # 21
     """FAILED_PRECONDITION. The model is busy and the call would have disturbed
-    its requests. Metadata: `model`.
+    its requests; or it has adapters, which need it. Metadata: `model`.
     """
     ERROR_REASON_SOURCE_UNAVAILABLE: _ErrorReason.ValueType  # 22
     """UNAVAILABLE. A model's source could not be reached or read. RetryInfo where
@@ -239,7 +239,7 @@ the logs and nothing else. Metadata: `trace_id` (may be empty).
 """
 ERROR_REASON_MODEL_IN_USE: ErrorReason.ValueType  # 21
 """FAILED_PRECONDITION. The model is busy and the call would have disturbed
-its requests. Metadata: `model`.
+its requests; or it has adapters, which need it. Metadata: `model`.
 """
 ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 22
 """UNAVAILABLE. A model's source could not be reached or read. RetryInfo where

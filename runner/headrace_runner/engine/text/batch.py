@@ -389,7 +389,9 @@ class TextBatch:
         """The next tokens of the prompts in line, with their states: so many tokens in all."""
         for joining in self._line:
             if joining.state is None:
-                joining.state = self._layout.begin(as_tokens(joining.tokens), joining.borders)
+                joining.state = self._layout.begin(
+                    as_tokens(joining.tokens), joining.borders, adapter=joining.adapter
+                )
                 joining.cached = joining.state.length
         chunks = []
         given = shares([joining.remaining for joining in self._line], budget)

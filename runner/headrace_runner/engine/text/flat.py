@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -21,7 +22,9 @@ from headrace_runner.engine.text.attention import attend
 from headrace_runner.engine.text.layout import Piece
 from headrace_runner.engine.text.windows import Prompt, Window
 from headrace_runner.models.fast_paths import Head
+from headrace_runner.models.lora import Mixture, Run
 
+_NONE: Mapping[int, str] = MappingProxyType({})
 _WITH_LOGITS = 64
 """Prompt tokens beside rows that decode where their logits are computed too."""
 
@@ -32,6 +35,7 @@ class _Part(Protocol):
     tokens: int
 
     def positions(self) -> list[int]: ...
+    def adapters(self) -> list[Run]: ...
     def attend(
         self, layer: int, queries: mx.array, keys: mx.array, values: mx.array, scale: float
     ) -> mx.array: ...
@@ -56,6 +60,9 @@ class _PromptPart:
         branches = [fork + place for length in self._branches for place in range(length)]
         return [*range(start, fork), *branches]
 
+    def adapters(self) -> list[Run]:
+        return [(self._prompt.adapter, self.tokens)]
+
     def attend(
         self, layer: int, queries: mx.array, keys: mx.array, values: mx.array, scale: float
     ) -> mx.array:
@@ -79,12 +86,16 @@ def _apart(trunk: int, branches: Sequence[int]) -> mx.array:
 class _WindowPart:
     """The next token of each row of a window, or the next few of its only row."""
 
-    def __init__(self, window: Window, each: int, by_products: bool) -> None:
+    def __init__(
+        self, window: Window, each: int, by_products: bool, adapters: Mapping[int, str]
+    ) -> None:
+        """`adapters`: of the rows that have one."""
         assert each == 1 or len(window) == 1
         self.tokens = len(window) * each
         self._window = window
         self._each = each
         self._by_products = by_products
+        self._adapters = adapters
         window.ready(each)
         self._padding: mx.array | None = None
         if max(window.starts) > window.begin:
@@ -98,6 +109,9 @@ class _WindowPart:
         return [
             window.end - start + number for start in window.starts for number in range(self._each)
         ]
+
+    def adapters(self) -> list[Run]:
+        return [(self._adapters.get(uid), self._each) for uid in self._window.uids]
 
     def attend(
         self, layer: int, queries: mx.array, keys: mx.array, values: mx.array, scale: float
@@ -146,11 +160,21 @@ class _Layer:
 class FlatPass:
     """Runs a model over tokens of many rows at once."""
 
-    def __init__(self, model: Any, layers: int, head: Head, *, by_products: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: int,
+        head: Head,
+        *,
+        by_products: bool,
+        mixture: Mixture | None = None,
+    ) -> None:
+        """`mixture`: what adapters of the model go by, if it may have any."""
         self._model = model
         self._layers = layers
         self._head = head
         self._by_products = by_products
+        self._mixture = mixture or Mixture()
 
     @property
     def beside(self) -> int:
@@ -205,13 +229,15 @@ class FlatPass:
         inputs: mx.array,
         each: int = 1,
         chunks: Sequence[tuple[Prompt, Sequence[int]]] = (),
+        adapters: Mapping[int, str] = _NONE,
     ) -> mx.array:
         """The logits, [inputs, vocabulary], after the next token of every row. Lazy.
 
         `each` tokens of a row are taken where there is but one. In the same pass the next tokens of
-        rows in prefill: the weights are read once for all.
+        rows in prefill: the weights are read once for all. `adapters` are those of the windows'
+        rows, by row.
         """
-        return self._run(windows, chunks, inputs, each)[: inputs.shape[0]]
+        return self._run(windows, chunks, inputs, each, adapters)[: inputs.shape[0]]
 
     def _run(
         self,
@@ -219,8 +245,11 @@ class FlatPass:
         chunks: Sequence[tuple[Prompt, Sequence[int]]],
         inputs: mx.array,
         each: int,
+        adapters: Mapping[int, str] = _NONE,
     ) -> mx.array:
-        parts: list[_Part] = [_WindowPart(window, each, self._by_products) for window in windows]
+        parts: list[_Part] = [
+            _WindowPart(window, each, self._by_products, adapters) for window in windows
+        ]
         parts += [_PromptPart(prompt, len(chunk), self._by_products) for prompt, chunk in chunks]
         new = mx.array([token for _, chunk in chunks for token in chunk], mx.uint32)
         tokens = mx.concatenate([inputs, new]) if chunks else inputs
@@ -237,6 +266,7 @@ class FlatPass:
         """The logits of what is wanted of all tokens; of all where the head cannot be told."""
         offset = mx.array([place for part in parts for place in part.positions()], mx.int32)
         cache = [_Layer(number, parts, offset) for number in range(self._layers)]
-        with self._head.only(wanted):
+        runs = [run for part in parts for run in part.adapters()]
+        with self._head.only(wanted), self._mixture.of(runs):
             logits: mx.array = self._model(tokens[:, None], cache=cache)
         return logits[:, -1, :]

@@ -30,6 +30,8 @@ class FlatLayout:
         self.together = flat.beside
         self._nothing = nothing
         self._windows: list[Window] = []
+        self._adapters: dict[int, str] = {}
+        """Of the rows that decode and have one."""
         self.prefixes: PrefixCache[Segment] = PrefixCache(prefix_bytes, Segment.divide)
 
     @property
@@ -48,11 +50,17 @@ class FlatLayout:
         arrays = (*self._nothing.keys, *self._nothing.values)
         return tokens * sum(a.shape[1] * a.shape[3] * a.dtype.size for a in arrays)
 
-    def begin(self, tokens: Tokens, borders: Sequence[int], beyond: int = 0) -> Prompt:
+    def begin(
+        self,
+        tokens: Tokens,
+        borders: Sequence[int],
+        beyond: int = 0,
+        adapter: str | None = None,
+    ) -> Prompt:
         # The last token is left to the first step of decoding, which needs one, or to `score`.
         last = len(tokens) - 1
-        prompt = Prompt(last + beyond)
-        match = self.prefixes.match(tokens, last)
+        prompt = Prompt(last + beyond, adapter)
+        match = self.prefixes.match(tokens, last, adapter)
         if match.pieces:
             prompt.fill([(piece.value, piece.taken) for piece in match.pieces])
         return prompt
@@ -74,6 +82,7 @@ class FlatLayout:
         state.length = mark
 
     def join(self, rows: Sequence[tuple[int, Prompt]], soon: Sequence[int] = ()) -> None:
+        self._adapters |= {uid: row.adapter for uid, row in rows if row.adapter is not None}
         left = sorted(rows, key=lambda row: -row[1].length)
         while left:
             longest = left[0][1].length
@@ -91,6 +100,7 @@ class FlatLayout:
             left = [row for row in left if row not in mine]
 
     def keep(self, rows: set[int]) -> None:
+        self._adapters = {uid: key for uid, key in self._adapters.items() if uid in rows}
         for window in self._windows:
             window.keep(rows)
         self._windows = [window for window in self._windows if window]
@@ -98,26 +108,27 @@ class FlatLayout:
     def decode(
         self, inputs: mx.array, chunks: Sequence[tuple[Prompt, Sequence[int]]] = ()
     ) -> tuple[mx.array, list[mx.array]]:
-        logits = self._pass.decode(self._windows, inputs, chunks=chunks)
+        logits = self._pass.decode(self._windows, inputs, chunks=chunks, adapters=self._adapters)
         return logits, [array for prompt, _ in chunks for array in prompt.state()]
 
     def draft(self, inputs: mx.array) -> mx.array:
-        return self._pass.decode(self._windows, inputs, inputs.shape[0])
+        return self._pass.decode(self._windows, inputs, inputs.shape[0], adapters=self._adapters)
 
     def undo(self, tokens: int) -> None:
         self._windows[0].end -= tokens
 
     def remember(self, tokens: Tokens, state: Prompt) -> None:
         if state.length:
-            self.prefixes.insert(tokens[: state.length], state.part)
+            self.prefixes.insert(tokens[: state.length], state.part, state.adapter)
 
     def remember_row(self, tokens: Tokens, row: int) -> None:
         window = next(window for window in self._windows if row in window.uids)
         tokens = tokens[: window.length(row)]
-        self.prefixes.insert(tokens, lambda start, end: window.segment(row, start, end))
+        space = self._adapters.get(row)
+        self.prefixes.insert(tokens, lambda start, end: window.segment(row, start, end), space)
 
     def forget(self, to_bytes: int = 0) -> None:
         self.prefixes.shrink(to_bytes)
 
     def reset(self) -> None:
-        self._windows = []
+        self._windows, self._adapters = [], {}

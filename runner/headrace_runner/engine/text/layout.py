@@ -66,8 +66,17 @@ class Layout(Protocol[S]):
     def row_bytes(self, tokens: int) -> int:
         """Bytes of the keys and values of a row of so many tokens."""
 
-    def begin(self, tokens: Tokens, borders: Sequence[int], beyond: int = 0) -> S:
+    def begin(
+        self,
+        tokens: Tokens,
+        borders: Sequence[int],
+        beyond: int = 0,
+        adapter: str | None = None,
+    ) -> S:
         """A new row in prefill, with the beginning of `tokens` that is remembered.
+
+        It has the adapter of this key wherever it is computed, and what is remembered of it is for
+        those that have the same.
 
         At `borders` (places between two tokens) other prompts are likely to go another way.
         `beyond`: tokens that `score` may have in the row at once, the last of these among them.

@@ -15,6 +15,7 @@ from headrace_runner.engine.text.stock_layout import StockLayout
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
 from headrace_runner.models.fast_paths import route_attention, trim_head, vectorise
 from headrace_runner.models.insides import attends_to_everything, new_caches, unbatchable_cache
+from headrace_runner.models.lora import Mixture
 
 logger = logging.getLogger(__name__)
 
@@ -24,20 +25,23 @@ _TOLERANCE = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}
 """Of the largest logit, by the type of the logits."""
 
 
-def choose_layout(model: Any, *, on_cpu: bool, prefix_bytes: int) -> Layout[Any]:
+def choose_layout(
+    model: Any, *, on_cpu: bool, prefix_bytes: int, mixture: Mixture | None = None
+) -> Layout[Any]:
     """The fastest layout that computes this model right.
 
     That of our own is tried beside mlx-lm's, on a few tokens: a model class may do anything with
     its cache, and only the result tells. `on_cpu` chooses the ways that are fast on a CPU.
-    `prefix_bytes` is the budget for what is remembered. Raises UnsupportedModel for a model that
-    can be in no batch.
+    `prefix_bytes` is the budget for what is remembered; `mixture` is what adapters go by, of which
+    there are none yet. Raises UnsupportedModel for a model that can be in no batch.
     """
     if (kind := unbatchable_cache(model)) is not None:
         raise UnsupportedModel(f"this model's cache, {kind} of mlx-lm, cannot be batched")
     if attends_to_everything(model):
         expected = [_alone(model, probe) for probe in _PROBES]
         route_attention(model)
-        flat = FlatPass(model, len(new_caches(model)), trim_head(model), by_products=on_cpu)
+        layers, head = len(new_caches(model)), trim_head(model)
+        flat = FlatPass(model, layers, head, by_products=on_cpu, mixture=mixture)
         undo = vectorise(model) if on_cpu else None
         nothing = _tried(flat, expected)
         if nothing is None and undo is not None:
@@ -46,7 +50,7 @@ def choose_layout(model: Any, *, on_cpu: bool, prefix_bytes: int) -> Layout[Any]
         if nothing is not None:
             return FlatLayout(flat, nothing, prefix_bytes)
         logger.warning("the model computes attention in a way of its own; prompts go one by one")
-    return StockLayout(model, prefix_bytes=prefix_bytes)
+    return StockLayout(model, prefix_bytes=prefix_bytes, mixture=mixture)
 
 
 def _alone(model: Any, tokens: tuple[int, ...]) -> mx.array:

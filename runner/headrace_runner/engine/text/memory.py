@@ -47,11 +47,11 @@ class Reservations:
         """Bytes."""
         return sum(self._held.values())
 
-    def take(self, owner: int, needed: int) -> bool:
-        """Reserves for an owner if there is room. One who is alone is never turned away: nothing
-        that could end would make more room."""
+    def take(self, owner: int, needed: int, beside: int = 0) -> bool:
+        """Reserves for an owner if there is room, with so many bytes taken for what nobody owns.
+        One who is alone is never turned away: nothing that could end would make more room."""
         self._held.pop(owner, None)
-        if self._held and self.reserved + needed > self.limit:
+        if self._held and self.reserved + beside + needed > self.limit:
             return False
         self._held[owner] = needed
         return True

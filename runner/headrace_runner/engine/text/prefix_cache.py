@@ -90,7 +90,7 @@ class _Node(Generic[V]):
     end: int
     """Tokens from the root to here. Stays as it is when the edge above is cut or grows."""
     parent: _Node[V] | None = None
-    """None for the root alone."""
+    """None for roots alone."""
     children: dict[bytes, _Node[V]] = field(default_factory=dict)
     """By the first token of their edges."""
     value: V | None = None
@@ -116,7 +116,9 @@ class PrefixCache(Generic[V]):
     conversation the early ones go and not the latest. A model with layers of both kinds takes two
     caches.
 
-    The tokens themselves do not count against the budget.
+    The same tokens may have several values: each is in a `space`, such as that of an adapter, and
+    found in this one alone. All spaces share the budget. The tokens themselves do not count against
+    it.
     """
 
     def __init__(self, budget: int, divide: Divide[V] | None = None) -> None:
@@ -141,13 +143,13 @@ class PrefixCache(Generic[V]):
         """Tokens of all edges: those of a beginning that several prompts share count once."""
         return self._tokens
 
-    def match(self, tokens: Tokens, limit: int | None = None) -> Match[V]:
+    def match(self, tokens: Tokens, limit: int | None = None, space: str | None = None) -> Match[V]:
         """Find the longest beginning of `tokens`, of at most `limit` tokens, that is cached.
 
         What can be reused is marked as used. Give a limit of one token less than the prompt has
         where the model must compute at least one.
         """
-        path, length = self._walk(_packed(tokens[:limit]))
+        path, length = self._walk(_packed(tokens[:limit]), space)
         used = self._use(path, length)
         found = Match(
             length,
@@ -163,7 +165,9 @@ class PrefixCache(Generic[V]):
         self.counters.reused_tokens += found.reusable
         return found
 
-    def insert(self, tokens: Tokens, make: Callable[[int, int], V]) -> bool:
+    def insert(
+        self, tokens: Tokens, make: Callable[[int, int], V], space: str | None = None
+    ) -> bool:
         """Have `tokens` in the cache, marked as used; tell whether they are.
 
         `make(start, end)` gives the value of the tokens from `start` up to `end`, which is the
@@ -174,8 +178,8 @@ class PrefixCache(Generic[V]):
         """
         data = _packed(tokens)
         count = len(data) // _WIDTH
-        path, length = self._walk(data)
-        last = path[-1] if path else self._root
+        path, length = self._walk(data, space)
+        last = path[-1] if path else self._root(space)
         if length == count and (self._divide or not path or _is_whole(last, count)):
             self._use(path, count)
             return True
@@ -221,15 +225,18 @@ class PrefixCache(Generic[V]):
         for node in self._order:
             node.value = None
         self._order.clear()
-        self._root: _Node[V] = _Node(b"", 0)
+        self._roots: dict[str | None, _Node[V]] = {}
         self._nbytes = self._tokens = 0
 
-    def _walk(self, data: bytes) -> tuple[list[_Node[V]], int]:
+    def _root(self, space: str | None) -> _Node[V]:
+        return self._roots.setdefault(space, _Node(b"", 0))
+
+    def _walk(self, data: bytes, space: str | None) -> tuple[list[_Node[V]], int]:
         """The nodes of the longest path that agrees with `data`, and how many tokens agree.
 
         Of the last node's edge only a part may.
         """
-        node, path, length = self._root, [], 0
+        node, path, length = self._root(space), [], 0
         while child := node.children.get(data[length * _WIDTH : (length + 1) * _WIDTH]):
             path.append(child)
             if not data.startswith(child.edge, length * _WIDTH):

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TypeAlias
 
 from headrace_runner.engine.stream import Failed, Last
+from headrace_runner.engine.text.adapters import AdapterRef
 from headrace_runner.engine.text.calls import ToolCallPart, join
 from headrace_runner.engine.text.guide import Guidance
 from headrace_runner.engine.text.logprobs import Logprobs
@@ -43,6 +44,8 @@ class GenerationRequest:
     """What sets reasoning and tool calls apart in the output."""
     guidance: Guidance | None = None
     """What its choices may draw; None: anything."""
+    adapter: AdapterRef | None = None
+    """What is added to the model for it."""
     context: Context = field(default_factory=copy_context, compare=False, repr=False)
     """Of who asks, for what the engine logs of the request."""
 
@@ -64,6 +67,8 @@ class ScoringRequest:
     top_logprobs: int = 0
     """How many of the likeliest tokens to report at each position."""
     priority: int = 0
+    adapter: AdapterRef | None = None
+    """What is added to the model for it."""
     context: Context = field(default_factory=copy_context, compare=False, repr=False)
 
     @property

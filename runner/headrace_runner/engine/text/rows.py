@@ -25,6 +25,9 @@ class NewRow:
     top_logprobs: int | None = None
     guide: Guide | None = None
     """Has taken what the row drew before it was added, and takes what it draws."""
+    adapter: str | None = None
+    """The key of the one that it is computed with; of all rows that begin with one prompt the same,
+    and in memory as long as the row is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,10 @@ class Joining:
     @property
     def uid(self) -> int:
         return self.rows[0].new.uid
+
+    @property
+    def adapter(self) -> str | None:
+        return self.rows[0].new.adapter
 
     @property
     def remaining(self) -> int:

@@ -219,7 +219,8 @@ class Scorer:
         request = scoring.request
         beyond = self._beyond(request)
         prompt = as_tokens(request.prompt)
-        scoring.state = self._layout.begin(prompt, scoring.borders, beyond)
+        adapter = None if request.adapter is None else request.adapter.key
+        scoring.state = self._layout.begin(prompt, scoring.borders, beyond, adapter)
         scoring.cached = scoring.state.length
 
     def _beyond(self, request: ScoringRequest) -> int:

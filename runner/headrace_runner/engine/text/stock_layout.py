@@ -17,6 +17,7 @@ import mlx.core as mx
 from headrace_runner.engine.text.layout import Piece
 from headrace_runner.engine.text.prefix_cache import PrefixCache, Tokens
 from headrace_runner.models.insides import new_caches
+from headrace_runner.models.lora import Mixture
 
 _BORDERS = 2
 """Checkpoints inside a prompt, beside the one at its end: at its last borders."""
@@ -33,8 +34,16 @@ class Checkpoint:
 class StockState:
     """A row in prefill, with caches of its own."""
 
-    def __init__(self, caches: list[Any], length: int, tokens: Tokens, stops: list[int]) -> None:
+    def __init__(
+        self,
+        caches: list[Any],
+        length: int,
+        tokens: Tokens,
+        stops: list[int],
+        adapter: str | None = None,
+    ) -> None:
         self.caches = caches
+        self.adapter = adapter
         self.length = length
         self.tokens = tokens
         self.stops = stops
@@ -51,10 +60,14 @@ class StockLayout:
     drafts = False
     together = 0
 
-    def __init__(self, model: Any, *, prefix_bytes: int) -> None:
+    def __init__(self, model: Any, *, prefix_bytes: int, mixture: Mixture | None = None) -> None:
+        """`mixture`: what adapters of the model go by, if it may have any."""
         self._model = model
+        self._mixture = mixture or Mixture()
         self._batch: list[Any] = []
         self.order: list[int] = []
+        self._adapters: dict[int, str | None] = {}
+        """Of the rows that decode."""
         self.prefixes: PrefixCache[Checkpoint] = PrefixCache(prefix_bytes)
         probe = new_caches(model)
         mx.eval(model(mx.array([[0]]), cache=probe))
@@ -71,22 +84,29 @@ class StockLayout:
     def row_bytes(self, tokens: int) -> int:
         return sum(each * min(tokens, most) for each, most in self._shapes)
 
-    def begin(self, tokens: Tokens, borders: Sequence[int], beyond: int = 0) -> StockState:
+    def begin(
+        self,
+        tokens: Tokens,
+        borders: Sequence[int],
+        beyond: int = 0,
+        adapter: str | None = None,
+    ) -> StockState:
         last = len(tokens) - 1
-        match = self.prefixes.match(tokens, last)
+        match = self.prefixes.match(tokens, last, adapter)
         length = match.reusable
         caches = list(_copies(match.pieces[-1].value.caches)) if length else new_caches(self._model)
         # Where others went another way is a border too.
         wanted = {*borders[-_BORDERS:], match.length}
         stops = sorted(place for place in wanted if length < place < last)
-        return StockState(caches, length, tokens, [*stops, last])
+        return StockState(caches, length, tokens, [*stops, last], adapter)
 
     def chunk(self, state: StockState, wanted: int) -> int:
         return min(wanted, state.stops[0] - state.length)
 
     def prefill(self, chunks: Sequence[tuple[StockState, Sequence[int]]]) -> None:
         for state, chunk in chunks:
-            self._model(mx.array(list(chunk))[None], cache=state.caches)
+            with self._mixture.of([(state.adapter, 1)]):
+                self._model(mx.array(list(chunk))[None], cache=state.caches)
             mx.eval([cache.state for cache in state.caches])
             state.length += len(chunk)
             if state.stops and state.length == state.stops[0]:
@@ -107,13 +127,14 @@ class StockLayout:
             self.prefill([(state, piece.trunk[done : done + count])])
             done += count
         if wanted:
-            yield self._logits(piece.trunk[silent:], state.caches)
+            yield self._logits(piece.trunk[silent:], state.caches, state.adapter)
             state.length += wanted
         for branch in branches:
-            yield self._logits(branch, _copies(state.caches))
+            yield self._logits(branch, _copies(state.caches), state.adapter)
 
-    def _logits(self, tokens: Sequence[int], caches: list[Any]) -> mx.array:
-        logits: mx.array = self._model(mx.array(list(tokens))[None], cache=caches)[0]
+    def _logits(self, tokens: Sequence[int], caches: list[Any], adapter: str | None) -> mx.array:
+        with self._mixture.of([(adapter, 1)]):
+            logits: mx.array = self._model(mx.array(list(tokens))[None], cache=caches)[0]
         # At once, so that one branch's caches are there at a time.
         mx.eval(logits, [cache.state for cache in caches])
         return logits
@@ -134,12 +155,14 @@ class StockLayout:
         else:
             self._batch = merged
         self.order = self.order + [uid for uid, _ in rows]
+        self._adapters |= {uid: state.adapter for uid, state in rows}
 
     def keep(self, rows: set[int]) -> None:
         kept = [place for place, uid in enumerate(self.order) if uid in rows]
         if len(kept) == len(self.order):
             return
         self.order = [self.order[place] for place in kept]
+        self._adapters = {uid: self._adapters[uid] for uid in self.order}
         if not kept:
             self._batch = []
         for cache in self._batch:
@@ -150,7 +173,8 @@ class StockLayout:
     ) -> tuple[mx.array, list[mx.array]]:
         if chunks:
             raise NotImplementedError("prompts in the same pass")
-        logits: mx.array = self._model(inputs[:, None], cache=self._batch)
+        with self._mixture.of([(self._adapters[uid], 1) for uid in self.order]):
+            logits: mx.array = self._model(inputs[:, None], cache=self._batch)
         return logits[:, -1, :], []
 
     def draft(self, inputs: mx.array) -> mx.array:
@@ -163,7 +187,9 @@ class StockLayout:
         if state.length:
             caches = tuple(_copies(state.caches))
             checkpoint = Checkpoint(caches, _nbytes(caches))
-            self.prefixes.insert(tokens[: state.length], lambda start, end: checkpoint)
+            self.prefixes.insert(
+                tokens[: state.length], lambda start, end: checkpoint, state.adapter
+            )
 
     def remember_row(self, tokens: Tokens, row: int) -> None:
         # What a batch's row would give is good for its very last token alone, which a row that
@@ -174,7 +200,7 @@ class StockLayout:
         self.prefixes.shrink(to_bytes)
 
     def reset(self) -> None:
-        self._batch, self.order = [], []
+        self._batch, self.order, self._adapters = [], [], {}
 
 
 def _copies(caches: Sequence[Any]) -> list[Any]:

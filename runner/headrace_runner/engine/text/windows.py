@@ -47,8 +47,10 @@ class Segment:
 class Prompt:
     """A row in prefill: room for the keys and values of all its tokens, and how many are there."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, adapter: str | None = None) -> None:
+        """`adapter`: the key of the one that it is computed with."""
         self.length = 0
+        self.adapter = adapter
         self._room = room
         self._keys: list[mx.array] = []
         self._values: list[mx.array] = []

@@ -25,6 +25,7 @@ from headrace.telemetry import names
 from headrace_runner.engine.memory import give_back, is_allocation_failure
 from headrace_runner.engine.stream import Failed
 from headrace_runner.engine.tally import Tally
+from headrace_runner.engine.text.adapters import Adapters
 from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.guide import GrammarError
 from headrace_runner.engine.text.layouts import choose_layout
@@ -37,6 +38,7 @@ from headrace_runner.engine.text.scoring import Scorer, Scoring
 from headrace_runner.engine.text.task import Task
 from headrace_runner.engine.worker import Deliver, EngineStats
 from headrace_runner.models.load import LoadedModel
+from headrace_runner.models.lora import Mixture
 from headrace_runner.models.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,8 @@ class Limits:
     prefix_bytes: int | None = None
     drafts: bool = True
     """Whether tokens may be guessed and verified, where that pays."""
+    adapters: int = 8
+    """Adapters in memory."""
 
 
 class TextWorker:
@@ -73,8 +77,13 @@ class TextWorker:
             prefix_bytes=limits.prefix_bytes,
         )
         self._reservations = Reservations(memory.kv_bytes)
+        mixture = Mixture()
         self._layout = choose_layout(
-            loaded.model, on_cpu=loaded.on_cpu, prefix_bytes=memory.prefix_bytes
+            loaded.model, on_cpu=loaded.on_cpu, prefix_bytes=memory.prefix_bytes, mixture=mixture
+        )
+        # On a CPU products in half precision are slow, and its models are in float32 mostly.
+        self._adapters = Adapters(
+            loaded.model, mixture, most=limits.adapters, in_float32=loaded.on_cpu
         )
         self._batch = TextBatch(
             self._layout,
@@ -143,9 +152,14 @@ class TextWorker:
             self._remove_rows([row for task in tasks for row in task.rows])
         self._scorer.drop(uids)
         for uid in uids:
-            self._reservations.free(uid)
+            self._release(uid)
         if not (self._tasks or self._scorer):
             self._measure()
+
+    def _release(self, uid: int) -> None:
+        """Gives back what a request takes of what others may need."""
+        self._reservations.free(uid)
+        self._adapters.free(uid)
 
     def rest(self) -> None:
         """Gives back what is kept for reuse."""
@@ -164,7 +178,7 @@ class TextWorker:
         task.parked = parked
         if parked:
             self._batch.park(task.rows)
-            self._reservations.free(uid)
+            self._release(uid)
             self._line = [other for other in self._line if other is not task]
             self._measure()
         else:
@@ -254,9 +268,13 @@ class TextWorker:
             rows, needed = self._needs(task)
             if self.rows and self.rows + rows > self._max_rows:
                 break
-            if not self._reservations.take(task.uid, needed):
-                break
+            with self._alone(task.uid, task.request):
+                if not self._has_room(task, needed):
+                    break
+                task.request.context.run(self._adapters.hold, task.uid, task.request.adapter)
             self._line.pop(0)
+            if task.uid in self._faulted:
+                continue
             if isinstance(task, Scoring):
                 self._scorer.add(task)
                 continue
@@ -266,6 +284,19 @@ class TextWorker:
                 else:
                     self._start(task)
         self._drop_faulted()
+        if self.stats.adapters_bytes != self._adapters.nbytes:
+            self.stats = replace(self.stats, adapters_bytes=self._adapters.nbytes)
+
+    def _has_room(self, task: Task | Scoring, needed: int) -> bool:
+        """Reserves for one, at the cost of adapters that nobody uses."""
+        adapter = task.request.adapter
+        if not self._adapters.make_place(adapter):
+            return False
+        more = self._adapters.needs(adapter)
+        while not self._reservations.take(task.uid, needed, self._adapters.nbytes + more):
+            if not self._adapters.give_up_one(but=adapter):
+                return False
+        return True
 
     def _needs(self, task: Task | Scoring) -> tuple[int, int]:
         """How many rows, and how many bytes of keys and values."""
@@ -309,7 +340,8 @@ class TextWorker:
         seed = choice_seed(sampling.seed, choice)
         guidance = task.request.guidance
         guide = None if guidance is None else guidance.begin(task.request.resumed(choice))
-        return NewRow(uid, replace(sampling, seed=seed), task.request.top_logprobs, guide)
+        adapter = None if task.request.adapter is None else task.request.adapter.key
+        return NewRow(uid, replace(sampling, seed=seed), task.request.top_logprobs, guide, adapter)
 
     def _push(self, task: Task, choice: int, draw: Drawn) -> None:
         self._totals["output_tokens"] += 1
@@ -328,6 +360,8 @@ class TextWorker:
 
     def _shed(self, error: Exception) -> None:
         """Ends the newest request, for which there was no memory, and goes on with the others."""
+        while self._adapters.give_up_one():
+            pass
         task, _ = self._owners[self._batch.shed()[0]]
         self._give_up(task.uid, task.request, error)
         self.drop({task.uid})
@@ -354,11 +388,16 @@ class TextWorker:
             self._failed(uid, request, error)
 
     def _failed(self, uid: int, request: TextRequest, error: Exception) -> None:
-        """Ends a request that met a bug of ours."""
-        extra = {"request_id": request.id}
-        request.context.run(logger.error, "a request failed", exc_info=error, extra=extra)
+        """Ends a request that met an error: a typed one, a lack of memory, or a bug of ours."""
         self._faulted.add(uid)
-        self._end(uid, InternalError(""))
+        if isinstance(error, HeadraceError):
+            self._end(uid, error)
+        elif is_allocation_failure(error):
+            self._give_up(uid, request, error)
+        else:
+            extra = {"request_id": request.id}
+            request.context.run(logger.error, "a request failed", exc_info=error, extra=extra)
+            self._end(uid, InternalError(""))
 
     def _break_off(self, task: Task, fault: Exception) -> None:
         """Ends a request whose guide can lead it no further."""
@@ -395,6 +434,7 @@ class TextWorker:
             kv_reserved_bytes=self._reservations.reserved,
             kv_limit_bytes=self._reservations.limit,
             prefix_bytes=self._layout.remembered_bytes,
+            adapters_bytes=self._adapters.nbytes,
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
             cache_bytes=mx.get_cache_memory(),

@@ -1,0 +1,136 @@
+"""The adapters (LoRA) of a model that are in memory: read when they are first needed, and given up
+when others need the room. One that a request has is never given up. Belongs to the engine's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from headrace.errors import ModelCorrupt, UnsupportedParameter
+from headrace_runner.models.adapters import WEIGHTS, Shapes, read_scale, read_shapes
+from headrace_runner.models.lora import Adaptable, Mixture, Pair
+
+logger = logging.getLogger(__name__)
+
+_FLOAT32 = 4
+"""Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """An adapter that a request has."""
+
+    key: str
+    """Tells it from all others: of one key there are no two contents."""
+    name: str
+    """As the request gives it."""
+    directory: Path
+
+
+class Adapters:
+    """Which adapters there are, in the order of their use, and who has them."""
+
+    def __init__(self, model: Any, mixture: Mixture, *, most: int, in_float32: bool) -> None:
+        """`most`: of adapters in memory. `in_float32`: whether their matrices are kept so,
+        whatever type they are stored in."""
+        self._adaptable = Adaptable(model, mixture)
+        self._most = most
+        self._in_float32 = in_float32
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        """Bytes of those that are in memory, the least recently used first."""
+        self._owners: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of those that are in memory."""
+        return sum(self._sizes.values())
+
+    def needs(self, adapter: AdapterRef | None) -> int:
+        """Bytes that it takes if it is to be in memory; 0 for one that is, and for none.
+
+        Raises what `hold` raises.
+        """
+        if adapter is None or adapter.key in self._sizes:
+            return 0
+        return sum(map(self._size, self._shapes(adapter).values()))
+
+    def make_place(self, adapter: AdapterRef | None) -> bool:
+        """Gives up others where there are too many beside it. False where all are in use."""
+        if adapter is None or adapter.key in self._sizes:
+            return True
+        while len(self._sizes) >= self._most:
+            if not self.give_up_one():
+                return False
+        return True
+
+    def give_up_one(self, but: AdapterRef | None = None) -> bool:
+        """Gives up the one whose last use is longest ago; False where all are in use."""
+        busy = {*self._owners.values(), "" if but is None else but.key}
+        key = next((key for key in self._sizes if key not in busy), None)
+        if key is None:
+            return False
+        self._adaptable.remove(key)
+        del self._sizes[key]
+        return True
+
+    def hold(self, owner: int, adapter: AdapterRef | None) -> None:
+        """Has it in memory until the owner frees it.
+
+        Raises ModelCorrupt naming the file, UnsupportedParameter for one that does not fit the
+        model, and what MLX raises where memory is short.
+        """
+        if adapter is None:
+            return
+        if adapter.key not in self._sizes:
+            pairs = self._read(adapter)
+            self._adaptable.add(adapter.key, pairs)
+            self._sizes[adapter.key] = sum(p.a.nbytes + p.b.nbytes for p in pairs.values())
+            extra = {"adapter": adapter.name, "memory_bytes": self._sizes[adapter.key]}
+            logger.info("adapter loaded", extra=extra)
+        self._sizes.move_to_end(adapter.key)
+        self._owners[owner] = adapter.key
+
+    def free(self, owner: int) -> None:
+        """The owner needs its adapter no more, if it had one."""
+        self._owners.pop(owner, None)
+
+    def _read(self, adapter: AdapterRef) -> dict[str, Pair]:
+        shapes, scale = self._shapes(adapter), read_scale(adapter.directory)
+        path = adapter.directory / WEIGHTS
+        try:
+            tensors: Mapping[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
+        except RuntimeError as error:
+            raise ModelCorrupt(f"{WEIGHTS} cannot be read: {error}", file=WEIGHTS) from error
+        pairs = {}
+        for layer in shapes:
+            a, b = (tensors[f"{layer}.lora_{part}"] for part in "ab")
+            b = (b.astype(mx.float32) * scale).astype(b.dtype)
+            if self._in_float32:
+                a, b = a.astype(mx.float32), b.astype(mx.float32)
+            pairs[layer] = Pair(a, b)
+        mx.eval([(pair.a, pair.b) for pair in pairs.values()])
+        return pairs
+
+    def _shapes(self, adapter: AdapterRef) -> dict[str, Shapes]:
+        found = read_shapes(adapter.directory)
+        for path, shapes in found.items():
+            place = self._adaptable.places.get(path)
+            if place is None or not shapes.fit(place):
+                what = f"{adapter.name} does not fit this model: see its {path}"
+                raise UnsupportedParameter(what, field="adapter")
+        return found
+
+    def _size(self, shapes: Shapes) -> int:
+        stored = shapes.a.nbytes + shapes.b.nbytes
+        whole = _FLOAT32 * (shapes.a.elements + shapes.b.elements)
+        return whole if self._in_float32 else stored
