@@ -302,7 +302,7 @@ class App:
             self._models = models
             self._recorder.store_has([*models.values()], whys)
         self._publish_health()
-        self._planner.keep_only({manifest.digest for manifest in listed})
+        self._planner.store_has(listed)
         self._scheduler.keep_only(policies((m.key, m.options) for m in models.values()))
 
     def _runners_changed(self) -> None:

@@ -29,6 +29,8 @@ class RunnerSpec:
     """Whether tokens may be guessed and verified, several in a step."""
     adapters: Path | None = None
     """The directory that the adapters of a language model lie in, by the hex of their digests."""
+    max_adapters: int = 8
+    """Of them, in memory at once."""
     stall_timeout: float = 30.0
     """Seconds without progress, or without an answer, after which the runner counts as stalled."""
     log_level: str = "info"
@@ -60,6 +62,7 @@ class RunnerSpec:
             options["--prefix-cache"] = str(self.prefix_cache)
         if self.adapters is not None:
             options["--adapters"] = str(self.adapters)
+            options["--max-adapters"] = str(self.max_adapters)
         words = [word for option in options.items() for word in option]
         if not self.drafts:
             words.append("--no-drafts")

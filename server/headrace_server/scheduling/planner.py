@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +40,8 @@ from headrace_server.store import Manifest, Store
 
 logger = logging.getLogger(__name__)
 
+_ADAPTERS = 8
+"""Of one model, in the memory of a runner."""
 _REPORT_TIMEOUT = 5.0
 """Seconds for a runner to say what it holds."""
 _LOOK_TIMEOUT = 1.0
@@ -58,6 +60,8 @@ class Model:
     """What the options come to here."""
     needs: int
     """Bytes of memory, as estimated."""
+    adapters: int = 0
+    """How many of them are for its adapters."""
 
     @property
     def name(self) -> str:
@@ -74,7 +78,8 @@ class Model:
         """What it would need with other options."""
         if self.manifest.adapter is not None:
             return ()
-        return estimates.table(self.manifest, dtype=self.dtype)
+        found = estimates.table(self.manifest, dtype=self.dtype)
+        return tuple(replace(each, needs=each.needs + self.adapters) for each in found)
 
     @cached_property
     def policy(self) -> Policy:
@@ -138,6 +143,8 @@ class Planner:
         self._keys: dict[str, set[str]] = {}
         self._models: dict[str, Model] = {}
         """By full name, as they were planned last."""
+        self._adapters: dict[str, tuple[Manifest, ...]] = {}
+        """By the digest of their base, the largest first."""
 
     def set_config(self, config: ServerConfig, memory: int) -> None:
         """Plan by other settings from now on. What has been planned stays as it is."""
@@ -159,12 +166,28 @@ class Planner:
         """Every key that models of these files have had so far."""
         return frozenset(self._keys.get(digest, ()))
 
-    def keep_only(self, digests: Collection[str]) -> None:
-        """Forget the keys of other files."""
+    def store_has(self, manifests: Iterable[Manifest]) -> None:
+        """Plan by what the store has now: forget the keys of other files, and count adapters."""
+        found: dict[str, list[Manifest]] = {}
+        digests = set()
+        for manifest in manifests:
+            digests.add(manifest.digest)
+            if manifest.adapter is not None:
+                found.setdefault(f"sha256:{manifest.adapter.base_digest}", []).append(manifest)
+        adapters = {
+            base: tuple(sorted(mine, key=lambda adapter: -adapter.parameters))[:_ADAPTERS]
+            for base, mine in found.items()
+        }
+        changed = {
+            base
+            for base in adapters.keys() | self._adapters.keys()
+            if adapters.get(base) != self._adapters.get(base)
+        }
+        self._adapters = adapters
         for digest in self._keys.keys() - digests:
             del self._keys[digest]
-        for name in [name for name, model in self._models.items() if model.digest not in digests]:
-            del self._models[name]
+        kept = digests - changed
+        self._models = {name: m for name, m in self._models.items() if m.digest in kept}
 
     async def model(self, name: str, kind: str | None = None) -> Model:
         """The model called `name`, if it is of the kind.
@@ -234,7 +257,12 @@ class Planner:
             needs = estimates.before_load(
                 manifest, dtype=dtype, concurrency=options.max_concurrency, context=options.context
             )
-        model = Model(manifest, options, self.key(manifest), dtype, needs)
+        adapters = sum(
+            estimates.weight_bytes(adapter, dtype)
+            for adapter in self._adapters.get(manifest.digest, ())
+        )
+        key = self.key(manifest)
+        model = Model(manifest, options, key, dtype, needs + adapters, adapters)
         self._keys.setdefault(model.digest, set()).add(model.key)
         self._models[model.name] = model
         return model
@@ -276,6 +304,7 @@ class Planner:
             prefix_cache=options.prefix_cache,
             drafts=options.drafts,
             adapters=self._store.snapshots if wanted.manifest.kind == "text" else None,
+            max_adapters=_ADAPTERS,
             stall_timeout=self._config.stall_timeout,
             log_level=self._config.log_level,
             core_dumps=self._config.core_dumps,
@@ -321,6 +350,7 @@ class Planner:
             concurrency=wanted.options.max_concurrency,
             context=wanted.options.context,
         )
+        expected += wanted.adapters
         return max(expected, memory.active_bytes + memory.cache_bytes)
 
 

@@ -10,7 +10,7 @@ from headrace_server.hosting import Hosting
 from headrace_server.runners.spares import Activity
 from headrace_server.scheduling.planner import Planner, policies
 from headrace_server.scheduling.state import Policy
-from headrace_server.store import Store
+from headrace_server.store import AdapterFacts, Manifest, Store
 from tests.unit.control.fakes import put_manifest
 from tests.unit.host.machines import GIB, LINUX_CPU
 
@@ -39,7 +39,38 @@ async def test_keys_of_before_are_known_until_the_files_are_gone(tmp_path: Path)
     old = (await planner.plan(manifest)).key
     planner.set_config(replace(config, context=64), GIB)
     new = (await planner.plan(manifest)).key
-    planner.keep_only({manifest.digest})
+    planner.store_has([manifest])
     assert planner.keys(manifest.digest) == {old, new}
-    planner.keep_only(())
+    planner.store_has([])
     assert not planner.keys(manifest.digest)
+
+
+async def test_the_largest_adapters_of_a_model_count_for_its_memory(tmp_path: Path) -> None:
+    async def host() -> Hosting:
+        return Hosting(LINUX_CPU, {}, has_blas=True, problem="")
+
+    def adapter(number: int, base: str) -> Manifest:
+        facts = AdapterFacts("words:latest", base.removeprefix("sha256:"), 4, 1, ("q",))
+        name, digest = f"a{number}", f"sha256:{number}"
+        made = replace(words, name=name, digest=digest, kind="adapter", adapter=facts)
+        return replace(made, parameters=number, tensor_bytes=2 * number)
+
+    put_manifest(tmp_path, "words", "text")
+    store, config = Store(tmp_path), ServerConfig(spare=False)
+    words, hosting = store.get("words"), asyncio.create_task(host())
+    planner = Planner(config, store, hosting, GIB, lambda _: None, lambda: Activity.QUIET)
+    planner.store_has([words])
+    plain = await planner.plan(words)
+    assert plain.dtype == "float32"
+    adapters = [adapter(number, words.digest) for number in range(1, 11)]
+    planner.store_has([words, *adapters, adapter(99, "sha256:other")])
+    more = await planner.plan(words)
+    assert more.needs - plain.needs == 4 * sum(range(3, 11))
+    assert [each.needs for each in more.estimates] == [
+        each.needs + more.adapters for each in plain.estimates
+    ]
+    assert (await planner.plan(words)) is more
+    own = await planner.plan(adapters[-1])
+    assert (own.needs, own.estimates) == (40, ())
+    planner.store_has([words])
+    assert (await planner.plan(words)).needs == plain.needs

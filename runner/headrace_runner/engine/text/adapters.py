@@ -43,32 +43,26 @@ class Adapters:
         self._adaptable = Adaptable(model, mixture)
         self._most = most
         self._in_float32 = in_float32
-        self._sizes: OrderedDict[str, int] = OrderedDict()
-        """Bytes of those that are in memory, the least recently used first."""
+        self._loaded: OrderedDict[str, None] = OrderedDict()
+        """Those that are in memory, the least recently used first."""
         self._owners: dict[int, str] = {}
-
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    @property
-    def nbytes(self) -> int:
+        self.nbytes = 0
         """Bytes of those that are in memory."""
-        return sum(self._sizes.values())
 
     def needs(self, adapter: AdapterRef | None) -> int:
         """Bytes that it takes if it is to be in memory; 0 for one that is, and for none.
 
         Raises what `hold` raises.
         """
-        if adapter is None or adapter.key in self._sizes:
+        if adapter is None or adapter.key in self._loaded:
             return 0
         return sum(map(self._size, self._shapes(adapter).values()))
 
     def make_place(self, adapter: AdapterRef | None) -> bool:
         """Gives up others where there are too many beside it. False where all are in use."""
-        if adapter is None or adapter.key in self._sizes:
+        if adapter is None or adapter.key in self._loaded:
             return True
-        while len(self._sizes) >= self._most:
+        while len(self._loaded) >= self._most:
             if not self.give_up_one():
                 return False
         return True
@@ -76,11 +70,12 @@ class Adapters:
     def give_up_one(self, but: AdapterRef | None = None) -> bool:
         """Gives up the one whose last use is longest ago; False where all are in use."""
         busy = {*self._owners.values(), "" if but is None else but.key}
-        key = next((key for key in self._sizes if key not in busy), None)
+        key = next((key for key in self._loaded if key not in busy), None)
         if key is None:
             return False
         self._adaptable.remove(key)
-        del self._sizes[key]
+        del self._loaded[key]
+        self.nbytes = self._adaptable.nbytes
         return True
 
     def hold(self, owner: int, adapter: AdapterRef | None) -> None:
@@ -91,13 +86,14 @@ class Adapters:
         """
         if adapter is None:
             return
-        if adapter.key not in self._sizes:
-            pairs = self._read(adapter)
-            self._adaptable.add(adapter.key, pairs)
-            self._sizes[adapter.key] = sum(p.a.nbytes + p.b.nbytes for p in pairs.values())
-            extra = {"adapter": adapter.name, "memory_bytes": self._sizes[adapter.key]}
+        if adapter.key not in self._loaded:
+            before = self.nbytes
+            self._adaptable.add(adapter.key, self._read(adapter))
+            self._loaded[adapter.key] = None
+            self.nbytes = self._adaptable.nbytes
+            extra = {"adapter": adapter.name, "memory_bytes": self.nbytes - before}
             logger.info("adapter loaded", extra=extra)
-        self._sizes.move_to_end(adapter.key)
+        self._loaded.move_to_end(adapter.key)
         self._owners[owner] = adapter.key
 
     def free(self, owner: int) -> None:
@@ -118,7 +114,6 @@ class Adapters:
             if self._in_float32:
                 a, b = a.astype(mx.float32), b.astype(mx.float32)
             pairs[layer] = Pair(a, b)
-        mx.eval([(pair.a, pair.b) for pair in pairs.values()])
         return pairs
 
     def _shapes(self, adapter: AdapterRef) -> dict[str, Shapes]:
