@@ -236,17 +236,27 @@ async def test_the_least_recently_used_one_goes_and_a_busy_one_never(
             assert engine.stats.adapters_bytes == size(refs[each] for each in there), name
         # Two are in use: a third one waits, and gets the place of the first that is not.
         busy = [engine.submit(request([1], ENDLESS, adapter=refs[name])) for name in "bc"]
-        for stream in busy:
-            await first_token(stream)
-        third = asyncio.create_task(answer(engine, "a"))
-        await first_token(busy[0])
-        await first_token(busy[1])
-        assert not third.done()
+        begun = [await some(stream, 1) for stream in busy]
+        third = engine.submit(request([1, 2], 5, adapter=refs["a"]))
+        later = [await some(stream, 20) for stream in busy]
+        assert not await third.wait(0)
         assert (engine.running, engine.waiting) == (2, 1)
+        for name, first, rest in zip("bc", begun, later, strict=True):
+            assert first + rest == by_hand(adapted[name], [1], len(first + rest))
         busy[0].close()
-        await third
+        assert tokens_of(await read(third)) == by_hand(adapted["a"], [1, 2], 5)
         assert engine.stats.adapters_bytes == size([refs["a"], refs["c"]])
         busy[1].close()
+
+
+async def some(stream: EventStream[Event], count: int) -> list[int]:
+    """The next tokens of a stream, so many at least."""
+    found: list[int] = []
+    async for event in stream:
+        found += event.token_ids if isinstance(event, Delta) else ()
+        if len(found) >= count:
+            break
+    return found
 
 
 def size(refs: Iterable[AdapterRef]) -> int:
