@@ -112,3 +112,12 @@ def with_adapter(model: Any, directory: Path) -> Any:
 
     model.freeze()
     return load_adapters(model, str(directory))
+
+
+def by_hand(model: Any, prompt: list[int], count: int) -> list[int]:
+    """What mlx-lm's model writes greedily, each token by a pass over everything."""
+    tokens = list(prompt)
+    for _ in range(count):
+        likeliest: Any = mx.argmax(model(mx.array([tokens]))[0, -1]).item()
+        tokens.append(likeliest)
+    return tokens[len(prompt) :]

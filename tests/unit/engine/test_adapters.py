@@ -33,7 +33,7 @@ from headrace_runner.models.adapters import Shapes, read_shapes
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.lora import Mixture
 from headrace_runner.models.tokenizer import Tokenizer
-from tests.adapters import make, with_adapter, write_mlx
+from tests.adapters import by_hand, make, with_adapter, write_mlx
 from tests.unit.engine.engines import (
     ENDLESS,
     NO_MEMORY,
@@ -80,15 +80,6 @@ def adapted(refs: dict[str, AdapterRef]) -> dict[str | None, Any]:
         n: with_adapter(tiny_model(), r.directory) for n, r in refs.items()
     }
     return found | {None: tiny_model()}
-
-
-def by_hand(model: Any, prompt: list[int], count: int) -> list[int]:
-    """What mlx-lm's model writes greedily, each token by a pass over everything."""
-    tokens = list(prompt)
-    for _ in range(count):
-        likeliest: Any = mx.argmax(model(mx.array([tokens]))[0, -1]).item()
-        tokens.append(likeliest)
-    return tokens[len(prompt) :]
 
 
 def quantised() -> Any:
