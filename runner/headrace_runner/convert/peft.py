@@ -34,6 +34,8 @@ _REFUSED: Mapping[str, str] = {
     "trainable_token_indices": "single tokens' embeddings",
 }
 """Options that make an adapter another thing than two matrices a layer, and what it then has."""
+_OF_TEXT = frozenset({"model", "language_model", "text_model"})
+"""What the paths of a text model's layers begin with, in classes that hold others beside it."""
 _OF_THE_BASE = ("pissa", "olora", "loftq", "corda")
 """Ways to begin a training by which the base's own weights were changed as well."""
 
@@ -76,7 +78,10 @@ def read_peft(source: Path, places: Mapping[str, Place]) -> tuple[dict[str, mx.a
             own = _scale(config, wanted, _own(config, "alpha_pattern", theirs, "lora_alpha"))
             if own != scale:
                 turned = (turned.astype(mx.float32) * (own / scale)).astype(tensor.dtype)
-        found[f"{_place(theirs, places)}.lora_{part.lower()}"] = turned
+        ours = f"{_place(theirs, places)}.lora_{part.lower()}"
+        if ours in found:
+            raise damaged(file, f"{name!r} and another tensor belong to the same layer")
+        found[ours] = turned
     return found, scale
 
 
@@ -135,9 +140,10 @@ def _scale(config: Mapping[str, Any], rank: float, alpha: float) -> float:
 
 
 def _place(theirs: str, places: Mapping[str, Place]) -> str:
-    """The path in mlx-lm's class: the same, or the only one that is alike from the layers on."""
-    if theirs in places:
+    """The path in mlx-lm's class: the same, or the only one that is alike from the layers on, where
+    what stands before these leads to a text model."""
+    before, found, tail = theirs.partition(".layers.")
+    if theirs in places or not found or not _OF_TEXT.issuperset(before.split(".")):
         return theirs
-    _, found, tail = theirs.partition("layers.")
-    alike = [path for path in places if path.endswith(f".layers.{tail}")] if found else []
+    alike = [path for path in places if path.endswith(f".layers.{tail}")]
     return alike[0] if len(alike) == 1 else theirs

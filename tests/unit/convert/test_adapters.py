@@ -331,5 +331,31 @@ def test_names_of_a_wrapped_model_lead_to_its_layers(tmp_path: Path) -> None:
 
     made = make(tiny_model(), seed=3)
     source = as_peft(tmp_path / "peft", made)
-    found, _ = read_peft(source, places_in(Wrapped()))
+    places = places_in(Wrapped())
+    found, _ = read_peft(source, places)
     assert found.keys() == {f"language_model.{name}" for name in made.tensors}
+    # Those of a part that sees are none of them, though they are called alike.
+    edited(source, _moved("model.layers", "vision_tower.layers"))
+    found, _ = read_peft(source, places)
+    assert {name.partition(".")[0] for name in found} == {"vision_tower"}
+    # And no layer gets two.
+    edited(source, _moved("vision_tower.layers", "model.layers"))
+    edited(
+        source,
+        lambda tensors: tensors.update(
+            {
+                name.replace("model.layers", "model.text_model.layers"): tensor
+                for name, tensor in tensors.items()
+            }
+        ),
+    )
+    with pytest.raises(ModelCorrupt, match=r"another tensor belong to the same layer"):
+        read_peft(source, places)
+
+
+def _moved(old: str, new: str) -> Callable[[dict[str, mx.array]], object]:
+    def move(tensors: dict[str, mx.array]) -> None:
+        for name in list(tensors):
+            tensors[name.replace(f".{old}", f".{new}")] = tensors.pop(name)
+
+    return move

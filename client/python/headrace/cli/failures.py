@@ -24,7 +24,7 @@ _EXIT_CODES = {
 
 _REMEDIES = {
     "MODEL_NOT_FOUND": "`headrace list` shows the models that are here",
-    "MODEL_IN_USE": "`headrace ps` shows what is busy",
+    "MODEL_IN_USE": "`headrace ps` shows what is busy, `headrace list` which adapters there are",
     "INSUFFICIENT_MEMORY": "`headrace ps` shows what is loaded, `headrace stop` unloads it",
     "LOAD_FAILED": "`headrace doctor` looks at this machine",
     "RUNNER_CRASHED": "ask again: a new runner is started",
