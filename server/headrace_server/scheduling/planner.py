@@ -214,16 +214,17 @@ class Planner:
             raise ModelNotFound(name, hint="it is being deleted")
         return model
 
-    async def adapter(self, model: Model, name: str | None) -> Manifest | None:
+    def adapter(self, model: Model, name: str | None) -> Manifest | None:
         """The adapter of a model that a request names; where it says None, that of the settings.
 
-        None for "": no adapter. Raises UnsupportedParameter, ModelCorrupt.
+        None for "": no adapter. Looks at manifests alone: nothing may be awaited behind `model`.
+        Raises UnsupportedParameter, ModelCorrupt.
         """
         wanted = model.options.adapter if name is None else name
         if not wanted:
             return None
         try:
-            return await asyncio.to_thread(self._store.adapter, model.manifest, wanted)
+            return self._store.adapter(model.manifest, wanted)
         except UnsupportedParameter as error:
             if name is not None:
                 raise

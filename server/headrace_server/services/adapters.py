@@ -12,9 +12,7 @@ from headrace_server.services.raw import Raw
 M = TypeVar("M", StreamCompletionRequest, ScoreRequest)
 
 
-async def with_adapter(
-    planner: Planner, model: Model, request: Raw[M]
-) -> tuple[Raw[M], str | None]:
+def with_adapter(planner: Planner, model: Model, request: Raw[M]) -> tuple[Raw[M], str | None]:
     """The request as its runner is to have it, and the digest of its adapter, if it has one.
 
     Of a request that names none, but has one by the settings, it is made one that names it: the
@@ -23,7 +21,7 @@ async def with_adapter(
     """
     message = request.message
     named = message.adapter if message.HasField("adapter") else None
-    adapter = await planner.adapter(model, named)
+    adapter = planner.adapter(model, named)
     if adapter is None:
         return request, None
     if named is None:

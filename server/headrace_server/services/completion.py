@@ -34,7 +34,7 @@ class CompletionServicer:
         """Generate a completion."""
         message = request.message
         model = await self._planner.model(message.model, "text")
-        request, adapter = await with_adapter(self._planner, model, request)
+        request, adapter = with_adapter(self._planner, model, request)
         choice = model.policy.replicas > 1
         terms = Terms(
             model,

@@ -33,7 +33,7 @@ class ScoreServicer:
         yet."""
         message = request.message
         model = await self._planner.model(message.model, "text")
-        request, adapter = await with_adapter(self._planner, model, request)
+        request, adapter = with_adapter(self._planner, model, request)
         terms = Terms(
             model,
             keep_alive=seconds(message.keep_alive) if message.HasField("keep_alive") else None,

@@ -46,6 +46,8 @@ class Adapters:
         self._loaded: OrderedDict[str, None] = OrderedDict()
         """Those that are in memory, the least recently used first."""
         self._owners: dict[int, str] = {}
+        self._asked = ("", 0)
+        """The one that was asked about last, and its bytes."""
         self.nbytes = 0
         """Bytes of those that are in memory."""
 
@@ -56,7 +58,10 @@ class Adapters:
         """
         if adapter is None or adapter.key in self._loaded:
             return 0
-        return sum(map(self._size, self._shapes(adapter).values()))
+        if self._asked[0] != adapter.key:  # Who waits is asked about before each step.
+            size = sum(map(self._size, self._shapes(adapter).values()))
+            self._asked = adapter.key, size
+        return self._asked[1]
 
     def make_place(self, adapter: AdapterRef | None) -> bool:
         """Gives up others where there are too many beside it. False where all are in use."""
