@@ -75,3 +75,10 @@ def test_tokens_are_fingerprinted_too() -> None:
 def test_they_are_few_however_long_the_prompt() -> None:
     assert len(fingerprints(prompt("x" * (4 << 20)))) == len(BORDERS) < 32
     assert fingerprints(prompt("short")) == ()
+
+
+def test_the_same_prompt_with_another_adapter_is_another_prefix() -> None:
+    long = prompt("x" * 4000)
+    found = [set(fingerprints(long, adapter)) for adapter in ("", "pirate", "sailor")]
+    assert all(found)
+    assert not found[0] & found[1] | found[1] & found[2] | found[0] & found[2]
