@@ -37,6 +37,9 @@ const (
 	ModelKind_MODEL_KIND_IMAGE ModelKind = 2
 	// An embedding model: texts to vectors.
 	ModelKind_MODEL_KIND_EMBEDDING ModelKind = 3
+	// An adapter (LoRA) of a language model. It is never asked by itself: requests
+	// to its base name it.
+	ModelKind_MODEL_KIND_ADAPTER ModelKind = 4
 )
 
 // Enum value maps for ModelKind.
@@ -46,12 +49,14 @@ var (
 		1: "MODEL_KIND_TEXT",
 		2: "MODEL_KIND_IMAGE",
 		3: "MODEL_KIND_EMBEDDING",
+		4: "MODEL_KIND_ADAPTER",
 	}
 	ModelKind_value = map[string]int32{
 		"MODEL_KIND_UNSPECIFIED": 0,
 		"MODEL_KIND_TEXT":        1,
 		"MODEL_KIND_IMAGE":       2,
 		"MODEL_KIND_EMBEDDING":   3,
+		"MODEL_KIND_ADAPTER":     4,
 	}
 )
 
@@ -524,12 +529,13 @@ const file_headrace_v1_common_proto_rawDesc = "" +
 	"\x06pinned\x18\n" +
 	" \x01(\bR\x06pinned\x12\x16\n" +
 	"\x06reason\x18\v \x01(\tR\x06reasonB\x10\n" +
-	"\x0e_load_fraction*l\n" +
+	"\x0e_load_fraction*\x84\x01\n" +
 	"\tModelKind\x12\x1a\n" +
 	"\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMODEL_KIND_TEXT\x10\x01\x12\x14\n" +
 	"\x10MODEL_KIND_IMAGE\x10\x02\x12\x18\n" +
-	"\x14MODEL_KIND_EMBEDDING\x10\x03*\xc6\x01\n" +
+	"\x14MODEL_KIND_EMBEDDING\x10\x03\x12\x16\n" +
+	"\x12MODEL_KIND_ADAPTER\x10\x04*\xc6\x01\n" +
 	"\vRunnerState\x12\x1c\n" +
 	"\x18RUNNER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15RUNNER_STATE_STARTING\x10\x01\x12\x18\n" +

@@ -1246,7 +1246,10 @@ type StreamCompletionRequest struct {
 	// Requests of a higher priority go first where there is a queue. -100 to
 	// 100. Absent: 0.
 	Priority *int32 `protobuf:"varint,17,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
-	// Name of an adapter (LoRA) to apply. Absent: none.
+	// Name of an adapter (LoRA) to apply, one that was imported over this model.
+	// Requests with different adapters, and without one, are computed together.
+	// Empty: none. Absent: the one that the controller's settings name for the
+	// model, or none.
 	Adapter *string `protobuf:"bytes,18,opt,name=adapter,proto3,oneof" json:"adapter,omitempty"`
 	// Output tokens that an earlier attempt at this very request has already
 	// sent. The runner takes them as given and goes on with the next one, as if
@@ -1657,7 +1660,10 @@ type CompletionStarted struct {
 	// Prompt tokens that came out of the prefix cache.
 	CachedTokens int32 `protobuf:"varint,6,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
 	// The seed in use: the caller's, or the one that was chosen.
-	Seed          int64 `protobuf:"varint,7,opt,name=seed,proto3" json:"seed,omitempty"`
+	Seed int64 `protobuf:"varint,7,opt,name=seed,proto3" json:"seed,omitempty"`
+	// Name of the adapter that is applied: the caller's, or the one of the
+	// controller's settings. Empty: none.
+	Adapter       string `protobuf:"bytes,8,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1739,6 +1745,13 @@ func (x *CompletionStarted) GetSeed() int64 {
 		return x.Seed
 	}
 	return 0
+}
+
+func (x *CompletionStarted) GetAdapter() string {
+	if x != nil {
+		return x.Adapter
+	}
+	return ""
 }
 
 // CompletionProgress says how the wait goes. Only what is known is set.
@@ -2413,7 +2426,7 @@ const file_headrace_v1_completion_proto_rawDesc = "" +
 	"\bprogress\x18\x02 \x01(\v2\x1f.headrace.v1.CompletionProgressH\x00R\bprogress\x124\n" +
 	"\x05delta\x18\x03 \x01(\v2\x1c.headrace.v1.CompletionDeltaH\x00R\x05delta\x12@\n" +
 	"\tcompleted\x18\x04 \x01(\v2 .headrace.v1.CompletionCompletedH\x00R\tcompletedB\a\n" +
-	"\x05event\"\xc7\x01\n" +
+	"\x05event\"\xe1\x01\n" +
 	"\x11CompletionStarted\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
@@ -2421,7 +2434,8 @@ const file_headrace_v1_completion_proto_rawDesc = "" +
 	"\x06runner\x18\x04 \x01(\tR\x06runner\x12#\n" +
 	"\rprompt_tokens\x18\x05 \x01(\x05R\fpromptTokens\x12#\n" +
 	"\rcached_tokens\x18\x06 \x01(\x05R\fcachedTokens\x12\x12\n" +
-	"\x04seed\x18\a \x01(\x03R\x04seed\"\xa6\x02\n" +
+	"\x04seed\x18\a \x01(\x03R\x04seed\x12\x18\n" +
+	"\aadapter\x18\b \x01(\tR\aadapter\"\xa6\x02\n" +
 	"\x12CompletionProgress\x12*\n" +
 	"\x0equeue_position\x18\x01 \x01(\x05H\x00R\rqueuePosition\x88\x01\x01\x12(\n" +
 	"\rload_fraction\x18\x02 \x01(\x02H\x01R\floadFraction\x88\x01\x01\x121\n" +

@@ -111,7 +111,7 @@ const (
 	// the logs and nothing else. Metadata: `trace_id` (may be empty).
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 20
 	// FAILED_PRECONDITION. The model is busy and the call would have disturbed
-	// its requests. Metadata: `model`.
+	// its requests; or it has adapters, which need it. Metadata: `model`.
 	ErrorReason_ERROR_REASON_MODEL_IN_USE ErrorReason = 21
 	// UNAVAILABLE. A model's source could not be reached or read. RetryInfo where
 	// it may be later. Metadata: `source`.

@@ -320,8 +320,10 @@ type Model struct {
 	// What loading it would set aside by how much is asked of it, the shorter
 	// context first, then the fewer requests. Empty: it depends on neither.
 	MemoryEstimates []*MemoryEstimate `protobuf:"bytes,19,rep,name=memory_estimates,json=memoryEstimates,proto3" json:"memory_estimates,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What it changes, and how. Absent: it is no adapter.
+	Adapter       *AdapterTraits `protobuf:"bytes,20,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Model) Reset() {
@@ -487,6 +489,96 @@ func (x *Model) GetMemoryEstimates() []*MemoryEstimate {
 	return nil
 }
 
+func (x *Model) GetAdapter() *AdapterTraits {
+	if x != nil {
+		return x.Adapter
+	}
+	return nil
+}
+
+// AdapterTraits says what an adapter (LoRA) changes of which model.
+type AdapterTraits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the model that it was imported over, with the tag.
+	Base string `protobuf:"bytes,1,opt,name=base,proto3" json:"base,omitempty"`
+	// Digest of that model's files. It serves requests to any model that has this
+	// digest, whatever its name.
+	BaseDigest string `protobuf:"bytes,2,opt,name=base_digest,json=baseDigest,proto3" json:"base_digest,omitempty"`
+	// The greatest rank of its matrices.
+	Rank int32 `protobuf:"varint,3,opt,name=rank,proto3" json:"rank,omitempty"`
+	// Layers that it changes.
+	Layers int32 `protobuf:"varint,4,opt,name=layers,proto3" json:"layers,omitempty"`
+	// What it changes in them, such as "self_attn.q_proj", in order.
+	Modules       []string `protobuf:"bytes,5,rep,name=modules,proto3" json:"modules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdapterTraits) Reset() {
+	*x = AdapterTraits{}
+	mi := &file_headrace_v1_model_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdapterTraits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdapterTraits) ProtoMessage() {}
+
+func (x *AdapterTraits) ProtoReflect() protoreflect.Message {
+	mi := &file_headrace_v1_model_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdapterTraits.ProtoReflect.Descriptor instead.
+func (*AdapterTraits) Descriptor() ([]byte, []int) {
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AdapterTraits) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
+func (x *AdapterTraits) GetBaseDigest() string {
+	if x != nil {
+		return x.BaseDigest
+	}
+	return ""
+}
+
+func (x *AdapterTraits) GetRank() int32 {
+	if x != nil {
+		return x.Rank
+	}
+	return 0
+}
+
+func (x *AdapterTraits) GetLayers() int32 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *AdapterTraits) GetModules() []string {
+	if x != nil {
+		return x.Modules
+	}
+	return nil
+}
+
 // MemoryEstimate is what loading a model would set aside, were it served so.
 type MemoryEstimate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -503,7 +595,7 @@ type MemoryEstimate struct {
 
 func (x *MemoryEstimate) Reset() {
 	*x = MemoryEstimate{}
-	mi := &file_headrace_v1_model_proto_msgTypes[1]
+	mi := &file_headrace_v1_model_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +607,7 @@ func (x *MemoryEstimate) String() string {
 func (*MemoryEstimate) ProtoMessage() {}
 
 func (x *MemoryEstimate) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[1]
+	mi := &file_headrace_v1_model_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +620,7 @@ func (x *MemoryEstimate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryEstimate.ProtoReflect.Descriptor instead.
 func (*MemoryEstimate) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{1}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *MemoryEstimate) GetContextLength() int32 {
@@ -587,7 +679,7 @@ type ImageTraits struct {
 
 func (x *ImageTraits) Reset() {
 	*x = ImageTraits{}
-	mi := &file_headrace_v1_model_proto_msgTypes[2]
+	mi := &file_headrace_v1_model_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +691,7 @@ func (x *ImageTraits) String() string {
 func (*ImageTraits) ProtoMessage() {}
 
 func (x *ImageTraits) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[2]
+	mi := &file_headrace_v1_model_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +704,7 @@ func (x *ImageTraits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageTraits.ProtoReflect.Descriptor instead.
 func (*ImageTraits) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{2}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ImageTraits) GetWidth() int32 {
@@ -710,7 +802,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[3]
+	mi := &file_headrace_v1_model_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +814,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[3]
+	mi := &file_headrace_v1_model_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +827,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{3}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListModelsRequest) GetLoaded() bool {
@@ -756,7 +848,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[4]
+	mi := &file_headrace_v1_model_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +860,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[4]
+	mi := &file_headrace_v1_model_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +873,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{4}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -802,7 +894,7 @@ type GetModelRequest struct {
 
 func (x *GetModelRequest) Reset() {
 	*x = GetModelRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[5]
+	mi := &file_headrace_v1_model_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +906,7 @@ func (x *GetModelRequest) String() string {
 func (*GetModelRequest) ProtoMessage() {}
 
 func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[5]
+	mi := &file_headrace_v1_model_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +919,7 @@ func (x *GetModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelRequest.ProtoReflect.Descriptor instead.
 func (*GetModelRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{5}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetModelRequest) GetModel() string {
@@ -848,7 +940,7 @@ type GetModelResponse struct {
 
 func (x *GetModelResponse) Reset() {
 	*x = GetModelResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[6]
+	mi := &file_headrace_v1_model_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +952,7 @@ func (x *GetModelResponse) String() string {
 func (*GetModelResponse) ProtoMessage() {}
 
 func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[6]
+	mi := &file_headrace_v1_model_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +965,7 @@ func (x *GetModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetModelResponse.ProtoReflect.Descriptor instead.
 func (*GetModelResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{6}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetModelResponse) GetModel() *Model {
@@ -898,7 +990,7 @@ type TransferProgress struct {
 
 func (x *TransferProgress) Reset() {
 	*x = TransferProgress{}
-	mi := &file_headrace_v1_model_proto_msgTypes[7]
+	mi := &file_headrace_v1_model_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1002,7 @@ func (x *TransferProgress) String() string {
 func (*TransferProgress) ProtoMessage() {}
 
 func (x *TransferProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[7]
+	mi := &file_headrace_v1_model_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1015,7 @@ func (x *TransferProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferProgress.ProtoReflect.Descriptor instead.
 func (*TransferProgress) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{7}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TransferProgress) GetPhase() TransferPhase {
@@ -985,7 +1077,7 @@ type StreamPullModelRequest struct {
 
 func (x *StreamPullModelRequest) Reset() {
 	*x = StreamPullModelRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[8]
+	mi := &file_headrace_v1_model_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1089,7 @@ func (x *StreamPullModelRequest) String() string {
 func (*StreamPullModelRequest) ProtoMessage() {}
 
 func (x *StreamPullModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[8]
+	mi := &file_headrace_v1_model_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1102,7 @@ func (x *StreamPullModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamPullModelRequest.ProtoReflect.Descriptor instead.
 func (*StreamPullModelRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{8}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StreamPullModelRequest) GetModel() string {
@@ -1071,7 +1163,7 @@ type StreamPullModelResponse struct {
 
 func (x *StreamPullModelResponse) Reset() {
 	*x = StreamPullModelResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[9]
+	mi := &file_headrace_v1_model_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1175,7 @@ func (x *StreamPullModelResponse) String() string {
 func (*StreamPullModelResponse) ProtoMessage() {}
 
 func (x *StreamPullModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[9]
+	mi := &file_headrace_v1_model_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1188,7 @@ func (x *StreamPullModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamPullModelResponse.ProtoReflect.Descriptor instead.
 func (*StreamPullModelResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{9}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StreamPullModelResponse) GetEvent() isStreamPullModelResponse_Event {
@@ -1146,7 +1238,8 @@ func (*StreamPullModelResponse_Completed) isStreamPullModelResponse_Event() {}
 type StreamImportModelRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Absolute path on the controller's machine: a GGUF file, or a directory in
-	// the form of MLX or Hugging Face. Required.
+	// the form of MLX or Hugging Face. An adapter (LoRA) is the directory that
+	// mlx-lm or PEFT has written. Required.
 	SourcePath string `protobuf:"bytes,1,opt,name=source_path,json=sourcePath,proto3" json:"source_path,omitempty"`
 	// Name to give it, with or without a tag. Required.
 	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
@@ -1157,14 +1250,17 @@ type StreamImportModelRequest struct {
 	Quantization ImportQuantization `protobuf:"varint,4,opt,name=quantization,proto3,enum=headrace.v1.ImportQuantization" json:"quantization,omitempty"`
 	// Whether a language model is taken that was not tried out: without this, one
 	// that loses text or predicts none is UNSUPPORTED_MODEL. Absent: false.
-	Unchecked     *bool `protobuf:"varint,5,opt,name=unchecked,proto3,oneof" json:"unchecked,omitempty"`
+	Unchecked *bool `protobuf:"varint,5,opt,name=unchecked,proto3,oneof" json:"unchecked,omitempty"`
+	// Name of the language model that an adapter belongs to. Required for
+	// adapters, and an error for anything else.
+	Base          *string `protobuf:"bytes,6,opt,name=base,proto3,oneof" json:"base,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamImportModelRequest) Reset() {
 	*x = StreamImportModelRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[10]
+	mi := &file_headrace_v1_model_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1272,7 @@ func (x *StreamImportModelRequest) String() string {
 func (*StreamImportModelRequest) ProtoMessage() {}
 
 func (x *StreamImportModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[10]
+	mi := &file_headrace_v1_model_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1285,7 @@ func (x *StreamImportModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamImportModelRequest.ProtoReflect.Descriptor instead.
 func (*StreamImportModelRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{10}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StreamImportModelRequest) GetSourcePath() string {
@@ -1227,6 +1323,13 @@ func (x *StreamImportModelRequest) GetUnchecked() bool {
 	return false
 }
 
+func (x *StreamImportModelRequest) GetBase() string {
+	if x != nil && x.Base != nil {
+		return *x.Base
+	}
+	return ""
+}
+
 // StreamImportModelResponse is one event of an import.
 type StreamImportModelResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1243,7 +1346,7 @@ type StreamImportModelResponse struct {
 
 func (x *StreamImportModelResponse) Reset() {
 	*x = StreamImportModelResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[11]
+	mi := &file_headrace_v1_model_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1358,7 @@ func (x *StreamImportModelResponse) String() string {
 func (*StreamImportModelResponse) ProtoMessage() {}
 
 func (x *StreamImportModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[11]
+	mi := &file_headrace_v1_model_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1371,7 @@ func (x *StreamImportModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamImportModelResponse.ProtoReflect.Descriptor instead.
 func (*StreamImportModelResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{11}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StreamImportModelResponse) GetEvent() isStreamImportModelResponse_Event {
@@ -1327,7 +1430,7 @@ type CopyModelRequest struct {
 
 func (x *CopyModelRequest) Reset() {
 	*x = CopyModelRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[12]
+	mi := &file_headrace_v1_model_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1442,7 @@ func (x *CopyModelRequest) String() string {
 func (*CopyModelRequest) ProtoMessage() {}
 
 func (x *CopyModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[12]
+	mi := &file_headrace_v1_model_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1455,7 @@ func (x *CopyModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyModelRequest.ProtoReflect.Descriptor instead.
 func (*CopyModelRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{12}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CopyModelRequest) GetSource() string {
@@ -1380,7 +1483,7 @@ type CopyModelResponse struct {
 
 func (x *CopyModelResponse) Reset() {
 	*x = CopyModelResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[13]
+	mi := &file_headrace_v1_model_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1495,7 @@ func (x *CopyModelResponse) String() string {
 func (*CopyModelResponse) ProtoMessage() {}
 
 func (x *CopyModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[13]
+	mi := &file_headrace_v1_model_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1508,7 @@ func (x *CopyModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyModelResponse.ProtoReflect.Descriptor instead.
 func (*CopyModelResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{13}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CopyModelResponse) GetModel() *Model {
@@ -1426,7 +1529,7 @@ type DeleteModelRequest struct {
 
 func (x *DeleteModelRequest) Reset() {
 	*x = DeleteModelRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[14]
+	mi := &file_headrace_v1_model_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1541,7 @@ func (x *DeleteModelRequest) String() string {
 func (*DeleteModelRequest) ProtoMessage() {}
 
 func (x *DeleteModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[14]
+	mi := &file_headrace_v1_model_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1554,7 @@ func (x *DeleteModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteModelRequest.ProtoReflect.Descriptor instead.
 func (*DeleteModelRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{14}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteModelRequest) GetModel() string {
@@ -1473,7 +1576,7 @@ type DeleteModelResponse struct {
 
 func (x *DeleteModelResponse) Reset() {
 	*x = DeleteModelResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[15]
+	mi := &file_headrace_v1_model_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1588,7 @@ func (x *DeleteModelResponse) String() string {
 func (*DeleteModelResponse) ProtoMessage() {}
 
 func (x *DeleteModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[15]
+	mi := &file_headrace_v1_model_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1601,7 @@ func (x *DeleteModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteModelResponse.ProtoReflect.Descriptor instead.
 func (*DeleteModelResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{15}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteModelResponse) GetFreedBytes() int64 {
@@ -1519,7 +1622,7 @@ type StreamVerifyModelsRequest struct {
 
 func (x *StreamVerifyModelsRequest) Reset() {
 	*x = StreamVerifyModelsRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[16]
+	mi := &file_headrace_v1_model_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1634,7 @@ func (x *StreamVerifyModelsRequest) String() string {
 func (*StreamVerifyModelsRequest) ProtoMessage() {}
 
 func (x *StreamVerifyModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[16]
+	mi := &file_headrace_v1_model_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1647,7 @@ func (x *StreamVerifyModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamVerifyModelsRequest.ProtoReflect.Descriptor instead.
 func (*StreamVerifyModelsRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{16}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StreamVerifyModelsRequest) GetModels() []string {
@@ -1571,7 +1674,7 @@ type StreamVerifyModelsResponse struct {
 
 func (x *StreamVerifyModelsResponse) Reset() {
 	*x = StreamVerifyModelsResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[17]
+	mi := &file_headrace_v1_model_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1686,7 @@ func (x *StreamVerifyModelsResponse) String() string {
 func (*StreamVerifyModelsResponse) ProtoMessage() {}
 
 func (x *StreamVerifyModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[17]
+	mi := &file_headrace_v1_model_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1699,7 @@ func (x *StreamVerifyModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamVerifyModelsResponse.ProtoReflect.Descriptor instead.
 func (*StreamVerifyModelsResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{17}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StreamVerifyModelsResponse) GetEvent() isStreamVerifyModelsResponse_Event {
@@ -1674,7 +1777,7 @@ type VerifyProgress struct {
 
 func (x *VerifyProgress) Reset() {
 	*x = VerifyProgress{}
-	mi := &file_headrace_v1_model_proto_msgTypes[18]
+	mi := &file_headrace_v1_model_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1789,7 @@ func (x *VerifyProgress) String() string {
 func (*VerifyProgress) ProtoMessage() {}
 
 func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[18]
+	mi := &file_headrace_v1_model_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1802,7 @@ func (x *VerifyProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyProgress.ProtoReflect.Descriptor instead.
 func (*VerifyProgress) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{18}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VerifyProgress) GetModel() string {
@@ -1742,7 +1845,7 @@ type VerifiedModel struct {
 
 func (x *VerifiedModel) Reset() {
 	*x = VerifiedModel{}
-	mi := &file_headrace_v1_model_proto_msgTypes[19]
+	mi := &file_headrace_v1_model_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1857,7 @@ func (x *VerifiedModel) String() string {
 func (*VerifiedModel) ProtoMessage() {}
 
 func (x *VerifiedModel) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[19]
+	mi := &file_headrace_v1_model_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1870,7 @@ func (x *VerifiedModel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifiedModel.ProtoReflect.Descriptor instead.
 func (*VerifiedModel) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{19}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VerifiedModel) GetModel() string {
@@ -1820,7 +1923,7 @@ type DamagedFile struct {
 
 func (x *DamagedFile) Reset() {
 	*x = DamagedFile{}
-	mi := &file_headrace_v1_model_proto_msgTypes[20]
+	mi := &file_headrace_v1_model_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +1935,7 @@ func (x *DamagedFile) String() string {
 func (*DamagedFile) ProtoMessage() {}
 
 func (x *DamagedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[20]
+	mi := &file_headrace_v1_model_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +1948,7 @@ func (x *DamagedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DamagedFile.ProtoReflect.Descriptor instead.
 func (*DamagedFile) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{20}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DamagedFile) GetFile() string {
@@ -1880,7 +1983,7 @@ type VerifyCompleted struct {
 
 func (x *VerifyCompleted) Reset() {
 	*x = VerifyCompleted{}
-	mi := &file_headrace_v1_model_proto_msgTypes[21]
+	mi := &file_headrace_v1_model_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +1995,7 @@ func (x *VerifyCompleted) String() string {
 func (*VerifyCompleted) ProtoMessage() {}
 
 func (x *VerifyCompleted) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[21]
+	mi := &file_headrace_v1_model_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +2008,7 @@ func (x *VerifyCompleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyCompleted.ProtoReflect.Descriptor instead.
 func (*VerifyCompleted) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{21}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VerifyCompleted) GetGarbage() *Garbage {
@@ -1926,7 +2029,7 @@ type CollectGarbageRequest struct {
 
 func (x *CollectGarbageRequest) Reset() {
 	*x = CollectGarbageRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[22]
+	mi := &file_headrace_v1_model_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2041,7 @@ func (x *CollectGarbageRequest) String() string {
 func (*CollectGarbageRequest) ProtoMessage() {}
 
 func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[22]
+	mi := &file_headrace_v1_model_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2054,7 @@ func (x *CollectGarbageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageRequest.ProtoReflect.Descriptor instead.
 func (*CollectGarbageRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{22}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CollectGarbageRequest) GetDryRun() bool {
@@ -1972,7 +2075,7 @@ type CollectGarbageResponse struct {
 
 func (x *CollectGarbageResponse) Reset() {
 	*x = CollectGarbageResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[23]
+	mi := &file_headrace_v1_model_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2087,7 @@ func (x *CollectGarbageResponse) String() string {
 func (*CollectGarbageResponse) ProtoMessage() {}
 
 func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[23]
+	mi := &file_headrace_v1_model_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2100,7 @@ func (x *CollectGarbageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectGarbageResponse.ProtoReflect.Descriptor instead.
 func (*CollectGarbageResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{23}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CollectGarbageResponse) GetGarbage() *Garbage {
@@ -2023,7 +2126,7 @@ type Garbage struct {
 
 func (x *Garbage) Reset() {
 	*x = Garbage{}
-	mi := &file_headrace_v1_model_proto_msgTypes[24]
+	mi := &file_headrace_v1_model_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2138,7 @@ func (x *Garbage) String() string {
 func (*Garbage) ProtoMessage() {}
 
 func (x *Garbage) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[24]
+	mi := &file_headrace_v1_model_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2151,7 @@ func (x *Garbage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Garbage.ProtoReflect.Descriptor instead.
 func (*Garbage) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{24}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Garbage) GetItems() []*GarbageItem {
@@ -2088,7 +2191,7 @@ type GarbageItem struct {
 
 func (x *GarbageItem) Reset() {
 	*x = GarbageItem{}
-	mi := &file_headrace_v1_model_proto_msgTypes[25]
+	mi := &file_headrace_v1_model_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2203,7 @@ func (x *GarbageItem) String() string {
 func (*GarbageItem) ProtoMessage() {}
 
 func (x *GarbageItem) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[25]
+	mi := &file_headrace_v1_model_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2216,7 @@ func (x *GarbageItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GarbageItem.ProtoReflect.Descriptor instead.
 func (*GarbageItem) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{25}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GarbageItem) GetKind() GarbageKind {
@@ -2151,7 +2254,7 @@ type LoadModelRequest struct {
 
 func (x *LoadModelRequest) Reset() {
 	*x = LoadModelRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[26]
+	mi := &file_headrace_v1_model_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2266,7 @@ func (x *LoadModelRequest) String() string {
 func (*LoadModelRequest) ProtoMessage() {}
 
 func (x *LoadModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[26]
+	mi := &file_headrace_v1_model_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2279,7 @@ func (x *LoadModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadModelRequest.ProtoReflect.Descriptor instead.
 func (*LoadModelRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{26}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LoadModelRequest) GetModel() string {
@@ -2206,7 +2309,7 @@ type LoadModelResponse struct {
 
 func (x *LoadModelResponse) Reset() {
 	*x = LoadModelResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[27]
+	mi := &file_headrace_v1_model_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2321,7 @@ func (x *LoadModelResponse) String() string {
 func (*LoadModelResponse) ProtoMessage() {}
 
 func (x *LoadModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[27]
+	mi := &file_headrace_v1_model_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2334,7 @@ func (x *LoadModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadModelResponse.ProtoReflect.Descriptor instead.
 func (*LoadModelResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{27}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LoadModelResponse) GetRunner() *RunnerStatus {
@@ -2259,7 +2362,7 @@ type UnloadModelRequest struct {
 
 func (x *UnloadModelRequest) Reset() {
 	*x = UnloadModelRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[28]
+	mi := &file_headrace_v1_model_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +2374,7 @@ func (x *UnloadModelRequest) String() string {
 func (*UnloadModelRequest) ProtoMessage() {}
 
 func (x *UnloadModelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[28]
+	mi := &file_headrace_v1_model_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +2387,7 @@ func (x *UnloadModelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadModelRequest.ProtoReflect.Descriptor instead.
 func (*UnloadModelRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{28}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UnloadModelRequest) GetModel() string {
@@ -2305,7 +2408,7 @@ type UnloadModelResponse struct {
 
 func (x *UnloadModelResponse) Reset() {
 	*x = UnloadModelResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[29]
+	mi := &file_headrace_v1_model_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2420,7 @@ func (x *UnloadModelResponse) String() string {
 func (*UnloadModelResponse) ProtoMessage() {}
 
 func (x *UnloadModelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[29]
+	mi := &file_headrace_v1_model_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2433,7 @@ func (x *UnloadModelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadModelResponse.ProtoReflect.Descriptor instead.
 func (*UnloadModelResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{29}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UnloadModelResponse) GetStopped() int32 {
@@ -2349,7 +2452,7 @@ type ListRunnersRequest struct {
 
 func (x *ListRunnersRequest) Reset() {
 	*x = ListRunnersRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[30]
+	mi := &file_headrace_v1_model_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2464,7 @@ func (x *ListRunnersRequest) String() string {
 func (*ListRunnersRequest) ProtoMessage() {}
 
 func (x *ListRunnersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[30]
+	mi := &file_headrace_v1_model_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2477,7 @@ func (x *ListRunnersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunnersRequest.ProtoReflect.Descriptor instead.
 func (*ListRunnersRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{30}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{31}
 }
 
 // ListRunnersResponse has the runners and the queues.
@@ -2392,7 +2495,7 @@ type ListRunnersResponse struct {
 
 func (x *ListRunnersResponse) Reset() {
 	*x = ListRunnersResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[31]
+	mi := &file_headrace_v1_model_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +2507,7 @@ func (x *ListRunnersResponse) String() string {
 func (*ListRunnersResponse) ProtoMessage() {}
 
 func (x *ListRunnersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[31]
+	mi := &file_headrace_v1_model_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +2520,7 @@ func (x *ListRunnersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunnersResponse.ProtoReflect.Descriptor instead.
 func (*ListRunnersResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{31}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListRunnersResponse) GetRunners() []*ListedRunner {
@@ -2455,7 +2558,7 @@ type ListedRunner struct {
 
 func (x *ListedRunner) Reset() {
 	*x = ListedRunner{}
-	mi := &file_headrace_v1_model_proto_msgTypes[32]
+	mi := &file_headrace_v1_model_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2570,7 @@ func (x *ListedRunner) String() string {
 func (*ListedRunner) ProtoMessage() {}
 
 func (x *ListedRunner) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[32]
+	mi := &file_headrace_v1_model_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2583,7 @@ func (x *ListedRunner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListedRunner.ProtoReflect.Descriptor instead.
 func (*ListedRunner) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{32}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListedRunner) GetStatus() *RunnerStatus {
@@ -2510,7 +2613,7 @@ type ModelQueue struct {
 
 func (x *ModelQueue) Reset() {
 	*x = ModelQueue{}
-	mi := &file_headrace_v1_model_proto_msgTypes[33]
+	mi := &file_headrace_v1_model_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2625,7 @@ func (x *ModelQueue) String() string {
 func (*ModelQueue) ProtoMessage() {}
 
 func (x *ModelQueue) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[33]
+	mi := &file_headrace_v1_model_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2638,7 @@ func (x *ModelQueue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelQueue.ProtoReflect.Descriptor instead.
 func (*ModelQueue) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{33}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ModelQueue) GetModel() string {
@@ -2565,7 +2668,7 @@ type WatchModelsRequest struct {
 
 func (x *WatchModelsRequest) Reset() {
 	*x = WatchModelsRequest{}
-	mi := &file_headrace_v1_model_proto_msgTypes[34]
+	mi := &file_headrace_v1_model_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2680,7 @@ func (x *WatchModelsRequest) String() string {
 func (*WatchModelsRequest) ProtoMessage() {}
 
 func (x *WatchModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[34]
+	mi := &file_headrace_v1_model_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2693,7 @@ func (x *WatchModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchModelsRequest.ProtoReflect.Descriptor instead.
 func (*WatchModelsRequest) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{34}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WatchModelsRequest) GetResumeToken() string {
@@ -2618,7 +2721,7 @@ type WatchModelsResponse struct {
 
 func (x *WatchModelsResponse) Reset() {
 	*x = WatchModelsResponse{}
-	mi := &file_headrace_v1_model_proto_msgTypes[35]
+	mi := &file_headrace_v1_model_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +2733,7 @@ func (x *WatchModelsResponse) String() string {
 func (*WatchModelsResponse) ProtoMessage() {}
 
 func (x *WatchModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[35]
+	mi := &file_headrace_v1_model_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2643,7 +2746,7 @@ func (x *WatchModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchModelsResponse.ProtoReflect.Descriptor instead.
 func (*WatchModelsResponse) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{35}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WatchModelsResponse) GetEvent() isWatchModelsResponse_Event {
@@ -2738,7 +2841,7 @@ type ModelsSnapshot struct {
 
 func (x *ModelsSnapshot) Reset() {
 	*x = ModelsSnapshot{}
-	mi := &file_headrace_v1_model_proto_msgTypes[36]
+	mi := &file_headrace_v1_model_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2750,7 +2853,7 @@ func (x *ModelsSnapshot) String() string {
 func (*ModelsSnapshot) ProtoMessage() {}
 
 func (x *ModelsSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[36]
+	mi := &file_headrace_v1_model_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2763,7 +2866,7 @@ func (x *ModelsSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelsSnapshot.ProtoReflect.Descriptor instead.
 func (*ModelsSnapshot) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{36}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ModelsSnapshot) GetModels() []*Model {
@@ -2784,7 +2887,7 @@ type WatchCheckpoint struct {
 
 func (x *WatchCheckpoint) Reset() {
 	*x = WatchCheckpoint{}
-	mi := &file_headrace_v1_model_proto_msgTypes[37]
+	mi := &file_headrace_v1_model_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +2899,7 @@ func (x *WatchCheckpoint) String() string {
 func (*WatchCheckpoint) ProtoMessage() {}
 
 func (x *WatchCheckpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_headrace_v1_model_proto_msgTypes[37]
+	mi := &file_headrace_v1_model_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +2912,7 @@ func (x *WatchCheckpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchCheckpoint.ProtoReflect.Descriptor instead.
 func (*WatchCheckpoint) Descriptor() ([]byte, []int) {
-	return file_headrace_v1_model_proto_rawDescGZIP(), []int{37}
+	return file_headrace_v1_model_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WatchCheckpoint) GetResumeToken() string {
@@ -2823,7 +2926,7 @@ var File_headrace_v1_model_proto protoreflect.FileDescriptor
 
 const file_headrace_v1_model_proto_rawDesc = "" +
 	"\n" +
-	"\x17headrace/v1/model.proto\x12\vheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18headrace/v1/common.proto\x1a\x18headrace/v1/runner.proto\"\xee\x05\n" +
+	"\x17headrace/v1/model.proto\x12\vheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18headrace/v1/common.proto\x1a\x18headrace/v1/runner.proto\"\xa4\x06\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x16.headrace.v1.ModelKindR\x04kind\x12\x16\n" +
@@ -2848,7 +2951,15 @@ const file_headrace_v1_model_proto_rawDesc = "" +
 	"\arunners\x18\x10 \x03(\v2\x19.headrace.v1.RunnerStatusR\arunners\x12.\n" +
 	"\x05image\x18\x11 \x01(\v2\x18.headrace.v1.ImageTraitsR\x05image\x121\n" +
 	"\x14embedding_dimensions\x18\x12 \x01(\x05R\x13embeddingDimensions\x12F\n" +
-	"\x10memory_estimates\x18\x13 \x03(\v2\x1b.headrace.v1.MemoryEstimateR\x0fmemoryEstimates\"o\n" +
+	"\x10memory_estimates\x18\x13 \x03(\v2\x1b.headrace.v1.MemoryEstimateR\x0fmemoryEstimates\x124\n" +
+	"\aadapter\x18\x14 \x01(\v2\x1a.headrace.v1.AdapterTraitsR\aadapter\"\x8a\x01\n" +
+	"\rAdapterTraits\x12\x12\n" +
+	"\x04base\x18\x01 \x01(\tR\x04base\x12\x1f\n" +
+	"\vbase_digest\x18\x02 \x01(\tR\n" +
+	"baseDigest\x12\x12\n" +
+	"\x04rank\x18\x03 \x01(\x05R\x04rank\x12\x16\n" +
+	"\x06layers\x18\x04 \x01(\x05R\x06layers\x12\x18\n" +
+	"\amodules\x18\x05 \x03(\tR\amodules\"o\n" +
 	"\x0eMemoryEstimate\x12%\n" +
 	"\x0econtext_length\x18\x01 \x01(\x05R\rcontextLength\x12 \n" +
 	"\vconcurrency\x18\x02 \x01(\x05R\vconcurrency\x12\x14\n" +
@@ -2900,18 +3011,20 @@ const file_headrace_v1_model_proto_rawDesc = "" +
 	"\x17StreamPullModelResponse\x12;\n" +
 	"\bprogress\x18\x01 \x01(\v2\x1d.headrace.v1.TransferProgressH\x00R\bprogress\x122\n" +
 	"\tcompleted\x18\x02 \x01(\v2\x12.headrace.v1.ModelH\x00R\tcompletedB\a\n" +
-	"\x05event\"\xf2\x01\n" +
+	"\x05event\"\x94\x02\n" +
 	"\x18StreamImportModelRequest\x12\x1f\n" +
 	"\vsource_path\x18\x01 \x01(\tR\n" +
 	"sourcePath\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x1d\n" +
 	"\areplace\x18\x03 \x01(\bH\x00R\areplace\x88\x01\x01\x12C\n" +
 	"\fquantization\x18\x04 \x01(\x0e2\x1f.headrace.v1.ImportQuantizationR\fquantization\x12!\n" +
-	"\tunchecked\x18\x05 \x01(\bH\x01R\tunchecked\x88\x01\x01B\n" +
+	"\tunchecked\x18\x05 \x01(\bH\x01R\tunchecked\x88\x01\x01\x12\x17\n" +
+	"\x04base\x18\x06 \x01(\tH\x02R\x04base\x88\x01\x01B\n" +
 	"\n" +
 	"\b_replaceB\f\n" +
 	"\n" +
-	"_unchecked\"\x95\x01\n" +
+	"_uncheckedB\a\n" +
+	"\x05_base\"\x95\x01\n" +
 	"\x19StreamImportModelResponse\x12;\n" +
 	"\bprogress\x18\x01 \x01(\v2\x1d.headrace.v1.TransferProgressH\x00R\bprogress\x122\n" +
 	"\tcompleted\x18\x02 \x01(\v2\x12.headrace.v1.ModelH\x00R\tcompletedB\a\n" +
@@ -3061,120 +3174,122 @@ func file_headrace_v1_model_proto_rawDescGZIP() []byte {
 }
 
 var file_headrace_v1_model_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_headrace_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_headrace_v1_model_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_headrace_v1_model_proto_goTypes = []any{
 	(TransferPhase)(0),                 // 0: headrace.v1.TransferPhase
 	(ImportQuantization)(0),            // 1: headrace.v1.ImportQuantization
 	(FileDamage)(0),                    // 2: headrace.v1.FileDamage
 	(GarbageKind)(0),                   // 3: headrace.v1.GarbageKind
 	(*Model)(nil),                      // 4: headrace.v1.Model
-	(*MemoryEstimate)(nil),             // 5: headrace.v1.MemoryEstimate
-	(*ImageTraits)(nil),                // 6: headrace.v1.ImageTraits
-	(*ListModelsRequest)(nil),          // 7: headrace.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),         // 8: headrace.v1.ListModelsResponse
-	(*GetModelRequest)(nil),            // 9: headrace.v1.GetModelRequest
-	(*GetModelResponse)(nil),           // 10: headrace.v1.GetModelResponse
-	(*TransferProgress)(nil),           // 11: headrace.v1.TransferProgress
-	(*StreamPullModelRequest)(nil),     // 12: headrace.v1.StreamPullModelRequest
-	(*StreamPullModelResponse)(nil),    // 13: headrace.v1.StreamPullModelResponse
-	(*StreamImportModelRequest)(nil),   // 14: headrace.v1.StreamImportModelRequest
-	(*StreamImportModelResponse)(nil),  // 15: headrace.v1.StreamImportModelResponse
-	(*CopyModelRequest)(nil),           // 16: headrace.v1.CopyModelRequest
-	(*CopyModelResponse)(nil),          // 17: headrace.v1.CopyModelResponse
-	(*DeleteModelRequest)(nil),         // 18: headrace.v1.DeleteModelRequest
-	(*DeleteModelResponse)(nil),        // 19: headrace.v1.DeleteModelResponse
-	(*StreamVerifyModelsRequest)(nil),  // 20: headrace.v1.StreamVerifyModelsRequest
-	(*StreamVerifyModelsResponse)(nil), // 21: headrace.v1.StreamVerifyModelsResponse
-	(*VerifyProgress)(nil),             // 22: headrace.v1.VerifyProgress
-	(*VerifiedModel)(nil),              // 23: headrace.v1.VerifiedModel
-	(*DamagedFile)(nil),                // 24: headrace.v1.DamagedFile
-	(*VerifyCompleted)(nil),            // 25: headrace.v1.VerifyCompleted
-	(*CollectGarbageRequest)(nil),      // 26: headrace.v1.CollectGarbageRequest
-	(*CollectGarbageResponse)(nil),     // 27: headrace.v1.CollectGarbageResponse
-	(*Garbage)(nil),                    // 28: headrace.v1.Garbage
-	(*GarbageItem)(nil),                // 29: headrace.v1.GarbageItem
-	(*LoadModelRequest)(nil),           // 30: headrace.v1.LoadModelRequest
-	(*LoadModelResponse)(nil),          // 31: headrace.v1.LoadModelResponse
-	(*UnloadModelRequest)(nil),         // 32: headrace.v1.UnloadModelRequest
-	(*UnloadModelResponse)(nil),        // 33: headrace.v1.UnloadModelResponse
-	(*ListRunnersRequest)(nil),         // 34: headrace.v1.ListRunnersRequest
-	(*ListRunnersResponse)(nil),        // 35: headrace.v1.ListRunnersResponse
-	(*ListedRunner)(nil),               // 36: headrace.v1.ListedRunner
-	(*ModelQueue)(nil),                 // 37: headrace.v1.ModelQueue
-	(*WatchModelsRequest)(nil),         // 38: headrace.v1.WatchModelsRequest
-	(*WatchModelsResponse)(nil),        // 39: headrace.v1.WatchModelsResponse
-	(*ModelsSnapshot)(nil),             // 40: headrace.v1.ModelsSnapshot
-	(*WatchCheckpoint)(nil),            // 41: headrace.v1.WatchCheckpoint
-	(ModelKind)(0),                     // 42: headrace.v1.ModelKind
-	(*timestamppb.Timestamp)(nil),      // 43: google.protobuf.Timestamp
-	(*RunnerStatus)(nil),               // 44: headrace.v1.RunnerStatus
-	(*durationpb.Duration)(nil),        // 45: google.protobuf.Duration
-	(*Runner)(nil),                     // 46: headrace.v1.Runner
+	(*AdapterTraits)(nil),              // 5: headrace.v1.AdapterTraits
+	(*MemoryEstimate)(nil),             // 6: headrace.v1.MemoryEstimate
+	(*ImageTraits)(nil),                // 7: headrace.v1.ImageTraits
+	(*ListModelsRequest)(nil),          // 8: headrace.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),         // 9: headrace.v1.ListModelsResponse
+	(*GetModelRequest)(nil),            // 10: headrace.v1.GetModelRequest
+	(*GetModelResponse)(nil),           // 11: headrace.v1.GetModelResponse
+	(*TransferProgress)(nil),           // 12: headrace.v1.TransferProgress
+	(*StreamPullModelRequest)(nil),     // 13: headrace.v1.StreamPullModelRequest
+	(*StreamPullModelResponse)(nil),    // 14: headrace.v1.StreamPullModelResponse
+	(*StreamImportModelRequest)(nil),   // 15: headrace.v1.StreamImportModelRequest
+	(*StreamImportModelResponse)(nil),  // 16: headrace.v1.StreamImportModelResponse
+	(*CopyModelRequest)(nil),           // 17: headrace.v1.CopyModelRequest
+	(*CopyModelResponse)(nil),          // 18: headrace.v1.CopyModelResponse
+	(*DeleteModelRequest)(nil),         // 19: headrace.v1.DeleteModelRequest
+	(*DeleteModelResponse)(nil),        // 20: headrace.v1.DeleteModelResponse
+	(*StreamVerifyModelsRequest)(nil),  // 21: headrace.v1.StreamVerifyModelsRequest
+	(*StreamVerifyModelsResponse)(nil), // 22: headrace.v1.StreamVerifyModelsResponse
+	(*VerifyProgress)(nil),             // 23: headrace.v1.VerifyProgress
+	(*VerifiedModel)(nil),              // 24: headrace.v1.VerifiedModel
+	(*DamagedFile)(nil),                // 25: headrace.v1.DamagedFile
+	(*VerifyCompleted)(nil),            // 26: headrace.v1.VerifyCompleted
+	(*CollectGarbageRequest)(nil),      // 27: headrace.v1.CollectGarbageRequest
+	(*CollectGarbageResponse)(nil),     // 28: headrace.v1.CollectGarbageResponse
+	(*Garbage)(nil),                    // 29: headrace.v1.Garbage
+	(*GarbageItem)(nil),                // 30: headrace.v1.GarbageItem
+	(*LoadModelRequest)(nil),           // 31: headrace.v1.LoadModelRequest
+	(*LoadModelResponse)(nil),          // 32: headrace.v1.LoadModelResponse
+	(*UnloadModelRequest)(nil),         // 33: headrace.v1.UnloadModelRequest
+	(*UnloadModelResponse)(nil),        // 34: headrace.v1.UnloadModelResponse
+	(*ListRunnersRequest)(nil),         // 35: headrace.v1.ListRunnersRequest
+	(*ListRunnersResponse)(nil),        // 36: headrace.v1.ListRunnersResponse
+	(*ListedRunner)(nil),               // 37: headrace.v1.ListedRunner
+	(*ModelQueue)(nil),                 // 38: headrace.v1.ModelQueue
+	(*WatchModelsRequest)(nil),         // 39: headrace.v1.WatchModelsRequest
+	(*WatchModelsResponse)(nil),        // 40: headrace.v1.WatchModelsResponse
+	(*ModelsSnapshot)(nil),             // 41: headrace.v1.ModelsSnapshot
+	(*WatchCheckpoint)(nil),            // 42: headrace.v1.WatchCheckpoint
+	(ModelKind)(0),                     // 43: headrace.v1.ModelKind
+	(*timestamppb.Timestamp)(nil),      // 44: google.protobuf.Timestamp
+	(*RunnerStatus)(nil),               // 45: headrace.v1.RunnerStatus
+	(*durationpb.Duration)(nil),        // 46: google.protobuf.Duration
+	(*Runner)(nil),                     // 47: headrace.v1.Runner
 }
 var file_headrace_v1_model_proto_depIdxs = []int32{
-	42, // 0: headrace.v1.Model.kind:type_name -> headrace.v1.ModelKind
-	43, // 1: headrace.v1.Model.created_at:type_name -> google.protobuf.Timestamp
-	44, // 2: headrace.v1.Model.runners:type_name -> headrace.v1.RunnerStatus
-	6,  // 3: headrace.v1.Model.image:type_name -> headrace.v1.ImageTraits
-	5,  // 4: headrace.v1.Model.memory_estimates:type_name -> headrace.v1.MemoryEstimate
-	4,  // 5: headrace.v1.ListModelsResponse.models:type_name -> headrace.v1.Model
-	4,  // 6: headrace.v1.GetModelResponse.model:type_name -> headrace.v1.Model
-	0,  // 7: headrace.v1.TransferProgress.phase:type_name -> headrace.v1.TransferPhase
-	11, // 8: headrace.v1.StreamPullModelResponse.progress:type_name -> headrace.v1.TransferProgress
-	4,  // 9: headrace.v1.StreamPullModelResponse.completed:type_name -> headrace.v1.Model
-	1,  // 10: headrace.v1.StreamImportModelRequest.quantization:type_name -> headrace.v1.ImportQuantization
-	11, // 11: headrace.v1.StreamImportModelResponse.progress:type_name -> headrace.v1.TransferProgress
-	4,  // 12: headrace.v1.StreamImportModelResponse.completed:type_name -> headrace.v1.Model
-	4,  // 13: headrace.v1.CopyModelResponse.model:type_name -> headrace.v1.Model
-	22, // 14: headrace.v1.StreamVerifyModelsResponse.progress:type_name -> headrace.v1.VerifyProgress
-	23, // 15: headrace.v1.StreamVerifyModelsResponse.verified:type_name -> headrace.v1.VerifiedModel
-	25, // 16: headrace.v1.StreamVerifyModelsResponse.completed:type_name -> headrace.v1.VerifyCompleted
-	24, // 17: headrace.v1.VerifiedModel.damaged:type_name -> headrace.v1.DamagedFile
-	2,  // 18: headrace.v1.DamagedFile.damage:type_name -> headrace.v1.FileDamage
-	28, // 19: headrace.v1.VerifyCompleted.garbage:type_name -> headrace.v1.Garbage
-	28, // 20: headrace.v1.CollectGarbageResponse.garbage:type_name -> headrace.v1.Garbage
-	29, // 21: headrace.v1.Garbage.items:type_name -> headrace.v1.GarbageItem
-	3,  // 22: headrace.v1.GarbageItem.kind:type_name -> headrace.v1.GarbageKind
-	45, // 23: headrace.v1.LoadModelRequest.keep_alive:type_name -> google.protobuf.Duration
-	44, // 24: headrace.v1.LoadModelResponse.runner:type_name -> headrace.v1.RunnerStatus
-	45, // 25: headrace.v1.LoadModelResponse.load_time:type_name -> google.protobuf.Duration
-	36, // 26: headrace.v1.ListRunnersResponse.runners:type_name -> headrace.v1.ListedRunner
-	37, // 27: headrace.v1.ListRunnersResponse.queues:type_name -> headrace.v1.ModelQueue
-	44, // 28: headrace.v1.ListedRunner.status:type_name -> headrace.v1.RunnerStatus
-	46, // 29: headrace.v1.ListedRunner.report:type_name -> headrace.v1.Runner
-	40, // 30: headrace.v1.WatchModelsResponse.snapshot:type_name -> headrace.v1.ModelsSnapshot
-	4,  // 31: headrace.v1.WatchModelsResponse.changed:type_name -> headrace.v1.Model
-	41, // 32: headrace.v1.WatchModelsResponse.checkpoint:type_name -> headrace.v1.WatchCheckpoint
-	4,  // 33: headrace.v1.ModelsSnapshot.models:type_name -> headrace.v1.Model
-	7,  // 34: headrace.v1.ModelService.ListModels:input_type -> headrace.v1.ListModelsRequest
-	9,  // 35: headrace.v1.ModelService.GetModel:input_type -> headrace.v1.GetModelRequest
-	12, // 36: headrace.v1.ModelService.StreamPullModel:input_type -> headrace.v1.StreamPullModelRequest
-	14, // 37: headrace.v1.ModelService.StreamImportModel:input_type -> headrace.v1.StreamImportModelRequest
-	16, // 38: headrace.v1.ModelService.CopyModel:input_type -> headrace.v1.CopyModelRequest
-	18, // 39: headrace.v1.ModelService.DeleteModel:input_type -> headrace.v1.DeleteModelRequest
-	20, // 40: headrace.v1.ModelService.StreamVerifyModels:input_type -> headrace.v1.StreamVerifyModelsRequest
-	26, // 41: headrace.v1.ModelService.CollectGarbage:input_type -> headrace.v1.CollectGarbageRequest
-	30, // 42: headrace.v1.ModelService.LoadModel:input_type -> headrace.v1.LoadModelRequest
-	32, // 43: headrace.v1.ModelService.UnloadModel:input_type -> headrace.v1.UnloadModelRequest
-	34, // 44: headrace.v1.ModelService.ListRunners:input_type -> headrace.v1.ListRunnersRequest
-	38, // 45: headrace.v1.ModelService.WatchModels:input_type -> headrace.v1.WatchModelsRequest
-	8,  // 46: headrace.v1.ModelService.ListModels:output_type -> headrace.v1.ListModelsResponse
-	10, // 47: headrace.v1.ModelService.GetModel:output_type -> headrace.v1.GetModelResponse
-	13, // 48: headrace.v1.ModelService.StreamPullModel:output_type -> headrace.v1.StreamPullModelResponse
-	15, // 49: headrace.v1.ModelService.StreamImportModel:output_type -> headrace.v1.StreamImportModelResponse
-	17, // 50: headrace.v1.ModelService.CopyModel:output_type -> headrace.v1.CopyModelResponse
-	19, // 51: headrace.v1.ModelService.DeleteModel:output_type -> headrace.v1.DeleteModelResponse
-	21, // 52: headrace.v1.ModelService.StreamVerifyModels:output_type -> headrace.v1.StreamVerifyModelsResponse
-	27, // 53: headrace.v1.ModelService.CollectGarbage:output_type -> headrace.v1.CollectGarbageResponse
-	31, // 54: headrace.v1.ModelService.LoadModel:output_type -> headrace.v1.LoadModelResponse
-	33, // 55: headrace.v1.ModelService.UnloadModel:output_type -> headrace.v1.UnloadModelResponse
-	35, // 56: headrace.v1.ModelService.ListRunners:output_type -> headrace.v1.ListRunnersResponse
-	39, // 57: headrace.v1.ModelService.WatchModels:output_type -> headrace.v1.WatchModelsResponse
-	46, // [46:58] is the sub-list for method output_type
-	34, // [34:46] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	43, // 0: headrace.v1.Model.kind:type_name -> headrace.v1.ModelKind
+	44, // 1: headrace.v1.Model.created_at:type_name -> google.protobuf.Timestamp
+	45, // 2: headrace.v1.Model.runners:type_name -> headrace.v1.RunnerStatus
+	7,  // 3: headrace.v1.Model.image:type_name -> headrace.v1.ImageTraits
+	6,  // 4: headrace.v1.Model.memory_estimates:type_name -> headrace.v1.MemoryEstimate
+	5,  // 5: headrace.v1.Model.adapter:type_name -> headrace.v1.AdapterTraits
+	4,  // 6: headrace.v1.ListModelsResponse.models:type_name -> headrace.v1.Model
+	4,  // 7: headrace.v1.GetModelResponse.model:type_name -> headrace.v1.Model
+	0,  // 8: headrace.v1.TransferProgress.phase:type_name -> headrace.v1.TransferPhase
+	12, // 9: headrace.v1.StreamPullModelResponse.progress:type_name -> headrace.v1.TransferProgress
+	4,  // 10: headrace.v1.StreamPullModelResponse.completed:type_name -> headrace.v1.Model
+	1,  // 11: headrace.v1.StreamImportModelRequest.quantization:type_name -> headrace.v1.ImportQuantization
+	12, // 12: headrace.v1.StreamImportModelResponse.progress:type_name -> headrace.v1.TransferProgress
+	4,  // 13: headrace.v1.StreamImportModelResponse.completed:type_name -> headrace.v1.Model
+	4,  // 14: headrace.v1.CopyModelResponse.model:type_name -> headrace.v1.Model
+	23, // 15: headrace.v1.StreamVerifyModelsResponse.progress:type_name -> headrace.v1.VerifyProgress
+	24, // 16: headrace.v1.StreamVerifyModelsResponse.verified:type_name -> headrace.v1.VerifiedModel
+	26, // 17: headrace.v1.StreamVerifyModelsResponse.completed:type_name -> headrace.v1.VerifyCompleted
+	25, // 18: headrace.v1.VerifiedModel.damaged:type_name -> headrace.v1.DamagedFile
+	2,  // 19: headrace.v1.DamagedFile.damage:type_name -> headrace.v1.FileDamage
+	29, // 20: headrace.v1.VerifyCompleted.garbage:type_name -> headrace.v1.Garbage
+	29, // 21: headrace.v1.CollectGarbageResponse.garbage:type_name -> headrace.v1.Garbage
+	30, // 22: headrace.v1.Garbage.items:type_name -> headrace.v1.GarbageItem
+	3,  // 23: headrace.v1.GarbageItem.kind:type_name -> headrace.v1.GarbageKind
+	46, // 24: headrace.v1.LoadModelRequest.keep_alive:type_name -> google.protobuf.Duration
+	45, // 25: headrace.v1.LoadModelResponse.runner:type_name -> headrace.v1.RunnerStatus
+	46, // 26: headrace.v1.LoadModelResponse.load_time:type_name -> google.protobuf.Duration
+	37, // 27: headrace.v1.ListRunnersResponse.runners:type_name -> headrace.v1.ListedRunner
+	38, // 28: headrace.v1.ListRunnersResponse.queues:type_name -> headrace.v1.ModelQueue
+	45, // 29: headrace.v1.ListedRunner.status:type_name -> headrace.v1.RunnerStatus
+	47, // 30: headrace.v1.ListedRunner.report:type_name -> headrace.v1.Runner
+	41, // 31: headrace.v1.WatchModelsResponse.snapshot:type_name -> headrace.v1.ModelsSnapshot
+	4,  // 32: headrace.v1.WatchModelsResponse.changed:type_name -> headrace.v1.Model
+	42, // 33: headrace.v1.WatchModelsResponse.checkpoint:type_name -> headrace.v1.WatchCheckpoint
+	4,  // 34: headrace.v1.ModelsSnapshot.models:type_name -> headrace.v1.Model
+	8,  // 35: headrace.v1.ModelService.ListModels:input_type -> headrace.v1.ListModelsRequest
+	10, // 36: headrace.v1.ModelService.GetModel:input_type -> headrace.v1.GetModelRequest
+	13, // 37: headrace.v1.ModelService.StreamPullModel:input_type -> headrace.v1.StreamPullModelRequest
+	15, // 38: headrace.v1.ModelService.StreamImportModel:input_type -> headrace.v1.StreamImportModelRequest
+	17, // 39: headrace.v1.ModelService.CopyModel:input_type -> headrace.v1.CopyModelRequest
+	19, // 40: headrace.v1.ModelService.DeleteModel:input_type -> headrace.v1.DeleteModelRequest
+	21, // 41: headrace.v1.ModelService.StreamVerifyModels:input_type -> headrace.v1.StreamVerifyModelsRequest
+	27, // 42: headrace.v1.ModelService.CollectGarbage:input_type -> headrace.v1.CollectGarbageRequest
+	31, // 43: headrace.v1.ModelService.LoadModel:input_type -> headrace.v1.LoadModelRequest
+	33, // 44: headrace.v1.ModelService.UnloadModel:input_type -> headrace.v1.UnloadModelRequest
+	35, // 45: headrace.v1.ModelService.ListRunners:input_type -> headrace.v1.ListRunnersRequest
+	39, // 46: headrace.v1.ModelService.WatchModels:input_type -> headrace.v1.WatchModelsRequest
+	9,  // 47: headrace.v1.ModelService.ListModels:output_type -> headrace.v1.ListModelsResponse
+	11, // 48: headrace.v1.ModelService.GetModel:output_type -> headrace.v1.GetModelResponse
+	14, // 49: headrace.v1.ModelService.StreamPullModel:output_type -> headrace.v1.StreamPullModelResponse
+	16, // 50: headrace.v1.ModelService.StreamImportModel:output_type -> headrace.v1.StreamImportModelResponse
+	18, // 51: headrace.v1.ModelService.CopyModel:output_type -> headrace.v1.CopyModelResponse
+	20, // 52: headrace.v1.ModelService.DeleteModel:output_type -> headrace.v1.DeleteModelResponse
+	22, // 53: headrace.v1.ModelService.StreamVerifyModels:output_type -> headrace.v1.StreamVerifyModelsResponse
+	28, // 54: headrace.v1.ModelService.CollectGarbage:output_type -> headrace.v1.CollectGarbageResponse
+	32, // 55: headrace.v1.ModelService.LoadModel:output_type -> headrace.v1.LoadModelResponse
+	34, // 56: headrace.v1.ModelService.UnloadModel:output_type -> headrace.v1.UnloadModelResponse
+	36, // 57: headrace.v1.ModelService.ListRunners:output_type -> headrace.v1.ListRunnersResponse
+	40, // 58: headrace.v1.ModelService.WatchModels:output_type -> headrace.v1.WatchModelsResponse
+	47, // [47:59] is the sub-list for method output_type
+	35, // [35:47] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_headrace_v1_model_proto_init() }
@@ -3184,27 +3299,27 @@ func file_headrace_v1_model_proto_init() {
 	}
 	file_headrace_v1_common_proto_init()
 	file_headrace_v1_runner_proto_init()
-	file_headrace_v1_model_proto_msgTypes[2].OneofWrappers = []any{}
 	file_headrace_v1_model_proto_msgTypes[3].OneofWrappers = []any{}
-	file_headrace_v1_model_proto_msgTypes[7].OneofWrappers = []any{}
+	file_headrace_v1_model_proto_msgTypes[4].OneofWrappers = []any{}
 	file_headrace_v1_model_proto_msgTypes[8].OneofWrappers = []any{}
-	file_headrace_v1_model_proto_msgTypes[9].OneofWrappers = []any{
+	file_headrace_v1_model_proto_msgTypes[9].OneofWrappers = []any{}
+	file_headrace_v1_model_proto_msgTypes[10].OneofWrappers = []any{
 		(*StreamPullModelResponse_Progress)(nil),
 		(*StreamPullModelResponse_Completed)(nil),
 	}
-	file_headrace_v1_model_proto_msgTypes[10].OneofWrappers = []any{}
-	file_headrace_v1_model_proto_msgTypes[11].OneofWrappers = []any{
+	file_headrace_v1_model_proto_msgTypes[11].OneofWrappers = []any{}
+	file_headrace_v1_model_proto_msgTypes[12].OneofWrappers = []any{
 		(*StreamImportModelResponse_Progress)(nil),
 		(*StreamImportModelResponse_Completed)(nil),
 	}
-	file_headrace_v1_model_proto_msgTypes[17].OneofWrappers = []any{
+	file_headrace_v1_model_proto_msgTypes[18].OneofWrappers = []any{
 		(*StreamVerifyModelsResponse_Progress)(nil),
 		(*StreamVerifyModelsResponse_Verified)(nil),
 		(*StreamVerifyModelsResponse_Completed)(nil),
 	}
-	file_headrace_v1_model_proto_msgTypes[22].OneofWrappers = []any{}
-	file_headrace_v1_model_proto_msgTypes[34].OneofWrappers = []any{}
-	file_headrace_v1_model_proto_msgTypes[35].OneofWrappers = []any{
+	file_headrace_v1_model_proto_msgTypes[23].OneofWrappers = []any{}
+	file_headrace_v1_model_proto_msgTypes[35].OneofWrappers = []any{}
+	file_headrace_v1_model_proto_msgTypes[36].OneofWrappers = []any{
 		(*WatchModelsResponse_Snapshot)(nil),
 		(*WatchModelsResponse_Changed)(nil),
 		(*WatchModelsResponse_Deleted)(nil),
@@ -3216,7 +3331,7 @@ func file_headrace_v1_model_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headrace_v1_model_proto_rawDesc), len(file_headrace_v1_model_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

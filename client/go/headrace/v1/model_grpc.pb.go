@@ -56,7 +56,8 @@ type ModelServiceClient interface {
 	// CopyModel gives a model a second name. No weights are copied.
 	CopyModel(ctx context.Context, in *CopyModelRequest, opts ...grpc.CallOption) (*CopyModelResponse, error)
 	// DeleteModel removes a name, and the files that no other has. A loaded
-	// model is unloaded first; a busy one is MODEL_IN_USE.
+	// model is unloaded first; a busy one is MODEL_IN_USE. So is the last name of
+	// a model that has adapters.
 	DeleteModel(ctx context.Context, in *DeleteModelRequest, opts ...grpc.CallOption) (*DeleteModelResponse, error)
 	// StreamVerifyModels reads every byte of models and compares it with what was
 	// stored. A damaged file is no error of the call: it is part of what is said
@@ -265,7 +266,8 @@ type ModelServiceServer interface {
 	// CopyModel gives a model a second name. No weights are copied.
 	CopyModel(context.Context, *CopyModelRequest) (*CopyModelResponse, error)
 	// DeleteModel removes a name, and the files that no other has. A loaded
-	// model is unloaded first; a busy one is MODEL_IN_USE.
+	// model is unloaded first; a busy one is MODEL_IN_USE. So is the last name of
+	// a model that has adapters.
 	DeleteModel(context.Context, *DeleteModelRequest) (*DeleteModelResponse, error)
 	// StreamVerifyModels reads every byte of models and compares it with what was
 	// stored. A damaged file is no error of the call: it is part of what is said

@@ -450,8 +450,10 @@ type RunnerMemory struct {
 	// The prefix cache: KV caches of earlier prompts and outputs, part of
 	// `kv_bytes`.
 	PrefixCacheBytes int64 `protobuf:"varint,9,opt,name=prefix_cache_bytes,json=prefixCacheBytes,proto3" json:"prefix_cache_bytes,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Adapters (LoRA) that are loaded. They take of what requests may reserve.
+	AdaptersBytes int64 `protobuf:"varint,10,opt,name=adapters_bytes,json=adaptersBytes,proto3" json:"adapters_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunnerMemory) Reset() {
@@ -543,6 +545,13 @@ func (x *RunnerMemory) GetKvLimitBytes() int64 {
 func (x *RunnerMemory) GetPrefixCacheBytes() int64 {
 	if x != nil {
 		return x.PrefixCacheBytes
+	}
+	return 0
+}
+
+func (x *RunnerMemory) GetAdaptersBytes() int64 {
+	if x != nil {
+		return x.AdaptersBytes
 	}
 	return 0
 }
@@ -1042,7 +1051,7 @@ const file_headrace_v1_runner_proto_rawDesc = "" +
 	"\x05cores\x18\x03 \x01(\x05H\x00R\x05cores\x88\x01\x01\x12!\n" +
 	"\fmemory_bytes\x18\x04 \x01(\x03R\vmemoryBytes\x12\x12\n" +
 	"\x04blas\x18\x05 \x01(\tR\x04blasB\b\n" +
-	"\x06_cores\"\xd8\x02\n" +
+	"\x06_cores\"\xff\x02\n" +
 	"\fRunnerMemory\x12#\n" +
 	"\rweights_bytes\x18\x01 \x01(\x03R\fweightsBytes\x12\x19\n" +
 	"\bkv_bytes\x18\x02 \x01(\x03R\akvBytes\x12!\n" +
@@ -1054,7 +1063,9 @@ const file_headrace_v1_runner_proto_rawDesc = "" +
 	"\x0eresident_bytes\x18\x06 \x01(\x03R\rresidentBytes\x12*\n" +
 	"\x11kv_reserved_bytes\x18\a \x01(\x03R\x0fkvReservedBytes\x12$\n" +
 	"\x0ekv_limit_bytes\x18\b \x01(\x03R\fkvLimitBytes\x12,\n" +
-	"\x12prefix_cache_bytes\x18\t \x01(\x03R\x10prefixCacheBytes\"\xc4\x03\n" +
+	"\x12prefix_cache_bytes\x18\t \x01(\x03R\x10prefixCacheBytes\x12%\n" +
+	"\x0eadapters_bytes\x18\n" +
+	" \x01(\x03R\radaptersBytes\"\xc4\x03\n" +
 	"\n" +
 	"RunnerLoad\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\x05R\arunning\x12\x18\n" +

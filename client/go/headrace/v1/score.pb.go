@@ -44,7 +44,9 @@ type ScoreRequest struct {
 	KeepAlive *durationpb.Duration `protobuf:"bytes,5,opt,name=keep_alive,json=keepAlive,proto3" json:"keep_alive,omitempty"`
 	// Requests of a higher priority go first where there is a queue. -100 to
 	// 100. Absent: 0.
-	Priority      *int32 `protobuf:"varint,6,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
+	Priority *int32 `protobuf:"varint,6,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
+	// Name of an adapter (LoRA) to apply. See StreamCompletionRequest.adapter.
+	Adapter       *string `protobuf:"bytes,7,opt,name=adapter,proto3,oneof" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -119,6 +121,13 @@ func (x *ScoreRequest) GetPriority() int32 {
 		return *x.Priority
 	}
 	return 0
+}
+
+func (x *ScoreRequest) GetAdapter() string {
+	if x != nil && x.Adapter != nil {
+		return *x.Adapter
+	}
+	return ""
 }
 
 // Continuation is what may follow a prompt.
@@ -367,7 +376,7 @@ var File_headrace_v1_score_proto protoreflect.FileDescriptor
 
 const file_headrace_v1_score_proto_rawDesc = "" +
 	"\n" +
-	"\x17headrace/v1/score.proto\x12\vheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18headrace/v1/common.proto\x1a\x1cheadrace/v1/completion.proto\"\xbb\x02\n" +
+	"\x17headrace/v1/score.proto\x12\vheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18headrace/v1/common.proto\x1a\x1cheadrace/v1/completion.proto\"\xe6\x02\n" +
 	"\fScoreRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x122\n" +
 	"\x05input\x18\x02 \x01(\v2\x1c.headrace.v1.CompletionInputR\x05input\x12?\n" +
@@ -375,8 +384,11 @@ const file_headrace_v1_score_proto_rawDesc = "" +
 	"\blogprobs\x18\x04 \x01(\v2\x1c.headrace.v1.LogprobsOptionsR\blogprobs\x128\n" +
 	"\n" +
 	"keep_alive\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tkeepAlive\x12\x1f\n" +
-	"\bpriority\x18\x06 \x01(\x05H\x00R\bpriority\x88\x01\x01B\v\n" +
-	"\t_priority\"j\n" +
+	"\bpriority\x18\x06 \x01(\x05H\x00R\bpriority\x88\x01\x01\x12\x1d\n" +
+	"\aadapter\x18\a \x01(\tH\x01R\aadapter\x88\x01\x01B\v\n" +
+	"\t_priorityB\n" +
+	"\n" +
+	"\b_adapter\"j\n" +
 	"\fContinuation\x12\x14\n" +
 	"\x04text\x18\x01 \x01(\tH\x00R\x04text\x124\n" +
 	"\ttoken_ids\x18\x02 \x01(\v2\x15.headrace.v1.TokenIdsH\x00R\btokenIdsB\x0e\n" +
