@@ -17,7 +17,7 @@ QUICK := not slow and not toolchain
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-thorough lint format types imports proto proto-check chaos \
 	conformance fuzz bench bench-peers collector descriptors envoy ghz grpcurl helm kubernetes kustomize \
-	install install-image clean distclean
+	install install-image freeze clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -55,6 +55,9 @@ proto: $(VENV)/.dev ## generate the stubs from protos/
 
 proto-check: $(VENV)/.dev ## are the checked-in stubs up to date?
 	$(BIN)/python scripts/proto.py --check
+
+freeze: $(VENV)/.dev ## freeze the contract of COMMIT (HEAD), whose clients are to go on to work
+	$(BIN)/python scripts/freeze.py $(COMMIT)
 
 chaos: $(VENV)/.dev ## kill runners under 32 streams, 200 times: none loses a token
 	$(BIN)/python -m tests.chaos
