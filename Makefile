@@ -17,7 +17,7 @@ QUICK := not slow and not toolchain
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-thorough lint format types imports proto proto-check chaos \
 	conformance fuzz bench bench-peers collector descriptors envoy ghz grpcurl helm kubernetes kustomize \
-	install install-image freeze clean distclean
+	install install-image freeze soak clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -64,6 +64,8 @@ chaos: $(VENV)/.dev ## kill runners under 32 streams, 200 times: none loses a to
 
 conformance: $(VENV)/.dev ## the same cases by every SDK whose toolchain is here: minutes
 	$(BIN)/pytest tests/conformance tests/clients
+soak: $(VENV)/.dev .cache/envoy/envoy/_bin/envoy ## 32 streams through Envoy, runners and controllers restarted: nothing grows
+	$(BIN)/pytest -s tests/chaos/test_fleet.py
 
 fuzz: $(VENV)/.dev ## 100,000 requests that nobody would send: minutes
 	HEADRACE_FUZZ=100000 $(BIN)/pytest -s -m slow tests/e2e/test_fuzz.py

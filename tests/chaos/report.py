@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.run import Footprint, Result
+from tests.chaos.footprint import Footprint
+from tests.chaos.run import Result
 
 _SHOWN = 10
 """Of what went wrong, at most."""
@@ -61,6 +62,7 @@ def _compared(before: Footprint, after: Footprint) -> Iterator[tuple[str, str]]:
         f"{before.memory / mebibyte:.0f} MiB before, {after.memory / mebibyte:.0f} MiB after",
     )
     yield "its open files", f"{before.files} before, {after.files} after"
+    yield "its threads", f"{before.threads} before, {after.threads} after"
     yield "its tasks", f"{len(before.tasks)} before, {len(after.tasks)} after"
     yield "processes", f"{before.processes} before, {after.processes} after"
     yield "sockets", f"{before.sockets} before, {after.sockets} after"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager, suppress
@@ -13,23 +12,18 @@ from random import Random
 
 import psutil
 
-from tests.chaos.controller import TASKS
+from tests.chaos.footprint import Footprint, end, of_controller, settled
 from tests.chaos.streams import Streams, Tally, requests
-from tests.e2e.harness import MODEL, Controller, alive
+from tests.e2e.harness import MODEL, Controller
 from tests.integration.runner.api import Api, connected
 
 _LOOK = 0.02
-"""Seconds between two looks for a process, or for an end of which nothing tells."""
+"""Seconds between two looks for a process."""
 _MEAN_PEACE = 5.0
 """Seconds between two kills, on average. They come at any moment: a Poisson process."""
 _MOST_IN_LOAD = 2
 """Kills in a row of runners under which no stream went on. After one more the controller may well
 give the model up, as one that cannot be loaded."""
-_SETTLE = 20.0
-"""Seconds for the last traces of what has ended."""
-_MEMORY_GROWTH = 48 << 20
-"""Bytes by which the controller may be larger at the end: what the allocator keeps of the busiest
-moments does not grow with the kills."""
 
 
 @dataclass(frozen=True)
@@ -47,35 +41,6 @@ class Plan:
     """Of the moments."""
     limit: float = 7200.0
     """Seconds for all of it."""
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What an idle controller holds."""
-
-    memory: int
-    """Resident bytes."""
-    files: int
-    """Open files, sockets and pipes."""
-    tasks: tuple[str, ...]
-    """Names of its asyncio tasks."""
-    processes: int
-    """Itself, and all that was started by it."""
-    sockets: int
-    """Entries in the folder of its sockets."""
-
-    def excess(self, before: Footprint) -> list[str]:
-        """What there is more of than before."""
-        found = []
-        for name in ("files", "processes", "sockets"):
-            now, then = getattr(self, name), getattr(before, name)
-            if now > then:
-                found.append(f"{now} {name} instead of {then}")
-        if len(self.tasks) > len(before.tasks):
-            found.append(f"tasks {self.tasks} instead of {before.tasks}")
-        if self.memory > before.memory + _MEMORY_GROWTH:
-            found.append(f"{self.memory} bytes of memory instead of {before.memory}")
-        return found
 
 
 @dataclass
@@ -113,11 +78,11 @@ async def run(plan: Plan, note: Callable[[str], None]) -> Result:
             result = Result(plan, streams.tally)
             note(f"{len(asked)} streams undisturbed")
             await streams.undisturbed()
-            result.before = await _footprint(controller)
+            result.before = await of_controller(controller)
             await _disturb(controller, streams, result, random, note)
             result.after = await _settled(controller, api, result.before)
             result.left += result.after.excess(result.before)
-        result.left += await _end(controller)
+        result.left += await end(controller)
     result.seconds = time.monotonic() - began
     return result
 
@@ -192,43 +157,7 @@ async def _runners(controller: Controller, killed: Container[int]) -> list[psuti
         await asyncio.sleep(_LOOK)
 
 
-async def _footprint(controller: Controller) -> Footprint:
-    process = psutil.Process(controller.pid)
-    seen = len(_task_lists(controller))
-    controller.send(signal.SIGUSR1)
-    while len(lists := _task_lists(controller)) == seen:  # noqa: ASYNC110 - it is a file
-        await asyncio.sleep(_LOOK)
-    return Footprint(
-        memory=process.memory_info().rss,
-        files=process.num_fds(),
-        tasks=tuple(lists[-1]),
-        processes=len(controller.processes()),
-        sockets=sum(1 for _ in controller.sockets.iterdir()),
-    )
-
-
-def _task_lists(controller: Controller) -> list[list[str]]:
-    return [line["names"] for line in controller.log() if line["message"] == TASKS]
-
-
 async def _settled(controller: Controller, api: Api, before: Footprint) -> Footprint:
     """What it holds once the last runner that was killed has been cleared away."""
     await api.complete(requests(MODEL, 1, 0, 1)[0])
-    deadline = time.monotonic() + _SETTLE
-    while True:
-        now = await _footprint(controller)
-        if not now.excess(before) or time.monotonic() > deadline:
-            return now
-        await asyncio.sleep(0.5)
-
-
-async def _end(controller: Controller) -> list[str]:
-    """Ends the controller; gives what it leaves behind."""
-    runners = controller.runners()
-    controller.send(signal.SIGTERM)
-    status = await asyncio.to_thread(controller.wait)
-    left = [f"exit status {status}"] if status else []
-    left += [f"process {process.pid}" for process in controller.processes() if alive(process)]
-    left += [f"runner {process.pid}" for process in runners if alive(process)]
-    left += [f"socket {path.name}" for path in controller.sockets.iterdir()]
-    return left
+    return await settled(lambda: of_controller(controller), before)

@@ -22,8 +22,8 @@ from headrace_server.store import Store
 from tests.compat.frozen import FOLDER, Contract, OldClient, OldError
 from tests.contract import methods
 from tests.e2e.harness import Controller, aio_channel
+from tests.tiny_home import TINY, tiny_home
 from tests.tools import needed
-from tests.unit.convert.tiny import write_gguf
 
 FROZEN = sorted(FOLDER.glob("v*.binpb"))
 SUMS = dict(
@@ -31,7 +31,7 @@ SUMS = dict(
     for line in (FOLDER / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
 )
 ROOT = FOLDER.parents[1]
-TINY, PAINTER = "tiny:q4", "emoji:64"
+PAINTER = "emoji:64"
 STREAM, DRAW = "CompletionService/StreamCompletion", "ImageService/StreamImage"
 LIST, GET = "ModelService/ListModels", "ModelService/GetModel"
 
@@ -62,12 +62,7 @@ def controller(
     model_home: Path, token: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Controller]:
     """Today's, with a model that writes and one that draws."""
-    home = tmp_path_factory.mktemp("compat") / "home"
-    home.mkdir()
-    (home / "cache").symlink_to(model_home / "cache")
-    gguf = home.parent / "tiny.gguf"
-    write_gguf(gguf)
-    asyncio.run(Store(home).import_model(gguf, TINY))
+    home = tiny_home(model_home, tmp_path_factory.mktemp("compat"))
     asyncio.run(Store(home).pull(PAINTER))
     with Controller(home, "--tokens", str(token[0])) as running:
         yield running

@@ -82,6 +82,12 @@ class Front:
     def target(self) -> str:
         return f"https://localhost:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Of Envoy, once it has controllers."""
+        assert self._process is not None
+        return self._process.pid
+
     def controllers(self, ports: Sequence[int]) -> None:
         """Which controllers there are, from now on."""
         shipped = (_SHIPPED / "endpoints.yaml").read_text(encoding="utf-8")

@@ -5,29 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import http.client
 import json
 import signal
-import ssl
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 
 from headrace import AsyncClient
-from headrace.cli.authority import Authority
 from headrace.errors import HeadraceError, ModelNotFound, Unavailable
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
 from headrace.v1.model_pb2 import GetModelRequest, ListModelsRequest, ListModelsResponse
 from tests.e2e.conftest import TINY
-from tests.e2e.front import Front, envoy, free_port
-from tests.e2e.harness import MODEL, Controller
+from tests.e2e.harness import MODEL
 from tests.e2e.receiver import Receiver
+from tests.e2e.site import Site
 
 pytestmark = pytest.mark.toolchain
 
@@ -35,72 +28,6 @@ PROMPT = "The capital of France is"
 LIST = "/headrace.v1.ModelService/ListModels"
 GET = "/headrace.v1.ModelService/GetModel"
 STREAM = "/headrace.v1.CompletionService/StreamCompletion"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Of an HTTP server."""
-
-    status: int
-    headers: dict[str, str]
-    data: bytes
-
-
-class Site:
-    """Certificates, controllers by port, and Envoy before them."""
-
-    def __init__(self, home: Path, directory: Path, environment: dict[str, str]) -> None:
-        envoy()
-        self.certificates = directory / "certificates"
-        self.certificates.mkdir()
-        authority = Authority(self.certificates)
-        authority.issue("server", ("localhost", "127.0.0.1"), 1, server=True)
-        authority.issue("client", ("front",), 1, server=False)
-        self._home = home
-        self._environment = environment
-        self.running: dict[int, Controller] = {}
-        telemetry = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").rpartition(":")[2]
-        self.front = Front(
-            directory / "front", self.certificates, int(telemetry) if telemetry else None
-        )
-        self._stack = ExitStack()
-        self._stack.enter_context(self.front)
-
-    def start(self, port: int) -> Controller:
-        """A controller that talks to nobody but who has a certificate."""
-        at = self.certificates
-        tls = ("--tls-cert", at / "server.crt", "--tls-key", at / "server.key")
-        options = (*tls, "--tls-client-ca", at / "ca.crt", "--grace", "30s")
-        started = Controller(
-            self._home, *map(str, options), listen=f"127.0.0.1:{port}", extra=self._environment
-        )
-        self._stack.enter_context(started)
-        self.running[port] = started
-        return started
-
-    def open(self, controllers: int) -> None:
-        for _ in range(controllers):
-            self.start(free_port())
-        self.front.controllers([*self.running])
-        self.front.wait_for(healthy=controllers)
-
-    def client(self, **options: Any) -> AsyncClient:
-        trusting = grpc.ssl_channel_credentials((self.certificates / "ca.crt").read_bytes())
-        return AsyncClient(self.front.target, timeout=120, credentials=trusting, **options)
-
-    def ask(self, path: str, body: bytes, kind: str, **headers: str) -> Answer:
-        """A request as a browser or curl makes it, by HTTP/1.1."""
-        context = ssl.create_default_context(cafile=str(self.certificates / "ca.crt"))
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        with closing(
-            http.client.HTTPSConnection("localhost", self.front.port, timeout=120, context=context)
-        ) as connection:
-            connection.request("POST", path, body, {"content-type": kind, **named})
-            answer = connection.getresponse()
-            return Answer(answer.status, dict(answer.getheaders()), answer.read())
-
-    def close(self) -> None:
-        self._stack.close()
 
 
 @pytest.fixture(scope="module")

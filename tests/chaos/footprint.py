@@ -1,0 +1,102 @@
+"""What processes hold while they have nothing to do, and what they leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import psutil
+
+from tests.chaos.controller import TASKS
+from tests.e2e.harness import Controller, alive
+
+_LOOK = 0.02
+"""Seconds between two looks for a line of which nothing tells."""
+_SETTLE = 20.0
+"""Seconds for the last traces of what has ended."""
+_MEMORY_GROWTH = 48 << 20
+"""Bytes by which a process may be larger at the end: what the allocator keeps of the busiest
+moments does not grow with the kills."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What an idle process holds."""
+
+    memory: int
+    """Resident bytes."""
+    files: int
+    """Open files, sockets and pipes."""
+    threads: int
+    tasks: tuple[str, ...] = ()
+    """Names of a controller's asyncio tasks."""
+    processes: int = 1
+    """Itself, and all that was started by it."""
+    sockets: int = 0
+    """Entries in the folder of its sockets."""
+
+    def excess(self, before: Footprint) -> list[str]:
+        """What there is more of than before."""
+        found = []
+        for name in ("files", "threads", "processes", "sockets"):
+            now, then = getattr(self, name), getattr(before, name)
+            if now > then:
+                found.append(f"{now} {name} instead of {then}")
+        if len(self.tasks) > len(before.tasks):
+            found.append(f"tasks {self.tasks} instead of {before.tasks}")
+        if self.memory > before.memory + _MEMORY_GROWTH:
+            found.append(f"{self.memory} bytes of memory instead of {before.memory}")
+        return found
+
+
+def of_process(pid: int) -> Footprint:
+    """Of any process."""
+    process = psutil.Process(pid)
+    with process.oneshot():
+        return Footprint(process.memory_info().rss, process.num_fds(), process.num_threads())
+
+
+async def of_controller(controller: Controller) -> Footprint:
+    """Of one that was started as `tests.chaos.controller`."""
+    process = of_process(controller.pid)
+    seen = len(_task_lists(controller))
+    controller.send(signal.SIGUSR1)
+    while len(lists := _task_lists(controller)) == seen:  # noqa: ASYNC110 - it is a file
+        await asyncio.sleep(_LOOK)
+    return Footprint(
+        process.memory,
+        process.files,
+        process.threads,
+        tasks=tuple(lists[-1]),
+        processes=len(controller.processes()),
+        sockets=sum(1 for _ in controller.sockets.iterdir()),
+    )
+
+
+def _task_lists(controller: Controller) -> list[list[str]]:
+    return [line["names"] for line in controller.log() if line["message"] == TASKS]
+
+
+async def settled(look: Callable[[], Awaitable[Footprint]], before: Footprint) -> Footprint:
+    """What is held once it is no more than before, or at last."""
+    deadline = time.monotonic() + _SETTLE
+    while True:
+        now = await look()
+        if not now.excess(before) or time.monotonic() > deadline:
+            return now
+        await asyncio.sleep(0.5)
+
+
+async def end(controller: Controller) -> list[str]:
+    """Ends a controller; gives what it leaves behind."""
+    runners = controller.runners()
+    controller.send(signal.SIGTERM)
+    status = await asyncio.to_thread(controller.wait)
+    left = [f"exit status {status}"] if status else []
+    left += [f"process {process.pid}" for process in controller.processes() if alive(process)]
+    left += [f"runner {process.pid}" for process in runners if alive(process)]
+    left += [f"socket {path.name}" for path in controller.sockets.iterdir()]
+    return left
