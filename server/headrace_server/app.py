@@ -102,7 +102,9 @@ class App:
         self._models: dict[str, ModelView] = {}
         self._rereading = asyncio.Lock()
         self._model_health: dict[str, int] = {}
-        self._address = Address(config.listen, takeover=config.takeover)
+        self._address = Address(
+            config.listen, takeover=config.takeover, limits=config.connection_limits
+        )
         self._metrics = AsyncExitStack()
         self._protection = protection
         self._server = grpc.aio.server(

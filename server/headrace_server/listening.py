@@ -21,7 +21,7 @@ import grpc.aio
 import psutil
 
 from headrace.host.sockets import remove_stale
-from headrace.rpc.options import server_options
+from headrace.rpc.options import ConnectionLimits, server_options
 from headrace.rpc.protection import OPEN, Protection
 
 CONNECTION_AGE = 10.0
@@ -38,11 +38,15 @@ class CannotListenError(Exception):
 class Address:
     """One address of one server: `bind`, start the server, `publish`, perhaps `let_go`, `close`."""
 
-    def __init__(self, listen: str, *, takeover: bool) -> None:
+    def __init__(
+        self, listen: str, *, takeover: bool, limits: ConnectionLimits | None = None
+    ) -> None:
         """`listen`: as in the settings. `takeover`: whether it may be another's before, and
-        another's after. Raises CannotListenError where the system has no way to do that."""
+        another's after. `limits`: None for none. Raises CannotListenError where the system has no
+        way to do that."""
         self._listen = listen
         self._takeover = takeover
+        self._limits = limits
         self._port = 0
         self._path: Path | None = None
         self._inode: tuple[int, int] | None = None
@@ -56,8 +60,11 @@ class Address:
     def options(self) -> list[tuple[str, Any]]:
         """Of the server that is to be bound."""
         options = dict(server_options())
+        if self._limits is not None:
+            options |= self._limits.options()
         if self._takeover:
-            options["grpc.max_connection_age_ms"] = round(CONNECTION_AGE * 1000)
+            age = CONNECTION_AGE if self._limits is None else min(CONNECTION_AGE, self._limits.age)
+            options["grpc.max_connection_age_ms"] = round(age * 1000)
             options["grpc.so_reuseport"] = 1
         return list(options.items())
 

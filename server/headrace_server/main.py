@@ -14,6 +14,7 @@ from headrace._target import is_local
 from headrace.rpc.protection import Protection, ProtectionError
 from headrace_server.app import App, end
 from headrace_server.config import ConfigError, Effective, Sources, as_toml, read
+from headrace_server.files import allow_connections
 from headrace_server.listening import CannotListenError
 from headrace_server.runners.supervisor import OnSpan
 from headrace_server.signals import Stop
@@ -52,6 +53,7 @@ async def _run(sources: Sources, effective: Effective, on_span: OnSpan | None) -
     )
     if config.tokens is None and config.tls_client_ca is None and not is_local(config.listen):
         logger.warning("everybody who can reach %s may use it; see --tokens", config.listen)
+    allow_connections(config.max_connections)
     app = App(config, on_span, protection)
     stop.let_go = app.let_go
     reloading = asyncio.create_task(reread(stop.reread, sources, app), name="reloading")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from headrace._target import DEFAULT_TARGET
+from headrace.rpc.options import ConnectionLimits
 from headrace_server.config import values
 from headrace_server.config.values import Kind
 
@@ -90,6 +92,14 @@ class ServerConfig:
     """Requests that may wait in all."""
     max_stream_time: float = 3600.0
     """The deadline of a call whose client sets none."""
+    max_connections: int = 1024
+    """Connections at once."""
+    streams_per_connection: int = 1024
+    """Calls at once of one connection."""
+    max_connection_idle: float = 600.0
+    """After which a connection without a call is closed; infinite: it stays."""
+    max_connection_age: float = math.inf
+    """After which a connection takes no more calls; infinite: it goes on."""
     stall_timeout: float = 60.0
     """Time without progress after which a runner counts as stalled."""
     grace: float = 30.0
@@ -110,6 +120,16 @@ class ServerConfig:
     """Where to write a line of JSON once the controller listens."""
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
     """What single models have otherwise: fields of ModelOptions, by `name:tag`."""
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """What clients may have of its connections."""
+        return ConnectionLimits(
+            self.max_connections,
+            self.streams_per_connection,
+            self.max_connection_idle,
+            self.max_connection_age,
+        )
 
     def options(self, name: str) -> ModelOptions:
         """How the model of this full name is served."""
@@ -289,6 +309,25 @@ SETTINGS = (
     ),
     Setting("queue_total", "bounds", values.COUNT, "requests that may wait in all", live=True),
     Setting("max_stream_time", "bounds", values.TIME, "for a call without a deadline of its own"),
+    Setting("max_connections", "bounds", values.COUNT, "connections at once; one more is closed"),
+    Setting(
+        "streams_per_connection",
+        "bounds",
+        values.COUNT,
+        "calls at once of one connection; more wait in the client",
+    ),
+    Setting(
+        "max_connection_idle",
+        "bounds",
+        values.LIFETIME,
+        "a connection without a call is closed after so long; forever: never",
+    ),
+    Setting(
+        "max_connection_age",
+        "bounds",
+        values.LIFETIME,
+        "after so long a connection takes no more calls, and ends with those that run",
+    ),
     Setting(
         "stall_timeout",
         "bounds",

@@ -170,6 +170,18 @@ def _keep_alive(text: str) -> float:
     return math.inf if value < 0 else value
 
 
+def _lifetime(text: str) -> float:
+    if text == "forever":
+        return math.inf
+    try:
+        value = _seconds(text)
+    except ValueError:
+        raise ValueError(f"{_NO_TIME}, nor forever") from None
+    if value < 1:
+        raise ValueError("is less than a second; or give forever")
+    return value
+
+
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]i?)?b?", text.lower())
     if found is None:
@@ -264,6 +276,7 @@ TOKENS = replace(COUNT, metavar="TOKENS")
 TIME = Kind(_time, show_time, "TIME", (str, int, float))
 PATIENCE = Kind(_patience, show_time, "TIME", (str, int, float))
 KEEP_ALIVE = Kind(_keep_alive, show_time, "TIME", (str, int, float))
+LIFETIME = Kind(_lifetime, show_time, "TIME", (str, int, float))
 SIZE = Kind(_bytes, show_bytes, "BYTES", (str, int))
 SIZE_OR_NONE = Kind(_bytes_or_none, show_bytes, "BYTES", (str, int))
 STORE = Kind(_store, _show_store, "BYTES", (str, int))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from typing import Any, Final
 
 from headrace._target import is_local
@@ -10,6 +12,14 @@ from headrace._target import is_local
 MAX_MESSAGE_BYTES: Final = 32 << 20
 """Largest message received. Twice the 16 MiB that the contract allows a prompt, so that a prompt
 over the limit is read and refused with a typed error."""
+
+MAX_METADATA_BYTES: Final = 16 << 10
+"""Of a call, in all."""
+HANDSHAKE_TIMEOUT: Final = 20.0
+"""Seconds in which a new connection has to speak HTTP/2, with TLS or without."""
+
+_MOST_MS: Final = (1 << 31) - 1
+"""Of gRPC's times; it takes it for ever."""
 
 UNARY_METHODS: Final = {
     "headrace.v1.EmbeddingService": ("Embed",),
@@ -49,6 +59,33 @@ _SERVICE_CONFIG: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What clients may have of a server's connections. Times in seconds; infinite: no limit."""
+
+    connections: int
+    """At once. One more is closed as soon as it is made."""
+    streams: int
+    """Calls at once of one connection. gRPC's clients have one more wait."""
+    idle: float
+    """After which a connection without a call is closed; clients make another when they need it."""
+    age: float
+    """After which a connection takes no more calls, and ends with those that it has."""
+
+    def options(self) -> dict[str, int]:
+        """As gRPC has them."""
+        return {
+            "grpc.max_allowed_incoming_connections": self.connections,
+            "grpc.max_concurrent_streams": self.streams,
+            "grpc.max_connection_idle_ms": _milliseconds(self.idle),
+            "grpc.max_connection_age_ms": _milliseconds(self.age),
+        }
+
+
+def _milliseconds(seconds: float) -> int:
+    return _MOST_MS if math.isinf(seconds) else min(_MOST_MS, round(seconds * 1000))
+
+
 def server_options() -> list[tuple[str, Any]]:
     """Give the options of a server."""
     return [
@@ -59,6 +96,10 @@ def server_options() -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # Both: between them gRPC would refuse at random.
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(HANDSHAKE_TIMEOUT)),
     ]
 
 
