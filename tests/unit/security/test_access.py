@@ -61,6 +61,10 @@ class Desk:
         self._tokens = [token for token in self._tokens if token.id not in secret]
         self._save()
 
+    def change(self, secret: str, **fields: Any) -> None:
+        self._tokens = [replace(t, **fields) if t.id in secret else t for t in self._tokens]
+        self._save()
+
     def _save(self) -> None:
         write_tokens(self.file, Tokens(tuple(self._tokens)))
 
@@ -183,6 +187,70 @@ async def test_a_token_has_no_more_calls_at_once_than_it_may(desk: Desk) -> None
     async with asyncio.timeout(10):
         while await desk.error(listing, metadata) is not None:  # noqa: ASYNC110 - it is heard of soon
             await asyncio.sleep(0.01)
+
+
+async def rest(stream: Any) -> None:
+    """Read a stream to its end."""
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired", "less"])
+@in_one_loop
+async def test_a_watch_ends_with_its_right(
+    desk: Desk, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "_LOOK_AGAIN", 0.02)
+    secret = desk.give(["observe"], max_requests=1)
+    metadata = [("authorization", f"Bearer {secret}")]
+    channel: Any = desk.channel
+    path = "/headrace.v1.ModelService/WatchModels"
+    other = channel.unary_stream(path)(
+        b"", metadata=[("authorization", f"Bearer {desk.secrets['observe']}")]
+    )
+    await other.read()
+    watch = channel.unary_stream(path)(b"", metadata=metadata, timeout=30)
+    await watch.read()
+    if how == "revoked":
+        desk.revoke(secret)
+    else:
+        past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+        desk.change(secret, **{"expires_at": past} if how == "expired" else {"scopes": ("infer",)})
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await rest(watch)
+    error = from_rpc_error(ended.value)
+    assert error.reason == ("PERMISSION_DENIED" if how == "less" else "UNAUTHENTICATED")
+    assert secret.split("_")[1] in error.message
+    assert not other.done()
+    other.cancel()
+    await asyncio.wait([asyncio.ensure_future(other.code())])
+    async with asyncio.timeout(10):  # Nobody looks after a watch that is over.
+        while any("lost" in repr(task.get_coro()) for task in asyncio.all_tasks()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_call_that_ends_by_itself_or_is_given_up_leaves_nothing() -> None:
+    forever = asyncio.Event()
+
+    async def end() -> None:
+        await forever.wait()
+
+    async def give() -> int:
+        return 7
+
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    before = asyncio.all_tasks()
+    assert await access.until(end(), give()) == 7
+    with pytest.raises(ZeroDivisionError):
+        await access.until(end(), fail())
+    given_up = asyncio.create_task(access.until(end(), end()))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    assert asyncio.all_tasks() == before
 
 
 @in_one_loop

@@ -1,14 +1,15 @@
 """Who may call what: bearer tokens, their scopes, and how much each may ask for at a time.
 
 A call without its right is refused before its request is looked at. What a token may no longer do
-holds for calls that begin; those that run are let finish.
+holds for calls that begin; those that run are let finish, but for watches, which have no end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -69,6 +70,13 @@ _OF_METHODS: Final[Mapping[str, Sequence[str]]] = MappingProxyType(
     }
 )
 """Where a method needs others than its service's. What is in neither table needs `manage`."""
+
+_ENDLESS: Final = frozenset(
+    {"/headrace.v1.ModelService/WatchModels", "/headrace.v1.RunnerService/WatchRunner"}
+)
+"""Methods that have no end of their own: they end with the right to call them."""
+_LOOK_AGAIN: Final = 1.0
+"""Seconds between two looks whether the right is still there."""
 
 _AUTHORIZATION: Final = "authorization"
 _SCHEME: Final = "bearer "
@@ -168,13 +176,21 @@ class Access:
         token = self._tokens.find(secret[len(_SCHEME) :].strip())
         if token is None:
             raise Unauthenticated("there is no such token; it may have been revoked")
-        if token.has_expired(datetime.now(UTC)):
-            raise Unauthenticated(f"the token {token.id} has expired; ask for another")
-        if not set(wanted) & set(token.scopes):
-            raise PermissionDenied(
-                f"the token {token.id} has not the scope {wanted[0]}", scope=wanted[0]
-            )
+        _check(token, wanted)
         return token
+
+    async def lost(self, token: Token, method: str) -> None:
+        """Never returns. Raises Unauthenticated, PermissionDenied as soon as a call that was let in
+        by a token would not be any more."""
+        wanted = scopes_of(method)
+        while True:
+            await asyncio.sleep(_LOOK_AGAIN)  # A file tells nobody that it has changed.
+            self._look()
+            same = (t for t in self._tokens.tokens if (t.id, t.sha256) == (token.id, token.sha256))
+            current = next(same, None)
+            if current is None:
+                raise Unauthenticated(f"the token {token.id} has been revoked; ask for another")
+            _check(current, wanted)
 
     @contextmanager
     def entered(self, token: Token, method: str) -> Iterator[None]:
@@ -205,6 +221,16 @@ class Access:
         known = {token.id for token in self._tokens.tokens}
         self._accounts = {key: kept for key, kept in self._accounts.items() if key in known}
         logger.info("tokens changed", extra={"tokens": len(known)})
+
+
+def _check(token: Token, wanted: Sequence[str]) -> None:
+    """Raises Unauthenticated, PermissionDenied."""
+    if token.has_expired(datetime.now(UTC)):
+        raise Unauthenticated(f"the token {token.id} has expired; ask for another")
+    if not set(wanted) & set(token.scopes):
+        raise PermissionDenied(
+            f"the token {token.id} has not the scope {wanted[0]}", scope=wanted[0]
+        )
 
 
 class _GoneError(TokensError):
@@ -246,7 +272,7 @@ class AccessInterceptor(WrappingInterceptor):
         return self._wrapped.get(method, handler)
 
     def _wrap(self, method: str, handler: Handler, inner: Behaviour) -> Handler:
-        access = self._access
+        access, endless = self._access, method in _ENDLESS
 
         async def behaviour(request: Any, context: Context) -> Any:
             token = _admitted.get()
@@ -254,9 +280,22 @@ class AccessInterceptor(WrappingInterceptor):
                 raise Unauthenticated("the call was let in by nobody")
             bind(token_id=token.id)
             with access.entered(token, method):
-                return await inner(request, context)
+                call = inner(request, context)
+                return await (until(access.lost(token, method), call) if endless else call)
 
         return with_behaviour(handler, behaviour, handler.request_deserializer)
+
+
+async def until(end: Awaitable[None], call: Awaitable[Any]) -> Any:
+    """What a call gives, or what `end` raises if it does so before. Both are over after it."""
+    both = running, ending = asyncio.ensure_future(call), asyncio.ensure_future(end)
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        return await running if running.done() else await ending
+    finally:
+        for task in both:
+            task.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
 
 
 def _refusing(handler: Handler, error: HeadraceError) -> Handler:
