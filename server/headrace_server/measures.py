@@ -97,6 +97,16 @@ class Output:
     output_tokens: int | None = None
     images: int | None = None
     """Whole ones."""
+    carried_tokens: int = 0
+    """Tokens that the request itself has brought to be carried on; the model read them."""
+    drawn_tokens: int = 0
+    """What the images cost, whole or not, in tokens; see `access.tokens_of_image`."""
+
+    @property
+    def charge(self) -> int:
+        """Tokens to charge the caller for."""
+        made = (self.prompt_tokens or 0) + (self.output_tokens or 0)
+        return made + self.carried_tokens + self.drawn_tokens
 
 
 def ended(

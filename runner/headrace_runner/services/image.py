@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from headrace.errors import ModelTooLarge
+from headrace.rpc.access import charge, tokens_of_image
 from headrace.v1.image_pb2 import (
     ImageResult,
     ImageStarted,
@@ -204,6 +205,7 @@ class ImageServicer(ImageServiceServicer):
                     span.drawn(event)
                     began = time.perf_counter_ns()
                     drawing, encoding = wanted.drawings[index], file_format(request)
+                    charge(tokens_of_image(drawing.width, drawing.height, drawing.steps))
                     # By the name that was asked for: runners know a model by different ones.
                     text = parameters(drawing, request.model) if embed else None
                     data = await writing_images(encode.encode, pixels, encoding, text)

@@ -101,7 +101,14 @@ class CompletionRecord(StreamRecord):
             per_token=self.seconds_per_token(),
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.tokens_made,
+            carried_tokens=0 if self._told is None else self._brought(),
         )
+
+    def _brought(self) -> int:
+        """Tokens that the client's own request resumed."""
+        request = StreamCompletionRequest.FromString(self._request)
+        choices = sum(len(choice.token_ids) for choice in request.resume_choices)
+        return len(request.resume_token_ids) + choices
 
     def waiting(self, wait: Wait) -> bytes:
         progress = CompletionProgress(

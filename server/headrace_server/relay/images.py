@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.errors import RunnerCrashed
+from headrace.rpc.access import tokens_of_image
 from headrace.telemetry import names
 from headrace.v1.image_pb2 import (
     IMAGE_PHASE_DENOISING,
@@ -135,7 +136,19 @@ class ImageRecord(StreamRecord):
         return RunnerCrashed(message, cause=cause, bytes_sent=sent)
 
     def output(self) -> Output:
-        return Output(images=self.images_sent)
+        return Output(images=self.images_sent, drawn_tokens=self._drawn())
+
+    def _drawn(self) -> int:
+        """What was drawn, in tokens: of each image as far as the client was told."""
+        told = self._told
+        if told is None:
+            return 0
+        steps = self.images_sent * told.steps
+        for index, progress in self._reached.items():
+            if index >= self.images_sent and progress.phase >= IMAGE_PHASE_DENOISING:
+                drawing = progress.phase == IMAGE_PHASE_DENOISING
+                steps += progress.step if drawing else told.steps
+        return tokens_of_image(told.width, told.height, steps)
 
     def waiting(self, wait: Wait) -> bytes:
         loads = wait.load_fraction is not None

@@ -238,7 +238,7 @@ class Relay:
             "seconds": round(seconds, 3),
         }
         logger.info(line, extra=ended)
-        charge((output.prompt_tokens or 0) + (output.output_tokens or 0))
+        charge(output.charge)
         measures.ended(
             terms.wanted.name,
             terms.attributes,

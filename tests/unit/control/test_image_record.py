@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.v1.image_pb2 import (
+    IMAGE_PHASE_DECODING,
     IMAGE_PHASE_DENOISING,
+    IMAGE_PHASE_ENCODING,
     IMAGE_PHASE_LOADING,
     IMAGE_PHASE_QUEUED,
     ImageChunk,
@@ -116,6 +118,7 @@ class Play:
         (undisturbed,) = [m.completed for m in drawn(self.request) if m.HasField("completed")]
         assert list(completed.images) == list(undisturbed.images)
         assert completed.resumed == moves
+        assert self.record.output().charge == self.count * STEPS  # Of 16 by 16 pixels: once.
         for steps in view.previews.values():
             assert steps == [*range(1, STEPS + 1)]
         times = completed.timings
@@ -174,6 +177,28 @@ def test_only_what_is_left_is_asked_for() -> None:
     assert (told.phase, told.index, told.queue_position) == (IMAGE_PHASE_QUEUED, 1, 3)
     told = StreamImageResponse.FromString(record.waiting(Wait(0, 0.5))).progress
     assert (told.phase, told.load_fraction) == (IMAGE_PHASE_LOADING, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "steps"),
+    [
+        (IMAGE_PHASE_ENCODING, 1, 0),
+        (IMAGE_PHASE_DENOISING, 2, 2),
+        (IMAGE_PHASE_DECODING, 0, STEPS),
+    ],
+)
+def test_what_was_drawn_is_charged_for_whole_or_not(phase: int, step: int, steps: int) -> None:
+    record = ImageRecord(REQUEST.SerializeToString(), 0.0)
+    record.ask(0.0)
+    assert record.output().charge == 0
+    messages = [*drawn(REQUEST)]
+    places: list[tuple[int, int, int]] = [
+        (m.progress.index, m.progress.phase, m.progress.step) for m in messages
+    ]
+    reached = messages[: places.index((1, phase, step)) + 1]
+    assert len([*taken(record, reached)]) == len(reached)
+    assert record.images_sent == 1
+    assert record.output().charge == STEPS + steps
 
 
 def test_what_was_not_started_is_asked_for_as_it_came() -> None:

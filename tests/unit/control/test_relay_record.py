@@ -162,6 +162,8 @@ class Play:
         completed = view.last.completed
         assert completed.resumed == moves
         assert completed.usage.output_tokens == sum(map(len, self.outputs))
+        # The prompt, what the request brought, and each token that was sent: once, for all runners.
+        assert self.record.output().charge == 7 + sum(map(len, self.outputs))
         assert completed.usage.prompt_tokens == view.started.prompt_tokens
         assert completed.usage.cached_tokens == view.started.cached_tokens
         times = completed.timings

@@ -478,3 +478,12 @@ def test_a_request_is_the_contracts() -> None:
         *("embed_parameters", "preview", "keep_alive", "priority"),
     }
     assert {field.name for field in StreamImageRequest.DESCRIPTOR.fields} == known
+
+
+async def test_a_token_is_charged_for_each_image(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged: list[int] = []
+    monkeypatch.setattr(image_service, "charge", charged.append)
+    await served.api.draw(ask(width=64, height=32, steps=3, count=2))
+    assert charged == [24, 24]

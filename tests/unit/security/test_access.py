@@ -17,7 +17,14 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from headrace.errors import HeadraceError, RateLimited, Unauthenticated, from_rpc_error
 from headrace.rpc import access
-from headrace.rpc.access import Access, AccessInterceptor, Account, charge, scopes_of
+from headrace.rpc.access import (
+    Access,
+    AccessInterceptor,
+    Account,
+    charge,
+    scopes_of,
+    tokens_of_image,
+)
 from headrace.rpc.protection import Protection
 from headrace.rpc.tokens import (
     SCOPES,
@@ -323,6 +330,11 @@ def test_tokens_a_minute_are_paid_back_by_time() -> None:
         account.charge(600)
     with pytest.raises(RateLimited):
         account.entered(token).__enter__()
+
+
+def test_an_image_costs_what_a_model_computes_for_it() -> None:
+    assert tokens_of_image(1024, 1024, 20) == 81_920
+    assert tokens_of_image(1, 17, 1) == 2
 
 
 async def test_a_call_that_is_refused_is_not_decoded(tmp_path: Path) -> None:

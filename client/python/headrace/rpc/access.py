@@ -81,6 +81,8 @@ _LOOK_AGAIN: Final = 1.0
 _AUTHORIZATION: Final = "authorization"
 _SCHEME: Final = "bearer "
 _MINUTE: Final = 60.0
+_PATCH: Final = 16
+"""Pixels on each side of what an image model computes as one token."""
 
 
 def scopes_of(method: str) -> Sequence[str]:
@@ -134,6 +136,12 @@ class Account:
             paid = (now - self._seen) * token.tokens_per_minute / _MINUTE
             self._debt = max(0.0, self._debt - paid)
         self._seen = now
+
+
+def tokens_of_image(width: int, height: int, steps: int) -> int:
+    """What so many steps of an image of this size cost: a token for each 16 by 16 pixels, in each
+    step, as many as a transformer for images computes."""
+    return -(-width // _PATCH) * -(-height // _PATCH) * steps
 
 
 _account: ContextVar[Account | None] = ContextVar("headrace_account", default=None)
