@@ -211,7 +211,6 @@ def _bind(server: grpc.aio.Server, listen: str, protection: Protection) -> str:
             remove_stale(path)
         port = protection.add_port(server, listen)
         if path is not None:
-            path.chmod(0o600)
             return listen
     except (RuntimeError, OSError) as error:
         raise Unavailable(f"cannot listen on {listen}; give another address: {error}") from error

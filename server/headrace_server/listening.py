@@ -79,7 +79,6 @@ class Address:
             # Under a name of its own first. gRPC removes the name that it has bound when it stops,
             # and the path may be a successor's by then.
             protection.add_port(server, f"unix:{self._own_name}")
-            self._own_name.chmod(0o600)
             return self._listen
 
     def publish(self) -> None:

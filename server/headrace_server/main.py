@@ -22,35 +22,45 @@ from headrace_server.telemetry import telemetry
 
 logger = logging.getLogger(__name__)
 
+_MISTAKE = 2
+"""The exit status for settings that cannot be used, as of argparse."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a controller until it is told to stop. Gives the exit status: 0 after a clean stop."""
+    """Run a controller until it is told to stop. Gives the exit status: 0 after a clean stop, 1
+    where it cannot listen, 2 for settings with mistakes, files that they name included."""
     sources = Sources(argv)
     effective = read(sources)
+    config = effective.config
+    try:
+        protection = Protection.read(
+            config.tls_cert, config.tls_key, config.tls_client_ca, config.tokens
+        )
+    except ProtectionError as error:
+        sys.stderr.write(f"headrace serve: error: {error}\n")
+        return _MISTAKE
     if sources.check:
         for warning in effective.warnings:
             sys.stderr.write(f"headrace serve: {warning}\n")
         sys.stdout.write(as_toml(effective))
         return 0
-    config = effective.config
     with telemetry(config) as on_span:
         try:
-            return asyncio.run(_run(sources, effective, on_span))
-        except (CannotListenError, *ProtectionError) as error:
+            return asyncio.run(_run(sources, effective, protection, on_span))
+        except CannotListenError as error:
             logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
             return 1
 
 
-async def _run(sources: Sources, effective: Effective, on_span: OnSpan | None) -> int:
+async def _run(
+    sources: Sources, effective: Effective, protection: Protection, on_span: OnSpan | None
+) -> int:
     config = effective.config
     stop = Stop(can_hand_over=config.takeover)
     if config.parent is not None:
         await stop.with_stdin()
     for warning in effective.warnings:
         logger.warning("%s", warning)
-    protection = Protection.read(
-        config.tls_cert, config.tls_key, config.tls_client_ca, config.tokens
-    )
     if config.tokens is None and config.tls_client_ca is None and not is_local(config.listen):
         logger.warning("everybody who can reach %s may use it; see --tokens", config.listen)
     allow_connections(config.max_connections)

@@ -13,8 +13,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 from headrace import AsyncClient, AsyncModelWatch
+from headrace.cli.authority import Authority
 from headrace.types import Delta, Runner
 from tests.e2e.conftest import TINY
 from tests.e2e.harness import MODEL, PATIENCE, Place, StartController
@@ -169,6 +171,36 @@ def test_a_configuration_is_checked_and_shown(place: Place) -> None:
         f"{file}:1: memory: true is true or false, not a string or a whole number" in wrong.stderr
     )
     assert wrong.stdout == ""
+
+
+@pytest.mark.parametrize("options", [("--check-config",), ()], ids=["checked", "served"])
+def test_files_that_cannot_be_used_are_mistakes_of_the_configuration(
+    place: Place, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """The exit code is theirs, and nobody has begun to listen."""
+    Authority(tmp_path).issue("server", ("localhost",), 1, server=True)
+    good, none = tmp_path / "server.crt", tmp_path / "none.key"
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text("{")
+    for given, told in (
+        (["--tls-cert", good, "--tls-key", none], f"{none}: No such file"),
+        (["--tls-cert", good, "--tls-key", tmp_path / "ca.key"], "are no certificate and its key"),
+        (["--tokens", tokens], f"{tokens}: it is no file of tokens"),
+        (["--tokens", none], "`headrace token create` makes one"),
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-m", "headrace_server", *map(str, given), *options],
+            env=place.environment | {"HEADRACE_HOST": f"unix:{place.sockets}/c.sock"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert ended.returncode == 2, ended.stderr
+        assert ended.stderr.startswith("headrace serve: error: ")
+        assert told in ended.stderr
+        assert ended.stdout == ""
+        assert list(place.sockets.iterdir()) == []
 
 
 def test_a_terminal_that_is_closed_ends_its_controller(place: Place) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from headrace._target import is_local
+from headrace._target import DEFAULT_TARGET, is_local
 from headrace.rpc.protection import missing_beside
 from headrace_server.config import values
 from headrace_server.config.problems import ConfigError, Problem, line_of, nearest
 from headrace_server.config.settings import BY_KEY, GENERAL, Key, ServerConfig, Setting
-from headrace_server.config.values import Kind, quoted, toml
+from headrace_server.config.values import HttpsAddress, Kind, quoted, toml
 
 FILE_NAME = "config.toml"
 """Of the file that is read from the home where none is named."""
@@ -91,6 +91,7 @@ class Sources:
             models=MappingProxyType(reading.models),
         )
         _check_tls(config, reading)
+        _check_https(config, reading)
         if not config.insecure:
             if config.tls_cert is None:
                 _check_local("listen", config.listen, "127.0.0.1 or a Unix socket", reading)
@@ -123,6 +124,17 @@ def _check_tls(config: ServerConfig, reading: _Reading) -> None:
     if config.takeover and not config.listen.startswith("unix:"):
         what = "does not go with TLS: the two could not talk; listen on unix:/path behind a proxy"
         raise ConfigError([Problem(reading.origins["", "takeover"], 0, what)])
+
+
+def _check_https(config: ServerConfig, reading: _Reading) -> None:
+    """Raises ConfigError for an address that promises a TLS that there would not be."""
+    if isinstance(config.listen, HttpsAddress) and config.tls_cert is None:
+        here = config.listen if is_local(config.listen) else DEFAULT_TARGET
+        what = (
+            f"https://{config.listen} speaks of TLS, and there would be none; give --tls-cert and "
+            f"--tls-key, or --listen {here}"
+        )
+        raise ConfigError([Problem(reading.origins["", "listen"], 0, what)])
 
 
 def _check_local(key: str, address: str, instead: str, reading: _Reading) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from headrace._target import resolve_target
+from headrace._target import HTTPS, resolve_target
 from headrace.errors import InvalidRequest
 from headrace.telemetry.store.schema import LEAST_BYTES
 from headrace_server.store.catalogue import find
@@ -90,9 +90,16 @@ def toml(value: object) -> str:
     return shown if len(shown) <= 80 else shown[:79] + "…"
 
 
+class HttpsAddress(str):
+    """An address that was written with https://: it speaks of TLS."""
+
+    __slots__ = ()
+
+
 def _address(text: str) -> str:
     if not text:
         raise ValueError("is no address")
+    kind = HttpsAddress if text.lower().startswith(HTTPS) else str
     text = resolve_target(text)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:").removeprefix("//")
@@ -104,7 +111,7 @@ def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError("is neither host:port nor unix:/path")
-    return text
+    return kind(text)
 
 
 def _tcp_address(text: str) -> str:

@@ -147,6 +147,33 @@ def test_tls_has_all_its_files(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "env", "place", "remedy"),
+    [
+        ([], {"HEADRACE_HOST": "https://localhost"}, "HEADRACE_HOST", "localhost:50151"),
+        ([], {"HEADRACE_HOST": "HTTPS://gpu.example:7"}, "HEADRACE_HOST", "127.0.0.1:50151"),
+        (["--listen", "https://127.0.0.1:1"], {}, "--listen", "127.0.0.1:1"),
+    ],
+)
+def test_https_is_not_listened_for_in_the_clear(
+    options: list[str],
+    env: dict[str, str],
+    place: str,
+    remedy: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for insecure in ([], ["--insecure"]):
+        with pytest.raises(SystemExit) as exit_:
+            parse([*options, *insecure], env)
+        assert exit_.value.code == 2
+        told = capsys.readouterr().err
+        assert f"{place}: https://" in told
+        assert f"--listen {remedy}\n" in told
+    tls = ["--tls-cert", "/a.crt", "--tls-key", "/a.key"]
+    assert parse([*options, *tls], env).tls_cert == Path("/a.crt")
+    assert parse(["--listen", "localhost:1"], env).listen == "localhost:1"
+
+
 def test_an_empty_path_is_none() -> None:
     env = {"HEADRACE_TOKENS": "/etc/tokens.json"}
     assert parse([], env).tokens == Path("/etc/tokens.json")

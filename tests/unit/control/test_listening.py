@@ -62,8 +62,16 @@ async def check(channel: grpc.aio.Channel) -> int:
     return int((await HealthStub(channel).Check(request, timeout=20)).status)
 
 
-async def test_a_socket_has_its_path_once_it_is_served(path: Path, serve: Serve) -> None:
-    address, bound, server = await serve(f"unix:{path}")
+async def test_a_socket_has_its_path_once_it_is_served(
+    path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Path, "chmod")  # It is private when it is made, and not some time later.
+    before = os.umask(0)
+    try:
+        address, bound, server = await serve(f"unix:{path}")
+        assert os.umask(0) == 0
+    finally:
+        os.umask(before)
     assert bound == f"unix:{path}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]

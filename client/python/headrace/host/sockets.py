@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,3 +21,14 @@ def remove_stale(path: Path) -> None:
             path.unlink()
             return
     raise OSError("the socket is in use")
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What this process makes meanwhile is its user's alone, from its first moment on: gRPC takes
+    no mode for a socket, and one that is changed afterwards could be opened until then."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
