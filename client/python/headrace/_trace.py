@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from headrace._handshake import explained
 from headrace.errors import HeadraceError, from_rpc_error
 
 _HEADER = "traceparent"
@@ -40,7 +41,7 @@ _slot: ContextVar[TraceSlot | None] = ContextVar("headrace_trace_slot", default=
 
 def failure(error: grpc.RpcError, trace: TraceSlot) -> HeadraceError:
     """The exception of a failed call, with the trace id as a note."""
-    failed = from_rpc_error(error)
+    failed = explained(from_rpc_error(error))
     failed.add_note(f"trace {trace.trace_id}")
     return failed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from headrace import AsyncClient
+from headrace.cli import authority
 from headrace.cli.authority import Authority
 from headrace.errors import Unavailable
 from headrace.rpc.health import SERVING, HealthServicer
@@ -67,6 +69,57 @@ async def test_an_authority_of_another_is_not_trusted(certificates: Path, tmp_pa
     async with serving(certificates) as target:
         with pytest.raises(Unavailable, match="handshake failed"):
             await reach(target, tmp_path / "ca.crt")
+
+
+async def why(target: str, credentials: grpc.ChannelCredentials | None) -> str:
+    """What is told of a connection that does not come about."""
+    async with AsyncClient(target, timeout=10, credentials=credentials) as client:
+        with pytest.raises(Unavailable) as caught:
+            await client.list_models()
+    assert "failed to connect" in caught.value.message  # gRPC's own words stay.
+    assert caught.value.__notes__
+    return caught.value.message
+
+
+async def test_what_is_wrong_with_a_connection_is_told_with_what_to_do(
+    certificates: Path, tmp_path: Path
+) -> None:
+    trusting = grpc.ssl_channel_credentials((certificates / "ca.crt").read_bytes())
+    Authority(tmp_path)
+    stranger = grpc.ssl_channel_credentials((tmp_path / "ca.crt").read_bytes())
+    async with serving(certificates) as target:
+        assert "HEADRACE_TLS_CA names" in await why(target, stranger)
+        # Those that gRPC comes with.
+        assert "HEADRACE_TLS_CA names" in await why(target, grpc.ssl_channel_credentials())
+        assert "write https://" in await why(target, None)
+        nonsense = grpc.ssl_channel_credentials(b"nonsense")
+        assert "files in PEM" in await why(target, nonsense)
+    async with serving(certificates, mutual=True) as target:
+        assert "set HEADRACE_CLIENT_CERT" in await why(target, trusting)
+    Authority(certificates).issue("server", ("other.example",), 1, server=True)
+    async with serving(certificates) as target:
+        assert "for other names" in await why(target, trusting)
+    plain = grpc.aio.server()
+    port = plain.add_insecure_port("127.0.0.1:0")
+    await plain.start()
+    assert "does not speak TLS" in await why(f"127.0.0.1:{port}", trusting)
+    await plain.stop(None)
+
+
+async def test_an_expired_certificate_is_told(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authority, "_BACK", timedelta(days=3))
+    monkeypatch.setattr(authority, "timedelta", lambda days: timedelta(days=-days))
+    Authority(certificates).issue("server", LOCAL, 1, server=True)
+    # A server of ours would not start with it; one that runs goes on until its next start.
+    server = grpc.aio.server()
+    pair = [(certificates / f"server.{kind}").read_bytes() for kind in ("key", "crt")]
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(pair[0], pair[1])]))
+    await server.start()
+    trusting = grpc.ssl_channel_credentials((certificates / "ca.crt").read_bytes())
+    assert "has to renew it" in await why(f"127.0.0.1:{port}", trusting)
+    await server.stop(None)
 
 
 async def test_with_an_authority_for_clients_they_need_its_certificate(

@@ -36,7 +36,6 @@ _REMEDIES = {
 }
 
 
-_HANDSHAKE_FAILED = "Tls handshake failed"
 _NO_CONNECTION = "failed to connect"
 _TRACE = re.compile(r"trace ([0-9a-f]{32})")
 _OBVIOUS = {StatusCode.INVALID_ARGUMENT, StatusCode.OUT_OF_RANGE, StatusCode.NOT_FOUND}
@@ -66,8 +65,6 @@ def report(error: HeadraceError) -> None:
     remedy = _REMEDIES.get(error.reason)
     if error.reason == "SOURCE_UNAVAILABLE" and error.retry_after is None:
         remedy = None  # It is not the network: the message says what it is.
-    if _HANDSHAKE_FAILED in error.message:
-        remedy = "HEADRACE_TLS_CA names the file with the authority to trust"
     if remedy and remedy not in error.message:
         click.echo(f"  {remedy}", err=True)
     if error.retry_after:
