@@ -24,7 +24,7 @@ def home(model_home: Path, tmp_path: Path) -> Path:
 @pytest.mark.toolchain
 @pytest.mark.timeout(900)
 async def test_nothing_grows_behind_envoy(home: Path, tmp_path: Path) -> None:
-    plan = Plan(kills=length(60, 2), restarts=length(10, 1), seed=7)
+    plan = Plan(kills=length(24, 2), restarts=length(4, 1), seed=7)
     result = await run(plan, home, tmp_path)
     result.show(Console(file=sys.stderr, width=110))
     assert not result.failures

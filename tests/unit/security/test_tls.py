@@ -104,6 +104,8 @@ async def test_what_is_wrong_with_a_connection_is_told_with_what_to_do(
     await plain.start()
     assert "does not speak TLS" in await why(f"127.0.0.1:{port}", trusting)
     await plain.stop(None)
+    # Of what is known to everybody nothing is said.
+    assert (await why(f"127.0.0.1:{port}", trusting)).startswith("failed to connect")
 
 
 async def test_an_expired_certificate_is_told(
