@@ -119,5 +119,5 @@ fn an_output_may_be_empty() {
 #[test]
 fn without_its_end_there_is_no_whole() {
     let error = fold(&[started(), delta(0, "a", &[1])]).unwrap_err();
-    assert_eq!((error.code(), error.reason_name()), (tonic::Code::Unavailable, ""));
+    assert_eq!((error.code(), error.reason_name()), (tonic::Code::Internal, ""));
 }

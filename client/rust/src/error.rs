@@ -80,7 +80,7 @@ impl Error {
     /// A stream lacks its end.
     pub(crate) fn incomplete() -> Self {
         let message = "the stream ended without being completed: what came of it is not whole";
-        Self::new(Code::Unavailable, message)
+        Self::broken(message)
     }
 
     /// A stream breaks its contract.

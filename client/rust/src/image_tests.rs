@@ -79,5 +79,5 @@ fn what_breaks_the_contract_is_an_error() {
 #[test]
 fn without_its_end_there_is_no_whole() {
     let error = fold(1, &[started(), chunk(0, 0, "a")]).unwrap_err();
-    assert_eq!((error.code(), error.reason_name()), (Code::Unavailable, ""));
+    assert_eq!((error.code(), error.reason_name()), (Code::Internal, ""));
 }
