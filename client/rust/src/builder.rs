@@ -27,7 +27,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// "host:port" without encryption, "https://host:port" for TLS, or "unix:/path". Otherwise
+    /// `host:port` without encryption, `https://host:port` for TLS, or `unix:/path`. Otherwise
     /// `HEADRACE_HOST`, else 127.0.0.1:50151. Without a port: 50151.
     pub fn target(mut self, target: impl Into<String>) -> Self {
         self.target = Some(target.into());
@@ -40,14 +40,14 @@ impl Builder {
         self
     }
 
-    /// The authorities to trust, in PEM; only with "https://". Otherwise those in the file that
+    /// The authorities to trust, in PEM; only with `https://`. Otherwise those in the file that
     /// `HEADRACE_TLS_CA` names, else the system's.
     pub fn tls_ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.tls_ca = Some(pem.into());
         self
     }
 
-    /// The client's own certificate and its private key, in PEM; only with "https://". Otherwise
+    /// The client's own certificate and its private key, in PEM; only with `https://`. Otherwise
     /// those in the files that `HEADRACE_CLIENT_CERT` and `HEADRACE_CLIENT_KEY` name, if any.
     pub fn client_certificate(mut self, pem: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.certificate = Some((pem.into(), key.into()));

@@ -65,7 +65,8 @@ impl Channel {
         }
         let Some(method) = methods::find(parts.uri.path()) else {
             // Not of this contract: its requests may be a stream, and making it again unwise.
-            return Self::answer(self.attempt(&call, parts, body).await?, call);
+            let response = self.attempt(&call, parts, body).await?;
+            return Ok(Self::answer(response, call));
         };
         // All requests of the contract are one message.
         let message = match body.collect().await {
@@ -75,7 +76,8 @@ impl Channel {
         if let Some(model) = method.model_in(&message) {
             parts.headers.entry(MODEL).or_insert(model);
         }
-        Self::answer(self.attempts(method, &call, parts, message).await?, call)
+        let response = self.attempts(method, &call, parts, message).await?;
+        Ok(Self::answer(response, call))
     }
 
     /// Makes a call of the contract, a unary one again while the server is unavailable.
@@ -133,10 +135,10 @@ impl Channel {
         outcome.map_err(|error| call.failed(&error))
     }
 
-    fn answer(mut response: Response<Body>, call: Call) -> Result<Response<Body>, Status> {
+    fn answer(mut response: Response<Body>, call: Call) -> Response<Body> {
         call.trace.note(response.headers_mut());
         let open = expects_status(response.status(), response.headers());
-        Ok(response.map(|body| Body::new(Answer::new(body, call, open))))
+        response.map(|body| Body::new(Answer::new(body, call, open)))
     }
 }
 

@@ -63,7 +63,7 @@ impl Client {
         client
     }
 
-    /// Where the server is: "host:port", or "unix:/path".
+    /// Where the server is: `host:port`, or `unix:/path`.
     #[must_use]
     pub fn target(&self) -> &str {
         &self.channel.target

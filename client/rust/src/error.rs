@@ -107,7 +107,7 @@ impl Error {
             .filter(|reason| *reason != ErrorReason::Unspecified)
     }
 
-    /// The reason's name, such as "QUEUE_FULL", also one that this version does not know. Empty if
+    /// The reason's name, such as `QUEUE_FULL`, also one that this version does not know. Empty if
     /// the server gave none.
     #[must_use]
     pub fn reason_name(&self) -> &str {
@@ -227,5 +227,86 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         // The status itself says nothing that is not said here.
         self.0.status.as_deref().and_then(std::error::Error::source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::bytes::Bytes;
+    use prost_types::Any;
+
+    use super::*;
+    use crate::rpc;
+
+    fn any(name: &str, detail: &impl Message) -> Any {
+        let type_url = format!("type.googleapis.com/google.rpc.{name}");
+        Any { type_url, value: detail.encode_to_vec() }
+    }
+
+    fn info(domain: &str, reason: &str) -> Any {
+        let metadata = [("queue".to_owned(), "model".to_owned())].into();
+        any("ErrorInfo", &ErrorInfo { reason: reason.into(), domain: domain.into(), metadata })
+    }
+
+    fn error(code: Code, message: &str, details: Vec<Any>) -> Error {
+        let status = rpc::Status { code: code.into(), message: message.into(), details };
+        let details = Bytes::from(status.encode_to_vec());
+        Status::with_details(code, message, details).into()
+    }
+
+    #[test]
+    fn details_are_read() {
+        let delay = prost_types::Duration { seconds: 1, nanos: 500_000_000 };
+        let violation = rpc::bad_request::FieldViolation {
+            field: "sampling.temperature".into(),
+            description: "too hot".into(),
+            ..Default::default()
+        };
+        let details = vec![
+            any("Help", &rpc::Help::default()),
+            info(DOMAIN, "QUEUE_FULL"),
+            any("RetryInfo", &RetryInfo { retry_delay: Some(delay) }),
+            any("BadRequest", &BadRequest { field_violations: vec![violation] }),
+        ];
+        let error = error(Code::ResourceExhausted, "full", details);
+        assert_eq!(error.code(), Code::ResourceExhausted);
+        assert_eq!(error.reason(), Some(ErrorReason::QueueFull));
+        assert_eq!((error.reason_name(), error.message()), ("QUEUE_FULL", "full"));
+        assert_eq!(error.metadata()["queue"], "model");
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(1500)));
+        let [violation] = error.violations() else { panic!("{error:?}") };
+        assert_eq!(
+            (&*violation.field, &*violation.description),
+            ("sampling.temperature", "too hot")
+        );
+        assert_eq!(error.to_string(), "full (QUEUE_FULL)");
+    }
+
+    #[test]
+    fn a_reason_is_headraces_or_none() {
+        let other = error(Code::Unavailable, "x", vec![info("example.com", "QUEUE_FULL")]);
+        assert_eq!((other.reason(), other.reason_name()), (None, ""));
+        assert_eq!(other.to_string(), "x (Unavailable)");
+        let newer = error(Code::Unavailable, "x", vec![info(DOMAIN, "NEWER")]);
+        assert_eq!((newer.reason(), newer.reason_name()), (None, "NEWER"));
+        let unspecified = error(Code::Unavailable, "x", vec![info(DOMAIN, "UNSPECIFIED")]);
+        assert_eq!(unspecified.reason(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_nothing() {
+        let details = Bytes::from_static(b"\xff\xff");
+        let error = Error::from(Status::with_details(Code::NotFound, "x", details));
+        assert_eq!((error.code(), error.message()), (Code::NotFound, "x"));
+        assert_eq!((error.reason_name(), error.retry_after()), ("", None));
+    }
+
+    #[test]
+    fn internal_with_a_reason_stays_what_it_is() {
+        let broken = "Received RST_STREAM with error code 2";
+        assert_eq!(error(Code::Internal, broken, vec![]).code(), Code::Unavailable);
+        let bug = error(Code::Internal, broken, vec![info(DOMAIN, "INTERNAL")]);
+        assert_eq!(bug.code(), Code::Internal);
+        assert_eq!(error(Code::Internal, "x", vec![]).code(), Code::Internal);
     }
 }

@@ -25,20 +25,20 @@ pub use trace::Traced;
 pub use {prost, prost_types, tonic};
 
 /// The contract: messages and stubs, generated from `protos/headrace/v1`.
-#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, rustdoc::all)]
 pub mod v1 {
     tonic::include_proto!("headrace.v1");
 }
 
 /// gRPC's health checking, which every service answers: "" for the server as a whole, and
 /// "model/NAME" for a model.
-#[allow(missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, rustdoc::all)]
 pub mod health {
     tonic::include_proto!("grpc.health.v1");
 }
 
 /// What errors carry.
-#[allow(dead_code, missing_docs, unreachable_pub, clippy::all, rustdoc::all)]
+#[allow(dead_code, missing_docs, unreachable_pub, clippy::all, clippy::pedantic, rustdoc::all)]
 mod rpc {
     tonic::include_proto!("google.rpc");
 }

@@ -25,14 +25,12 @@ pub(crate) fn wait(attempt: u32, headers: Option<&HeaderMap>, random: f64) -> Op
     if attempt + 1 >= ATTEMPTS {
         return None;
     }
-    match headers.and_then(|headers| headers.get("grpc-retry-pushback-ms")) {
+    if let Some(said) = headers.and_then(|headers| headers.get("grpc-retry-pushback-ms")) {
         // What cannot be read or is negative says no, as gRPC has it.
-        Some(said) => said.to_str().ok()?.parse().ok().map(Duration::from_millis),
-        None => {
-            let jitter = 1.0 + JITTER * (2.0 * random - 1.0);
-            Some(FIRST_WAIT.mul_f64(f64::from(1 << attempt) * jitter))
-        }
+        return said.to_str().ok()?.parse().ok().map(Duration::from_millis);
     }
+    let jitter = 1.0 + JITTER * (2.0 * random - 1.0);
+    Some(FIRST_WAIT.mul_f64(f64::from(1 << attempt) * jitter))
 }
 
 #[cfg(test)]

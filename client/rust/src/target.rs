@@ -14,14 +14,14 @@ const UNIX: &str = "unix:";
 /// An address that tonic takes, and what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// "host:port", or "unix:/path".
+    /// `host:port`, or `unix:/path`.
     pub(crate) address: String,
     /// Whether TLS is spoken.
     pub(crate) tls: bool,
 }
 
 impl Target {
-    /// Reads "host:port", "https://host:port" or "unix:/path". A host without a port gets
+    /// Reads `host:port`, `https://host:port` or `unix:/path`. A host without a port gets
     /// Headrace's own, since a web server's would be tonic's default.
     pub(crate) fn parse(text: &str) -> Result<Self, Error> {
         let text = text.trim();

@@ -38,12 +38,11 @@ pub(crate) fn error_json(error: &headrace::Error) -> Value {
     })
 }
 
-/// "NotFound" as gRPC writes it: "NOT_FOUND".
+/// `NotFound` as gRPC writes it: `NOT_FOUND`.
 fn code_name(name: &str) -> String {
-    let name = if name == "Ok" { "OK" } else { name };
     let mut text = String::new();
     for (index, letter) in name.char_indices() {
-        if index > 0 && letter.is_ascii_uppercase() && name != "OK" {
+        if index > 0 && letter.is_ascii_uppercase() {
             text.push('_');
         }
         text.push(letter.to_ascii_uppercase());
