@@ -1,0 +1,119 @@
+"""The Rust SDK: its tests and checks, what would be published, and its examples at a controller."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import ANSWER, MODEL, QUESTION, Controller, borrow_home
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "client" / "rust"
+
+pytestmark = [
+    pytest.mark.toolchain,
+    pytest.mark.timeout(900),  # dependencies are built once, wherever that falls
+    pytest.mark.skipif(shutil.which("cargo") is None, reason="there is no cargo here"),
+]
+
+
+def cargo(*arguments: str, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run cargo in the SDK's folder; `more`: variables of its environment."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
+    ended = subprocess.run(
+        ["cargo", *arguments],
+        cwd=FOLDER,
+        env={**inherited, **more},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or ended.returncode == 0, (ended.stdout + ended.stderr)[-8000:]
+    return ended
+
+
+@pytest.fixture(scope="module")
+def controller(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
+    home = borrow_home(model_home, tmp_path_factory.mktemp("rust") / "home")
+    with Controller(home) as running:
+        yield running
+
+
+def manifest() -> dict[str, object]:
+    """What the workspace's packages have in common."""
+    read = tomllib.loads((FOLDER / "Cargo.toml").read_text(encoding="utf-8"))
+    common: dict[str, object] = read["workspace"]["package"]
+    return common
+
+
+def test_its_version_is_headraces() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert manifest()["version"] == project["version"]
+
+
+def test_it_is_formatted() -> None:
+    cargo("fmt", "--all", "--check")
+
+
+def test_the_linter_has_nothing_to_say() -> None:
+    cargo("clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings")
+
+
+def test_its_documentation_can_be_built() -> None:
+    cargo("doc", "--quiet", "--locked", "--no-deps", "-p", "headrace", RUSTDOCFLAGS="-D warnings")
+
+
+def test_its_own_tests_pass() -> None:
+    cargo("test", "--quiet", "--locked", "--workspace")
+
+
+def test_it_builds_without_opentelemetry() -> None:
+    only = ("-p", "headrace", "--no-default-features", "--lib")
+    cargo("clippy", "--quiet", "--locked", *only, "--", "-D", "warnings")
+
+
+def test_what_is_published_builds_by_itself() -> None:
+    cargo("package", "--quiet", "--locked", "--allow-dirty", "-p", "headrace")
+    name = f"headrace-{manifest()['version']}"
+    with tarfile.open(FOLDER / "target" / "package" / f"{name}.crate") as archive:
+        files = {member.name.removeprefix(f"{name}/"): member for member in archive.getmembers()}
+    assert all(member.isfile() for member in files.values())
+    assert {"LICENSE", "README.md", "protos/headrace/v1/errors.proto"} <= files.keys()
+    assert not [name for name in files if name.startswith("conformance")]
+
+
+def test_the_readme_shows_an_example() -> None:
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```rust,no_run\n(.*?)```", readme, re.DOTALL)
+    example = (FOLDER / "examples" / "tour.rs").read_text(encoding="utf-8")
+    assert example.partition("\n\n")[2] == shown[0]
+
+
+def test_the_examples_run(controller: Controller) -> None:
+    def example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ("run", "--quiet", "--locked", "--example", name, "--", *arguments)
+        return cargo(*command, check=False, HEADRACE_HOST=controller.target)
+
+    tour = example("tour")
+    assert tour.returncode == 0, tour.stderr
+    assert len(tour.stdout.strip()) > 10
+
+    chat = example("chat", QUESTION)
+    assert chat.returncode == 0, chat.stderr
+    assert chat.stdout.startswith("Le Grand Paris, ")
+    assert ANSWER.startswith(chat.stdout.strip())
+    last = chat.stderr.splitlines()[-1]
+    assert re.fullmatch(r"16 tokens, FINISH_REASON_LENGTH, trace [0-9a-f]{32}", last)
+
+    nothing = example("chat", QUESTION, "smolm2")
+    assert nothing.returncode == 1
+    assert f"did you mean '{MODEL}'" in nothing.stderr
