@@ -18,7 +18,7 @@ async fn main() {
     if let Err(error) = ask(&model, &question).await {
         eprintln!("{error}");
         if error.reason() == Some(ErrorReason::ModelNotFound) {
-            eprintln!("headrace pull {model}");
+            eprintln!("`headrace list` shows what there is, `headrace pull` gets more");
         }
         std::process::exit(1);
     }

@@ -28,13 +28,15 @@ impl Call {
     /// The status of a transport that failed. All its failures are one to the caller: the server
     /// is not to be had. What it was can be read in the message.
     pub(crate) fn failed(&self, error: &(dyn std::error::Error + 'static)) -> Status {
-        // A timer of the transport's own may be a moment quicker.
         if self.deadline.is_some_and(|at| at <= Instant::now()) {
             return self.late();
         }
         let mut message = format!("{} cannot be reached, or the connection broke", self.target);
         let mut cause = error.source();
         while let Some(error) = cause {
+            if error.is::<tonic::TimeoutExpired>() {
+                return self.late();
+            }
             let text = error.to_string();
             if !message.ends_with(&text) {
                 message.push_str(": ");

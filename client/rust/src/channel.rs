@@ -18,7 +18,7 @@ use tower_service::Service;
 
 use crate::body::{Answer, Call};
 use crate::methods::{self, Method};
-use crate::trace::TraceId;
+use crate::trace::{TraceId, random};
 use crate::{deadline, retry};
 
 const MODEL: HeaderName = HeaderName::from_static("headrace-model");
@@ -106,7 +106,7 @@ impl Channel {
                 Err(status) if status.code() == tonic::Code::Unavailable => None,
                 _ => return outcome,
             };
-            let Some(wait) = retry::wait(number, headers, fastrand::f64()) else { return outcome };
+            let Some(wait) = retry::wait(number, headers, random()) else { return outcome };
             if call.deadline.is_some_and(|at| at.saturating_duration_since(Instant::now()) <= wait)
             {
                 return outcome;

@@ -1,4 +1,5 @@
-#![doc = include_str!("../README.md")]
+// `tests/readme.rs` has what the README shows, so that it need not be shown how it compiles.
+#![cfg_attr(not(doctest), doc = include_str!("../README.md"))]
 
 mod body;
 mod builder;

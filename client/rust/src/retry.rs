@@ -7,7 +7,6 @@ use http::{HeaderMap, StatusCode};
 /// Attempts in all.
 pub(crate) const ATTEMPTS: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const JITTER: f64 = 0.2;
 const UNAVAILABLE: &[u8] = b"14";
 
 /// Whether a call's first headers are already its end, and say UNAVAILABLE.
@@ -20,8 +19,8 @@ pub(crate) fn is_unavailable(status: StatusCode, headers: &HeaderMap) -> bool {
 }
 
 /// How long to wait after the attempt of this number, the first being 0; None: there is no other.
-/// `random` is from 0 to 1.
-pub(crate) fn wait(attempt: u32, headers: Option<&HeaderMap>, random: f64) -> Option<Duration> {
+/// `random`: any number.
+pub(crate) fn wait(attempt: u32, headers: Option<&HeaderMap>, random: u64) -> Option<Duration> {
     if attempt + 1 >= ATTEMPTS {
         return None;
     }
@@ -29,8 +28,9 @@ pub(crate) fn wait(attempt: u32, headers: Option<&HeaderMap>, random: f64) -> Op
         // What cannot be read or is negative says no, as gRPC has it.
         return said.to_str().ok()?.parse().ok().map(Duration::from_millis);
     }
-    let jitter = 1.0 + JITTER * (2.0 * random - 1.0);
-    Some(FIRST_WAIT.mul_f64(f64::from(1 << attempt) * jitter))
+    // Give or take a fifth, so that those who were refused together do not come back together.
+    let wait = FIRST_WAIT * (1 << attempt);
+    Some(wait * 4 / 5 + wait * 2 / 5 * u32::try_from(random % 101).unwrap_or(0) / 100)
 }
 
 #[cfg(test)]
@@ -43,20 +43,20 @@ mod tests {
 
     #[test]
     fn waits_double_and_end() {
-        let waits: Vec<_> = (0..5).map(|attempt| wait(attempt, None, 0.5)).collect();
+        let waits: Vec<_> = (0..5).map(|attempt| wait(attempt, None, 50)).collect();
         let [a, b, c] = [100, 200, 400].map(|ms| Some(Duration::from_millis(ms)));
         assert_eq!(waits, [a, b, c, None, None]);
-        assert_eq!(wait(0, None, 0.0), Some(Duration::from_millis(80)));
-        assert_eq!(wait(2, None, 1.0), Some(Duration::from_millis(480)));
+        assert_eq!(wait(0, None, 101), Some(Duration::from_millis(80)));
+        assert_eq!(wait(2, None, 100), Some(Duration::from_millis(480)));
     }
 
     #[test]
     fn the_server_has_its_say() {
-        assert_eq!(wait(0, Some(&said("1500")), 0.5), Some(Duration::from_millis(1500)));
-        assert_eq!(wait(0, Some(&said("0")), 0.5), Some(Duration::ZERO));
-        assert_eq!(wait(0, Some(&said("-1")), 0.5), None);
-        assert_eq!(wait(0, Some(&said("soon")), 0.5), None);
-        assert_eq!(wait(3, Some(&said("5")), 0.5), None);
+        assert_eq!(wait(0, Some(&said("1500")), 50), Some(Duration::from_millis(1500)));
+        assert_eq!(wait(0, Some(&said("0")), 50), Some(Duration::ZERO));
+        assert_eq!(wait(0, Some(&said("-1")), 50), None);
+        assert_eq!(wait(0, Some(&said("soon")), 50), None);
+        assert_eq!(wait(3, Some(&said("5")), 50), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Ties each call to a trace id that the caller can read, with or without a tracer.
 
+use std::hash::{BuildHasher, RandomState};
+
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use tonic::metadata::MetadataMap;
@@ -49,7 +51,7 @@ impl TraceId {
         if let Some(id) = current(headers) {
             return Self(id);
         }
-        let (trace, span) = (fastrand::u128(1..), fastrand::u64(1..));
+        let (trace, span) = ((u128::from(random()) << 64) | u128::from(random()), random());
         // Flag 01: the services may record the trace; whether they do is their setting.
         put(headers, TRACEPARENT, &format!("00-{trace:032x}-{span:016x}-01"));
         Self(HeaderValue::from_str(&format!("{trace:032x}")).expect("digits"))
@@ -67,6 +69,11 @@ impl TraceId {
         }
         status
     }
+}
+
+/// A number that is another one each time, in each process.
+pub(crate) fn random() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// The id in a `traceparent`.

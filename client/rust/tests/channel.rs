@@ -224,6 +224,16 @@ async fn no_other_error_is_a_reason_for_another_attempt() {
     assert_eq!(server.calls(), 1);
 }
 
+#[test]
+fn what_is_held_can_cross_threads() {
+    fn assert<T: Send + 'static>() {}
+    fn assert_shared<T: Send + Sync + 'static>() {}
+    assert::<headrace::CompletionStream>();
+    assert::<headrace::ImageStream>();
+    assert_shared::<Client>();
+    assert_shared::<Error>();
+}
+
 #[tokio::test]
 async fn nobody_listens() {
     let error = list(&at("127.0.0.1:1")).await.unwrap_err();
