@@ -1,6 +1,6 @@
 //! What the README shows, word for word, so that it is known to compile.
 
-#![allow(dead_code, clippy::redundant_locals, unused_imports)]
+#![allow(dead_code, unused_variables)]
 
 use headrace::v1::StreamCompletionRequest;
 use headrace::{Client, Error};
@@ -75,7 +75,7 @@ async fn errors(client: Client, request: StreamCompletionRequest) {
                 }
             }
             Some(ErrorReason::ModelNotFound) => {
-                println!("nearest: {}", error.metadata()["nearest"])
+                println!("nearest: {}", error.metadata()["nearest"]);
             }
             Some(ErrorReason::QueueFull) => println!("again in {:?}", error.retry_after()),
             _ => println!("{:?} {}: {error}", error.code(), error.reason_name()),
