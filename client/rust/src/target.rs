@@ -1,5 +1,4 @@
-//! Where a server is and how it is reached: arguments, else the environment, else the default.
-//! Opens nothing but the files that the environment names.
+//! Where a server is, and as whom it is called. Pure.
 
 use std::net::IpAddr;
 
