@@ -122,6 +122,8 @@ install-image: $(VENV)/.image ## what models for images need, into .venv
 
 clean: ## remove what was built, and the caches
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	cd client && rm -rf go/build java/target java/*/target rust/target \
+		typescript/build typescript/dist typescript/node_modules
 	find client server runner scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environments as well
