@@ -1,0 +1,86 @@
+/** From the error of a transport to that of the SDK: `google.rpc.Status`, and what has none. */
+
+import { Code, type ConnectError } from "@connectrpc/connect";
+import { HeadraceError } from "./errors.js";
+import {
+  BadRequestSchema,
+  ErrorInfoSchema,
+  RetryInfoSchema,
+} from "./gen/google/rpc/error_details_pb.js";
+
+const DOMAIN = "headrace.dev";
+const STATUS = "grpc-status";
+
+/** What is known of the call that failed. */
+export interface Failed {
+  readonly traceId: string;
+  /** Where the server is, for people. */
+  readonly target: string;
+  /** The caller's own signal. */
+  readonly signal: AbortSignal | undefined;
+}
+
+/** The error of a failed call. */
+export function fromConnectError(error: ConnectError, call: Failed): HeadraceError {
+  const { traceId } = call;
+  if (error.metadata.has(STATUS)) return fromServer(error, traceId);
+  if (call.signal?.aborted) return aborted(call.signal, traceId);
+  if (brokenOff(error)) {
+    const message = `${call.target} cannot be reached, or the connection broke off: ${inWords(error)}`;
+    return new HeadraceError(Code.Unavailable, message, { traceId, cause: error });
+  }
+  const late = error.code === Code.DeadlineExceeded;
+  const message = late ? "the deadline passed before the call had ended" : error.rawMessage;
+  return new HeadraceError(error.code, message, { traceId, cause: error });
+}
+
+/** The error of a call whose caller wants it no more, or by `AbortSignal.timeout` no longer. */
+export function aborted(signal: AbortSignal, traceId: string): HeadraceError {
+  const cause: unknown = signal.reason;
+  const late = cause instanceof Error && cause.name === "TimeoutError";
+  const [code, message] = late
+    ? [Code.DeadlineExceeded, "the signal's time is up"]
+    : [Code.Canceled, "the call was cancelled"];
+  return new HeadraceError(code, message, { traceId, cause });
+}
+
+function fromServer(error: ConnectError, traceId: string): HeadraceError {
+  const info = error.findDetails(ErrorInfoSchema).find((found) => found.domain === DOMAIN);
+  const delay = error.findDetails(RetryInfoSchema)[0]?.retryDelay;
+  // Headrace's own INTERNAL has a reason. This is how a proxy names a stream that broke off because
+  // the server behind it is gone.
+  const gone = !info && error.code === Code.Internal && error.rawMessage.includes("RST_STREAM");
+  return new HeadraceError(gone ? Code.Unavailable : error.code, error.rawMessage, {
+    reason: info?.reason ?? "",
+    metadata: info?.metadata ?? {},
+    retryAfterMs: delay && Number(delay.seconds) * 1e3 + delay.nanos / 1e6,
+    violations: error
+      .findDetails(BadRequestSchema)
+      .flatMap((bad) => bad.fieldViolations)
+      .map(({ field, description }) => ({ field, description })),
+    traceId,
+    cause: error,
+  });
+}
+
+/** Whether no server has said this: nobody listens, or the connection or the stream was cut.
+ * Transports have many names for that, and gRPC has one, UNAVAILABLE. */
+function brokenOff(error: ConnectError): boolean {
+  // No caller has cancelled, or it would have been seen by the signal.
+  if (error.code === Code.Canceled || error.code === Code.Aborted) return true;
+  if (error.rawMessage.startsWith("http/2 stream closed with error code")) return true;
+  // Errors of Node's have a code, those of a browser's fetch are TypeErrors.
+  const { cause } = error;
+  return cause instanceof TypeError || (cause instanceof Error && "code" in cause);
+}
+
+function inWords(error: ConnectError): string {
+  const { cause } = error;
+  // Of a host with several addresses, each of which has failed; the whole has no message.
+  if (cause instanceof AggregateError) {
+    return cause.errors
+      .map((one: unknown) => (one instanceof Error ? one.message : one))
+      .join(", ");
+  }
+  return error.rawMessage;
+}
