@@ -58,9 +58,14 @@ export class HeadraceError extends Error {
   }
 
   /** Whether `error` is one of Headrace, and for one of these reasons if any are given. */
-  static is(error: unknown, ...reasons: Reason[]): error is HeadraceError {
+  static is(error: unknown): error is HeadraceError;
+  static is<R extends Reason>(
+    error: unknown,
+    ...reasons: [R, ...R[]]
+  ): error is HeadraceError & { readonly reason: R };
+  static is(error: unknown, ...reasons: string[]): boolean {
     if (!(error instanceof HeadraceError)) return false;
-    return reasons.length === 0 || (reasons as string[]).includes(error.reason);
+    return reasons.length === 0 || reasons.includes(error.reason);
   }
 }
 

@@ -10,6 +10,9 @@ import {
 
 const DOMAIN = "headrace.dev";
 const STATUS = "grpc-status";
+/** What Connect says of an answer that ends in its midst, or before its status. */
+const CUT =
+  /^http\/2 stream closed|^protocol error: (incomplete|promised|missing status)|^missing trailer$/;
 
 /** What is known of the call that failed. */
 export interface Failed {
@@ -65,13 +68,22 @@ function fromServer(error: ConnectError, traceId: string): HeadraceError {
 
 /** Whether no server has said this: nobody listens, or the connection or the stream was cut.
  * Transports have many names for that, and gRPC has one, UNAVAILABLE. */
-function brokenOff(error: ConnectError): boolean {
-  // No caller has cancelled, or it would have been seen by the signal.
-  if (error.code === Code.Canceled || error.code === Code.Aborted) return true;
-  if (error.rawMessage.startsWith("http/2 stream closed with error code")) return true;
-  // Errors of Node's have a code, those of a browser's fetch are TypeErrors.
-  const { cause } = error;
-  return cause instanceof TypeError || (cause instanceof Error && "code" in cause);
+function brokenOff({ code, rawMessage, cause }: ConnectError): boolean {
+  switch (code) {
+    // No caller has cancelled, or it would have been seen by the signal.
+    case Code.Canceled:
+    case Code.Aborted:
+    case Code.Unavailable:
+      return true;
+    case Code.InvalidArgument:
+    case Code.Internal:
+    case Code.Unknown:
+      // Errors of Node's have a code, those of a browser's fetch are TypeErrors.
+      if (cause instanceof Error && (cause instanceof TypeError || "code" in cause)) return true;
+      return CUT.test(rawMessage);
+    default:
+      return false;
+  }
 }
 
 function inWords(error: ConnectError): string {

@@ -1,0 +1,99 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
+import { ConnectError } from "@connectrpc/connect";
+import { Code, type HeadraceError } from "headrace";
+import { CompletionService, ModelService } from "headrace/v1";
+import { nextAttempt } from "#dist/retry";
+import { caught, failure, open, serve } from "./server.js";
+
+const unavailable = (pushback?: string) =>
+  failure(
+    Code.Unavailable,
+    "away",
+    [],
+    pushback === undefined ? {} : { "grpc-retry-pushback-ms": pushback },
+  );
+
+/** A server that fails so many times, and how often it was asked. */
+async function failing(t: Parameters<typeof serve>[0], times: number, error: ConnectError) {
+  const asked: (string | null)[] = [];
+  const target = await serve(t, (router) => {
+    router.service(ModelService, {
+      async listModels(_, { requestHeader }) {
+        asked.push(requestHeader.get("grpc-timeout"));
+        if (asked.length <= times) throw error;
+        return {};
+      },
+    });
+    router.service(CompletionService, {
+      // biome-ignore lint/correctness/useYield: it fails before its first message
+      async *streamCompletion() {
+        asked.push(null);
+        throw error;
+      },
+    });
+  });
+  return { client: open(t, { target }), asked };
+}
+
+test("a unary call is made four times, and each is told what is left", async (t) => {
+  const { client, asked } = await failing(t, 3, unavailable());
+  const begin = performance.now();
+  await client.model.listModels({}, { timeoutMs: 5000 });
+  const passed = performance.now() - begin;
+  assert.equal(asked.length, 4);
+  assert.ok(passed >= 0.8 * 700, `${passed} ms`);
+  const left = asked.map((header) => Number(header?.replace(/m$/, "")));
+  assert.ok(left[0] === 5000 && (left[3] ?? 0) <= 5000 - 0.8 * 700, String(left));
+});
+
+test("not a fifth time, and no other code", async (t) => {
+  const away = await failing(t, 9, unavailable());
+  const error = await caught<HeadraceError>(away.client.model.listModels({}));
+  assert.deepEqual([error.code, away.asked.length], [Code.Unavailable, 4]);
+  const wrong = await failing(t, 9, failure(Code.ResourceExhausted, "full"));
+  await caught(wrong.client.model.listModels({}));
+  assert.equal(wrong.asked.length, 1);
+});
+
+test("the server may forbid another attempt, or name its time", async (t) => {
+  const never = await failing(t, 1, unavailable("-1"));
+  await caught(never.client.model.listModels({}));
+  assert.equal(never.asked.length, 1);
+  const now = await failing(t, 3, unavailable("1"));
+  const begin = performance.now();
+  await now.client.model.listModels({});
+  assert.ok(performance.now() - begin < 0.8 * 700);
+  assert.equal(now.asked.length, 4);
+});
+
+test("never past the deadline, nor after the caller has gone", async (t) => {
+  const late = await failing(t, 9, unavailable("60000"));
+  const error = await caught<HeadraceError>(late.client.model.listModels({}, { timeoutMs: 5000 }));
+  assert.deepEqual([error.code, late.asked.length], [Code.Unavailable, 1]);
+  const gone = await failing(t, 9, unavailable("60000"));
+  const abort = new AbortController();
+  const waiting = caught<HeadraceError>(gone.client.model.listModels({}, { signal: abort.signal }));
+  while (gone.asked.length === 0) await delay(5);
+  await delay(50);
+  abort.abort();
+  assert.equal((await waiting).code, Code.Canceled);
+  assert.equal(gone.asked.length, 1);
+});
+
+test("a stream is never made again", async (t) => {
+  const { client, asked } = await failing(t, 1, unavailable());
+  const error = await caught<HeadraceError>(client.complete({ model: "m" }));
+  assert.deepEqual([error.code, asked.length], [Code.Unavailable, 1]);
+});
+
+test("waits double, with a fifth of jitter", () => {
+  const bare = new ConnectError("", Code.Unavailable);
+  const waits = (random: number) =>
+    [1, 2, 3, 4].map((made) => nextAttempt(Code.Unavailable, bare, made, random));
+  assert.deepEqual(waits(0.5), [100, 200, 400, undefined]);
+  assert.deepEqual(waits(0), [80, 160, 320, undefined]);
+  assert.equal(nextAttempt(Code.Unavailable, unavailable("soon"), 1), undefined);
+  assert.equal(nextAttempt(Code.Unavailable, unavailable("7"), 4), undefined);
+});
