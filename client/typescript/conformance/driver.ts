@@ -1,5 +1,6 @@
 /** The conformance driver: see tests/conformance/README.md. A JSON object a line, each answered. */
 
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import {
@@ -16,7 +17,6 @@ import { type CallOptions, Client, Code, HeadraceError, traceIdOf } from "headra
 import {
   CompletionService,
   EmbeddingService,
-  FinishReason,
   FinishReasonSchema,
   Health,
   ImageService,
@@ -120,7 +120,7 @@ async function complete(command: Command): Promise<object> {
     return {
       text: whole.text,
       token_ids: whole.tokenIds,
-      finish_reason: FinishReasonSchema.value[whole.finishReason]?.name ?? FinishReason.UNSPECIFIED,
+      finish_reason: FinishReasonSchema.value[whole.finishReason]?.name,
       input_tokens: whole.usage?.promptTokens ?? 0,
       output_tokens: whole.usage?.outputTokens ?? 0,
       resumes: whole.resumes,
@@ -139,7 +139,7 @@ async function draw(command: Command): Promise<object> {
     const { images, traceId } = await stream.collect();
     return {
       images: images.map(({ data, result }) => ({
-        sha256: result.sha256,
+        sha256: createHash("sha256").update(data).digest("hex"),
         bytes: data.length,
         media_type: result.mediaType,
       })),
@@ -199,7 +199,7 @@ async function carryOut(command: Command): Promise<object> {
         return failure(error);
       }
     case "call":
-      return await within(command.traceparent, () => call(command));
+      return await call(command);
     case "complete":
       return await complete(command);
     case "draw":
@@ -212,6 +212,8 @@ for (const name of Object.keys(process.env)) {
 }
 context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
 for await (const line of createInterface({ input: process.stdin })) {
-  console.log(JSON.stringify(await carryOut(JSON.parse(line) as Command)));
+  const command = JSON.parse(line) as Command;
+  const answer = await within(command.traceparent, () => carryOut(command));
+  console.log(JSON.stringify(answer));
 }
 client?.close();

@@ -83,7 +83,7 @@ export class Calls {
     const call = this.#call(options);
     const message = this.#prepare(call, method, request);
     const timeout = this.#timeout(options);
-    const end = performance.now() + (timeout || Number.POSITIVE_INFINITY);
+    const end = endOf(timeout);
     for (let made = 1; ; made++) {
       try {
         const response = await this.#transport.unary(
@@ -99,7 +99,7 @@ export class Calls {
         return note(response.message, call.traceId);
       } catch (error) {
         if (!(error instanceof ConnectError)) throw error;
-        const failure = fromConnectError(error, call);
+        const failure = fromConnectError(error, call, end);
         const wait = nextAttempt(failure.code, error, made);
         if (wait === undefined || performance.now() + wait >= end) throw failure;
         await pause(wait, options.signal);
@@ -128,25 +128,33 @@ export class Calls {
     options: CallOptions,
   ): AsyncGenerator<MessageShape<O>, void, undefined> {
     const message = this.#prepare(call, method, request);
+    const timeout = this.#timeout(options);
+    const end = endOf(timeout);
     // The transport does not notice by itself that nobody iterates any more.
     const left = new AbortController();
     const signals = [left.signal, ...(options.signal ? [options.signal] : [])];
+    let answers: AsyncIterator<MessageShape<O>> | undefined;
     try {
       const response = await this.#transport.stream(
         method,
         AbortSignal.any(signals),
-        this.#timeout(options),
+        timeout,
         call.headers,
         once(message),
         options.contextValues,
       );
       options.onHeader?.(response.header);
-      for await (const answer of response.message) yield note(answer, call.traceId);
+      answers = response.message[Symbol.asyncIterator]();
+      for (let next = await answers.next(); !next.done; next = await answers.next()) {
+        yield note(next.value, call.traceId);
+      }
       options.onTrailer?.(response.trailer);
     } catch (error) {
-      throw error instanceof ConnectError ? fromConnectError(error, call) : error;
+      throw error instanceof ConnectError ? fromConnectError(error, call, end) : error;
     } finally {
       left.abort();
+      // So that Connect clears the timer of the deadline, which would keep the process alive.
+      answers?.next().catch(() => undefined);
     }
   }
 
@@ -179,6 +187,11 @@ function timeoutOf(ms: number | undefined): number {
   if (ms === undefined || ms === Number.POSITIVE_INFINITY) return 0;
   if (ms > 0 && ms <= LONGEST_MS) return Math.ceil(ms);
   throw invalid(`${ms} is not 0 < timeoutMs <= ${LONGEST_MS}; Infinity is no limit`, "timeoutMs");
+}
+
+/** When it is over, by `performance.now()`. */
+function endOf(timeout: number): number {
+  return performance.now() + (timeout || Number.POSITIVE_INFINITY);
 }
 
 async function* once<T>(value: T): AsyncGenerator<T> {

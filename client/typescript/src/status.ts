@@ -23,18 +23,21 @@ export interface Failed {
   readonly signal: AbortSignal | undefined;
 }
 
-/** The error of a failed call. */
-export function fromConnectError(error: ConnectError, call: Failed): HeadraceError {
+/** The error of a failed call. `end`: its deadline, by `performance.now()`. */
+export function fromConnectError(error: ConnectError, call: Failed, end: number): HeadraceError {
   const { traceId } = call;
   if (error.metadata.has(STATUS)) return fromServer(error, traceId);
   if (call.signal?.aborted) return aborted(call.signal, traceId);
+  // The server knows the deadline too, and may break the call off before a timer has fired here.
+  if (error.code === Code.DeadlineExceeded || performance.now() >= end) {
+    const message = "the deadline passed before the call had ended";
+    return new HeadraceError(Code.DeadlineExceeded, message, { traceId, cause: error });
+  }
   if (brokenOff(error)) {
     const message = `${call.target} cannot be reached, or the connection broke off: ${inWords(error)}`;
     return new HeadraceError(Code.Unavailable, message, { traceId, cause: error });
   }
-  const late = error.code === Code.DeadlineExceeded;
-  const message = late ? "the deadline passed before the call had ended" : error.rawMessage;
-  return new HeadraceError(error.code, message, { traceId, cause: error });
+  return new HeadraceError(error.code, error.rawMessage, { traceId, cause: error });
 }
 
 /** The error of a call whose caller wants it no more, or by `AbortSignal.timeout` no longer. */

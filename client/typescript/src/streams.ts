@@ -58,8 +58,7 @@ export class EventStream<Event, Result> implements AsyncIterable<Event> {
         yield event;
       }
       if (this.#fold.result(this.traceId) === undefined) {
-        const message = "the stream ended without being completed: what came of it is not whole";
-        throw new HeadraceError(Code.Unavailable, message);
+        throw broken("the stream ended without being completed: what came of it is not whole");
       }
     } catch (error) {
       const own = error instanceof HeadraceError && !error.traceId && !error.reason;

@@ -87,8 +87,8 @@ test("text comes as it is made, and the whole has what was read before", async (
 test("a stream without its end is an error, and so is one that breaks the contract", async (t) => {
   const part = { index: 1, argumentsJson: "{" };
   for (const [events, code, text] of [
-    [[started, delta("a")], Code.Unavailable, /without being completed/],
-    [[], Code.Unavailable, /without being completed/],
+    [[started, delta("a")], Code.Internal, /without being completed/],
+    [[], Code.Internal, /without being completed/],
     [[delta("a")], Code.Internal, /before it had started/],
     [[completed(1)], Code.Internal, /before it had started/],
     [[started, started], Code.Internal, /started twice/],
@@ -114,6 +114,18 @@ test("leaving a stream ends the call, by the helper and by the stub", async (t) 
   const two = await telling(t, [started, delta("a")], true);
   for await (const _ of two.client.completion.streamCompletion({ model: "m" })) break;
   await two.gone;
+});
+
+test("a stream that was left keeps no process alive until its deadline", async (t) => {
+  const timers = () => process.getActiveResourcesInfo().filter((name) => name === "Timeout").length;
+  const { client, gone } = await telling(t, [started], true);
+  const before = timers();
+  for await (const _ of client.streamCompletion({ model: "m" }, { timeoutMs: 60_000 })) {
+    assert.ok(timers() > before);
+    break;
+  }
+  await gone;
+  assert.equal(timers(), before);
 });
 
 test("cancel() ends the call under who waits for an event", async (t) => {
@@ -186,7 +198,7 @@ test("images that are damaged, or not those that were asked for, are none", asyn
     [[begun, whole, chunk(0, file, 3), drawn(sha256)], Code.Internal],
     [[whole], Code.Internal],
     [[begun, begun], Code.Internal],
-    [[begun, whole], Code.Unavailable],
+    [[begun, whole], Code.Internal],
   ] as [ImageEvent[], Code][]) {
     const client = await drawing(t, events);
     const error = await caught<HeadraceError>(client.draw({ model: "m", prompt: "p" }));
