@@ -41,7 +41,7 @@ try {
   await page.fill("#token", token);
   await page.click("#connect button");
   await page.locator("#connection.up").waitFor();
-  seen.models = await page.locator("#models option").evaluateAll((all) => all.map((o) => o.value));
+  seen.models = await page.locator("#models button").allInnerTexts();
   seen.chosen = await page.inputValue("#model");
   await page.click("summary");
 

@@ -27,7 +27,7 @@ async function connect(): Promise<void> {
     const options = { timeoutMs: 10_000, signal: abort.signal };
     const { models } = await made.model.listModels({}, options);
     const names = models.filter(({ kind }) => kind === ModelKind.TEXT).map(({ name }) => name);
-    element("models").replaceChildren(...names.map((name) => new Option(name)));
+    element("models").replaceChildren(...names.map((name) => choice(name, name)));
     model.value ||= names[0] ?? "";
     show(`${names.length} ${names.length === 1 ? "model" : "models"}`, "up");
   } catch (error) {
@@ -135,19 +135,25 @@ function showError(error: unknown): void {
   remedy.replaceChildren();
   if (HeadraceError.is(error, "MODEL_NOT_FOUND")) {
     for (const name of (error.metadata.nearest ?? "").split(",").filter(Boolean)) {
-      const button = document.createElement("button");
-      button.textContent = `Use ${name}`;
-      button.onclick = () => {
-        model.value = name;
-        element("error").hidden = true;
-      };
-      remedy.append(button);
+      remedy.append(choice(`Use ${name}`, name));
     }
   } else if (error.retryAfterMs !== undefined) {
     remedy.append(`Try again in ${(error.retryAfterMs / 1000).toFixed(1)} s.`);
   }
   remedy.hidden = !remedy.hasChildNodes();
   element("error").hidden = false;
+}
+
+/** A button that takes a model. */
+function choice(label: string, name: string): HTMLButtonElement {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = label;
+  button.onclick = () => {
+    model.value = name;
+    element("error").hidden = true;
+  };
+  return button;
 }
 
 function show(state: string, kind = ""): void {
