@@ -56,10 +56,10 @@ def controller(model_home: Path, tmp_path: Path) -> Iterator[Controller]:
     authority.issue("client", ("front",), 1, server=False)
     home = borrow_home(model_home, tmp_path / "home")
     tls = ("--tls-cert", tmp_path / "server.crt", "--tls-key", tmp_path / "server.key")
-    options = ("--preload", MODEL, *tls, "--tls-client-ca", tmp_path / "ca.crt")
     tokens = tmp_path / "tokens.json"
     tokens.write_text('{"schema": 1, "tokens": []}', encoding="utf-8")
-    options = (*options, "--tokens", tokens)
+    guards = ("--tls-client-ca", tmp_path / "ca.crt", "--tokens", tokens)
+    options = ("--preload", MODEL, *tls, *guards)
     listen = f"127.0.0.1:{free_port()}"
     with Controller(home, *map(str, options), listen=listen) as running:
         running.environment["HEADRACE_TOKENS"] = str(tokens)

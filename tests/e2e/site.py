@@ -80,14 +80,16 @@ class Site:
         trusting = grpc.ssl_channel_credentials((self.certificates / "ca.crt").read_bytes())
         return AsyncClient(self.front.target, timeout=120, credentials=trusting, **options)
 
-    def ask(self, path: str, body: bytes, kind: str, **headers: str) -> Answer:
+    def ask(
+        self, path: str, body: bytes, kind: str, method: str = "POST", **headers: str
+    ) -> Answer:
         """A request as a browser or curl makes it, by HTTP/1.1."""
         context = ssl.create_default_context(cafile=str(self.certificates / "ca.crt"))
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         with closing(
             http.client.HTTPSConnection("localhost", self.front.port, timeout=120, context=context)
         ) as connection:
-            connection.request("POST", path, body, {"content-type": kind, **named})
+            connection.request(method, path, body, {"content-type": kind, **named})
             answer = connection.getresponse()
             return Answer(answer.status, dict(answer.getheaders()), answer.read())
 

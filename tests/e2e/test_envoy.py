@@ -172,6 +172,20 @@ def test_a_page_of_this_machine_may_call_and_another_may_not(site: Site) -> None
         assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
 
 
+@pytest.mark.parametrize("origin", ["http://localhost:5173", "https://evil.example", ""])
+def test_a_browser_asks_first(site: Site, origin: str) -> None:
+    asked = {"access_control_request_method": "POST"} | ({"origin": origin} if origin else {})
+    answer = site.ask(STREAM, b"", "", method="OPTIONS", **asked)
+    # Who is no browser does not get to a controller in this way either.
+    assert answer.status == (200 if origin else 415)
+    allowed = answer.headers.get("access-control-allow-origin")
+    assert allowed == (origin if "localhost" in origin else None)
+    if allowed:
+        sent = {"authorization", "content-type", "grpc-timeout", "headrace-model", "traceparent"}
+        sent |= {"tracestate", "x-grpc-web", "x-user-agent"}
+        assert sent <= {*answer.headers["access-control-allow-headers"].split(", ")}
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_what_a_page_may_send_unasked_is_refused(site: Site, kind: str) -> None:
     for path in (LIST, "/headrace.v1.ModelService/DeleteModel?model=none"):
