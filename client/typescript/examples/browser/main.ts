@@ -29,7 +29,8 @@ async function connect(): Promise<void> {
     const names = models.filter(({ kind }) => kind === ModelKind.TEXT).map(({ name }) => name);
     element("models").replaceChildren(...names.map((name) => choice(name, name)));
     model.value ||= names[0] ?? "";
-    show(`${names.length} ${names.length === 1 ? "model" : "models"}`, "up");
+    const count = `${names.length} ${names.length === 1 ? "model" : "models"}`;
+    show(`${count} at ${new URL(target.value).host}`, "up");
   } catch (error) {
     // Another attempt has taken the place of this one.
     if (abort.signal.aborted) return;
