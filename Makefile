@@ -64,6 +64,7 @@ chaos: $(VENV)/.dev ## kill runners under 32 streams, 200 times: none loses a to
 
 conformance: $(VENV)/.dev ## the same cases by every SDK whose toolchain is here: minutes
 	$(BIN)/pytest tests/conformance tests/clients
+
 soak: $(VENV)/.dev .cache/envoy/envoy/_bin/envoy ## 32 streams through Envoy, runners and controllers restarted: nothing grows
 	$(BIN)/pytest -s tests/chaos/test_fleet.py
 

@@ -1,7 +1,7 @@
 """The driver of the Python SDK; README.md says what a driver does.
 
-The SDK's calls have types of its own in the place of messages. `call` makes the same calls, by the
-same channel, with the messages left as they are.
+The SDK's calls have types of its own in the place of messages, and no headers. So the driver makes
+the same calls, by the same channel, one layer below, with the messages left as they are.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from headrace._streams import CompletionStream, ImageStream, Stream
 from headrace.errors import HeadraceError
 from headrace.v1.completion_pb2 import StreamCompletionResponse
 from headrace.v1.image_pb2 import StreamImageResponse
+from tests.conformance.telling import told
 
 for _part in ("common", "completion", "embedding", "errors", "image", "model", "runner", "score"):
     import_module(f"headrace.v1.{_part}_pb2")
@@ -62,19 +63,6 @@ class _Messages:
 
     def result(self, trace_id: str) -> str:
         return trace_id
-
-
-def _told(error: HeadraceError) -> dict[str, Any]:
-    return {
-        "code": error.code.name,
-        "reason": error.reason,
-        "message": error.message,
-        "metadata": dict(error.metadata),
-        "retry_after": error.retry_after,
-        "violations": [
-            {"field": each.field, "description": each.description} for each in error.violations
-        ],
-    }
 
 
 def _noted(error: HeadraceError) -> str:
@@ -131,7 +119,7 @@ class Driver:
                 timeout=command.get("timeout"),
             )
         except HeadraceError as error:
-            return {"error": _told(error)}
+            return {"error": told(error)}
         return {}
 
     def call(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -140,13 +128,13 @@ class Driver:
         request = _request(method, command.get("request", {}))
         path, timeout = command["method"], command.get("timeout")
         messages: list[Message] = []
-        told: dict[str, Any] = {"trace_id": "", "error": None}
+        outcome: dict[str, Any] = {"trace_id": "", "error": None}
         stream: Stream[Message, str] | None = None
         try:
             if method.server_streaming:
                 flow = Streaming(path, request, _answer(method), _Messages())
                 stream = self._client._stream(Stream, flow, timeout)
-                told["trace_id"] = stream.trace_id
+                outcome["trace_id"] = stream.trace_id
                 for message in stream:
                     messages.append(message)
                     if len(messages) == command.get("cancel_after"):
@@ -158,8 +146,8 @@ class Driver:
                 )
                 messages.append(self._client._unary(call, timeout))
         except HeadraceError as error:
-            told |= {"error": _told(error), "trace_id": _noted(error)}
-        return {"messages": [*map(json_format.MessageToDict, messages)], **told}
+            outcome |= {"error": told(error), "trace_id": _noted(error)}
+        return {"messages": [*map(json_format.MessageToDict, messages)], **outcome}
 
     def complete(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self._client is not None
@@ -170,7 +158,7 @@ class Driver:
         try:
             whole = stream.collect()
         except HeadraceError as error:
-            return {"error": _told(error), "trace_id": _noted(error)}
+            return {"error": told(error), "trace_id": _noted(error)}
         return {
             "text": whole.text,
             "token_ids": list(whole.token_ids),
@@ -192,7 +180,7 @@ class Driver:
         try:
             drawn = stream.collect()
         except HeadraceError as error:
-            return {"error": _told(error), "trace_id": _noted(error)}
+            return {"error": told(error), "trace_id": _noted(error)}
         images = [
             {
                 "sha256": hashlib.sha256(image.data).hexdigest(),

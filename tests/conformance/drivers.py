@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import queue
+import select
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from tests.clients import typescript
 
 ROOT = Path(__file__).parents[2]
 _CLIENTS = ROOT / "client"
@@ -28,8 +30,8 @@ class Sdk:
     name: str
     needs: Sequence[str]
     """Programs without which it cannot be built."""
-    builds: Sequence[Sequence[str]]
-    """Commands, in `folder`; they do nothing the second time."""
+    builds: Callable[[], None] | Sequence[str]
+    """What builds it, or a command in `folder`. It does little the second time."""
     starts: Sequence[str]
     folder: Path = ROOT
 
@@ -38,20 +40,22 @@ class Sdk:
         return [program for program in self.needs if shutil.which(program) is None]
 
     def build(self) -> None:
-        """Raises subprocess.CalledProcessError, with the output on the standard error."""
-        for command in self.builds:
-            built = subprocess.run(
-                command,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-            )
-            if built.returncode:
-                print(built.stdout[-8000:])
-            built.check_returncode()
+        """Raises AssertionError, with the output."""
+        if callable(self.builds):
+            self.builds()
+            return
+        if not self.builds:
+            return
+        built = subprocess.run(
+            self.builds,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert built.returncode == 0, built.stdout[-8000:]
 
 
 SDKS = (
@@ -59,28 +63,28 @@ SDKS = (
     Sdk(
         "typescript",
         ("node", "npm"),
-        (("npm", "ci", "--no-audit", "--no-fund"), ("npm", "run", "conformance:build")),
+        typescript.build,
         ("node", "build/conformance/driver.js"),
         _CLIENTS / "typescript",
     ),
     Sdk(
         "go",
         ("go",),
-        (("go", "build", "-o", "build/conformance", "./internal/conformance"),),
+        ("go", "build", "-o", "build/conformance", "./internal/conformance"),
         ("build/conformance",),
         _CLIENTS / "go",
     ),
     Sdk(
         "java",
         ("java", "mvn"),
-        (("mvn", "-q", "-B", "package", "-DskipTests"),),
+        ("mvn", "-q", "-B", "package", "-DskipTests"),
         ("java", "-jar", "conformance/target/conformance.jar"),
         _CLIENTS / "java",
     ),
     Sdk(
         "rust",
         ("cargo",),
-        (("cargo", "build", "--quiet", "--locked", "-p", "headrace-conformance"),),
+        ("cargo", "build", "--quiet", "--locked", "-p", "headrace-conformance"),
         ("target/debug/headrace-conformance",),
         _CLIENTS / "rust",
     ),
@@ -103,31 +107,39 @@ class Driver:
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
-        self._process.stdout.close()
-        self._lines.put("")
+        self._read = b""
 
     def begin(self, command: Mapping[str, Any]) -> None:
         """Send a command; `end` gives its answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command, separators=(",", ":")) + "\n")
+        if command["do"] == "connect":
+            self._connected = None
+        self._process.stdin.write(json.dumps(command, separators=(",", ":")).encode() + b"\n")
         self._process.stdin.flush()
 
     def end(self) -> dict[str, Any]:
         """The answer to the command that was begun."""
-        line = self._lines.get(timeout=_PATIENCE)
-        assert line, f"the driver ended with {self._process.wait(10)}"
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(self._line())
+        except BaseException:
+            # What it answers later would be taken for the answer to another command.
+            self._process.kill()
+            raise
         return answer
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        end = time.monotonic() + _PATIENCE
+        while b"\n" not in self._read:
+            left = max(0.0, end - time.monotonic())
+            ready, _, _ = select.select([self._process.stdout], [], [], left)
+            more = os.read(self._process.stdout.fileno(), 1 << 20) if ready else b""
+            assert ready, f"no answer within {_PATIENCE:g} s"
+            assert more, f"the driver ended with {self._process.wait(10)}"
+            self._read += more
+        line, _, self._read = self._read.partition(b"\n")
+        return line
 
     def ask(self, do: str, **command: Any) -> dict[str, Any]:
         """One command and its answer."""
@@ -138,7 +150,6 @@ class Driver:
         """This, with a client of that target: the one that it has, if it is such a one."""
         wanted = {"target": target, **options}
         if wanted != self._connected:
-            self._connected = None
             answer = self.ask("connect", **wanted)
             assert answer == {}, answer
             self._connected = wanted
@@ -147,6 +158,7 @@ class Driver:
     def close(self) -> None:
         """It ends with its input."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         try:
             assert self._process.wait(20) == 0
@@ -154,7 +166,7 @@ class Driver:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
-            self._reader.join()
+            self._process.stdout.close()
 
     def __enter__(self) -> Self:
         return self

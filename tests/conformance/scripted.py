@@ -2,7 +2,7 @@
 
 Its errors are put on the wire by the code that puts those of the controller there.
 
-| model | GetModel | StreamCompletion |
+| model | GetModel, DeleteModel | StreamCompletion |
 | --- | --- | --- |
 | `fail:REASON` | fails | fails at once |
 | `late:REASON` | | fails after a token |
@@ -10,6 +10,8 @@ Its errors are put on the wire by the code that puts those of the controller the
 | `soon:ID:N` | the same, and tells the client to wait for 10 ms | |
 | `final:ID:N` | the same, and tells the client not to try again | |
 | `cut` | | ends well without having been completed |
+| `choiceless` | | is completed without the one choice |
+| `stray` | | has text of a choice that nobody asked for |
 | `newer` | answers with fields that no client knows | has an event that no client knows |
 | `long:N` | answers with a text of N bytes | |
 
@@ -77,7 +79,7 @@ class Scripted:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._attempts: Counter[str] = Counter()
-        self._calls: list[tuple[str, dict[str, str]]] = []
+        self._calls: list[tuple[str, list[tuple[str, str]]]] = []
         self._server = grpc.server(ThreadPoolExecutor(8))
         self._server.add_generic_rpc_handlers((self._handlers(),))
         self._port = self._server.add_insecure_port("127.0.0.1:0")
@@ -93,9 +95,11 @@ class Scripted:
             return self._attempts[model]
 
     def metadata(self, model: str) -> dict[str, str]:
-        """What came with the last call for a model."""
+        """What came with the last call for a model; each key once."""
         with self._lock:
-            return next(found for name, found in reversed(self._calls) if name == model)
+            found = next(found for name, found in reversed(self._calls) if name == model)
+        assert len(dict(found)) == len(found), found
+        return dict(found)
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +120,9 @@ class Scripted:
             "/headrace.v1.ModelService/GetModel": grpc.unary_unary_rpc_method_handler(
                 self._get_model, model_pb2.GetModelRequest.FromString, serialize
             ),
+            "/headrace.v1.ModelService/DeleteModel": grpc.unary_unary_rpc_method_handler(
+                self._delete_model, model_pb2.DeleteModelRequest.FromString, serialize
+            ),
             "/headrace.v1.CompletionService/StreamCompletion": grpc.unary_stream_rpc_method_handler(
                 self._complete, completion_pb2.StreamCompletionRequest.FromString, serialize
             ),
@@ -132,7 +139,7 @@ class Scripted:
 
     def _noted(self, model: str, context: grpc.ServicerContext) -> int:
         """Remember the call; gives which one of this model it is."""
-        metadata = {str(k): str(v) for k, v in context.invocation_metadata()}
+        metadata = [(str(key), str(value)) for key, value in context.invocation_metadata()]
         with self._lock:
             self._attempts[model] += 1
             self._calls.append((model, metadata))
@@ -152,6 +159,14 @@ class Scripted:
             answer.model.license = "x" * int(rest)
         return answer
 
+    def _delete_model(
+        self, request: model_pb2.DeleteModelRequest, context: grpc.ServicerContext
+    ) -> model_pb2.DeleteModelResponse:
+        attempt = self._noted(request.model, context)
+        what, _, rest = request.model.partition(":")
+        self._maybe_fail(what, rest, attempt, context)
+        return model_pb2.DeleteModelResponse()
+
     def _complete(
         self, request: completion_pb2.StreamCompletionRequest, context: grpc.ServicerContext
     ) -> Iterator[completion_pb2.StreamCompletionResponse]:
@@ -167,10 +182,13 @@ class Scripted:
             fail(context, FAILURES[rest])
         if what == "cut":
             return
+        if what == "stray":
+            yield answer(delta=completion_pb2.CompletionDelta(choice=3, text="b", output_tokens=1))
         result = completion_pb2.ChoiceResult(
             finish_reason=completion_pb2.FINISH_REASON_LENGTH, output_tokens=1
         )
-        completed = completion_pb2.CompletionCompleted(choices=[result])
+        results = [] if what == "choiceless" else [result]
+        completed = completion_pb2.CompletionCompleted(choices=results)
         completed.usage.output_tokens = 1
         yield answer(completed=completed)
 
@@ -210,17 +228,3 @@ def fail(context: grpc.ServicerContext, error: HeadraceError) -> NoReturn:
     status = to_status(error)
     context.set_trailing_metadata(trailing_metadata(error, status))
     context.abort(error.code, status.message)
-
-
-def told(error: HeadraceError) -> dict[str, Any]:
-    """What a driver has to tell of an error."""
-    return {
-        "code": error.code.name,
-        "reason": error.reason,
-        "message": error.message,
-        "metadata": dict(error.metadata),
-        "retry_after": error.retry_after,
-        "violations": [
-            {"field": each.field, "description": each.description} for each in error.violations
-        ],
-    }

@@ -8,8 +8,10 @@ import pytest
 
 from headrace.v1.errors_pb2 import ErrorReason
 from tests.conformance.drivers import Driver
-from tests.conformance.scripted import FAILURES, PIXELS, Scripted, told
+from tests.conformance.scripted import FAILURES, PIXELS, Scripted
+from tests.conformance.telling import told
 
+DELETE = "/headrace.v1.ModelService/DeleteModel"
 GET = "/headrace.v1.ModelService/GetModel"
 STREAM = "/headrace.v1.CompletionService/StreamCompletion"
 SAMPLED = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -57,8 +59,9 @@ def test_a_helper_fails_as_its_stream_does(sdk: Driver) -> None:
         assert sdk.ask("complete", request=request)["error"] == told(FAILURES[reason])
 
 
-def test_a_stream_without_its_end_is_no_success(sdk: Driver) -> None:
-    answer = sdk.ask("complete", request={"model": "cut", "prompt": "x"})
+@pytest.mark.parametrize("model", ["cut", "choiceless", "stray"])
+def test_a_stream_that_is_not_whole_is_no_success(sdk: Driver, model: str) -> None:
+    answer = sdk.ask("complete", request={"model": model, "prompt": "x"})
     assert answer["error"] is not None
     assert (answer["error"]["code"], answer["error"]["reason"]) == ("INTERNAL", "")
 
@@ -127,6 +130,13 @@ def test_a_server_can_forbid_another_attempt(sdk: Driver, scripted: Scripted) ->
     assert scripted.attempts(model) == 1
 
 
+def test_what_changes_the_store_is_not_made_again(sdk: Driver, scripted: Scripted) -> None:
+    model = f"flaky:{sdk.sdk.name}-delete:1"
+    answer = sdk.ask("call", method=DELETE, request={"model": model})
+    assert answer["error"]["code"] == "UNAVAILABLE"
+    assert scripted.attempts(model) == 1
+
+
 def test_a_stream_is_not_made_again(sdk: Driver, scripted: Scripted) -> None:
     model = f"flaky:{sdk.sdk.name}-stream:1"
     answer = sdk.ask("call", method=STREAM, request={"model": model, "prompt": "x"})
@@ -167,6 +177,17 @@ def test_a_token_is_sent_to_this_machine_in_the_clear(driver: Driver, scripted: 
     driver.at(scripted.target, timeout=30, token="s3cret")
     driver.ask("call", method=GET, request={"model": "newer"})
     assert scripted.metadata("newer")["authorization"] == "Bearer s3cret"
+
+
+@pytest.mark.parametrize("method", [GET, STREAM])
+def test_a_calls_own_headers_win(driver: Driver, scripted: Scripted, method: str) -> None:
+    if driver.sdk.name == "python":
+        pytest.skip("the calls of Python's SDK have no headers of their own")
+    own = {"authorization": "Bearer calls", "traceparent": SAMPLED, "headrace-model": "mine"}
+    driver.at(scripted.target, timeout=30, token="clients")
+    answer = driver.ask("call", method=method, request={"model": "newer"}, headers=own)
+    assert own.items() <= scripted.metadata("newer").items()
+    assert answer["trace_id"] in ("", SAMPLED.split("-")[1])
 
 
 @pytest.mark.parametrize("target", ["192.0.2.1:50151", "headrace.example:50151"])

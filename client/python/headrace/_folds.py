@@ -54,6 +54,7 @@ class CompletionFold:
         """Takes the next message; gives its event."""
         if self._completed:
             raise broken("the stream went on after it had been completed")
+        self._check_choices(message)
         event = _convert.completion_event(message)
         match event:
             case types.Delta():
@@ -86,6 +87,16 @@ class CompletionFold:
             trace_id=trace_id,
             tool_calls=_tool_calls(part for delta in deltas for part in delta.tool_calls),
         )
+
+    def _check_choices(self, message: completion_pb2.StreamCompletionResponse) -> None:
+        """One choice was asked for: what is of another one, or of none, is no answer to that."""
+        match message.WhichOneof("event"):
+            case "delta":
+                if message.delta.choice:
+                    raise broken(f"the stream has text of choice {message.delta.choice}")
+            case "completed":
+                if [choice.index for choice in message.completed.choices] != [0]:
+                    raise broken("the stream was completed without just the one choice asked for")
 
     def _require_started(self) -> types.Started:
         if self._started is None:

@@ -21,12 +21,9 @@ HANDSHAKE_TIMEOUT: Final = 20.0
 _MOST_MS: Final = (1 << 31) - 1
 """Of gRPC's times; it takes it for ever."""
 
-UNARY_METHODS: Final = {
+REPEATABLE_METHODS: Final = {
     "headrace.v1.EmbeddingService": ("Embed",),
     "headrace.v1.ModelService": (
-        "CollectGarbage",
-        "CopyModel",
-        "DeleteModel",
         "GetModel",
         "ListModels",
         "ListRunners",
@@ -37,14 +34,15 @@ UNARY_METHODS: Final = {
     "headrace.v1.ScoreService": ("Score",),
     "headrace.v1.TokenizeService": ("CountTokens", "Detokenize", "RenderChat", "Tokenize"),
 }
-"""The methods that a channel may retry by itself, by service."""
+"""The methods that a channel may retry by itself, by service. None that changes the store: one that
+was carried out, and whose answer was lost, would find its work done and fail."""
 
 _SERVICE_CONFIG: Final = {
     "methodConfig": [
         {
             "name": [
                 {"service": service, "method": method}
-                for service, methods in UNARY_METHODS.items()
+                for service, methods in REPEATABLE_METHODS.items()
                 for method in methods
             ],
             "retryPolicy": {
