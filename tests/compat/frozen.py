@@ -74,12 +74,12 @@ def _cut(file: FileDescriptorProto, names: Collection[str]) -> set[str]:
         for member in [m for m in members if f"{owner.name}.{m.name}" in names]:
             found.add(f"{owner.name}.{member.name}")
             members.remove(member)
-            _close_oneof(owner, member)
+            _check_oneof(owner, member)
     return found
 
 
-def _close_oneof(owner: Any, member: Any) -> None:
-    """A oneof without a field is none."""
+def _check_oneof(owner: Any, member: Any) -> None:
+    """A oneof without a field would be none: the last one of it is not to be taken away."""
     if isinstance(owner, DescriptorProto) and member.HasField("oneof_index"):
         assert any(
             f.HasField("oneof_index") and f.oneof_index == member.oneof_index for f in owner.field

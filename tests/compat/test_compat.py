@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -48,23 +49,37 @@ WITHOUT_LIMITS = [
 frozen = pytest.mark.parametrize("path", FROZEN, ids=lambda path: path.stem)
 
 
+_SCOPES = ("infer", "observe", "manage")
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Tokens that may do anything, and the file that they are in."""
+
+    path: Path
+    free: str
+    limited: Mapping[str, str]
+    """For one call at a time: a token for each contract, as a call ends a moment after it is
+    cancelled."""
+
+
 @pytest.fixture(scope="module")
-def token(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A file with a token that may do anything, one call at a time; and the token."""
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Secrets:
     path = tmp_path_factory.mktemp("tokens") / "tokens.json"
-    made, secret = new_token(("infer", "observe", "manage"), max_requests=1)
-    write_tokens(path, Tokens((made,)))
-    return path, secret
+    made, free = new_token(_SCOPES)
+    limited = {path.stem: new_token(_SCOPES, max_requests=1) for path in WITHOUT_LIMITS}
+    write_tokens(path, Tokens((made, *(token for token, _ in limited.values()))))
+    return Secrets(path, free, {stem: secret for stem, (_, secret) in limited.items()})
 
 
 @pytest.fixture(scope="module")
 def controller(
-    model_home: Path, token: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+    model_home: Path, secrets: Secrets, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Controller]:
     """Today's, with a model that writes and one that draws."""
     home = tiny_home(model_home, tmp_path_factory.mktemp("compat"))
     asyncio.run(Store(home).pull(PAINTER))
-    with Controller(home, "--tokens", str(token[0])) as running:
+    with Controller(home, "--tokens", str(secrets.path)) as running:
         yield running
 
 
@@ -75,9 +90,9 @@ async def channel(controller: Controller) -> AsyncIterator[grpc.aio.Channel]:
 
 
 @pytest.fixture
-def client(path: Path, channel: grpc.aio.Channel, token: tuple[Path, str]) -> OldClient:
+def client(path: Path, channel: grpc.aio.Channel, secrets: Secrets) -> OldClient:
     """Of a frozen contract."""
-    return OldClient(Contract(path), channel, token[1])
+    return OldClient(Contract(path), channel, secrets.free)
 
 
 def test_what_is_frozen_stays() -> None:
@@ -178,8 +193,9 @@ async def test_it_tells_errors_apart(path: Path, client: OldClient) -> None:
 
 @pytest.mark.parametrize("path", WITHOUT_LIMITS, ids=lambda path: path.stem)
 async def test_a_reason_that_is_new_to_it_has_a_code_it_knows(
-    path: Path, client: OldClient
+    path: Path, channel: grpc.aio.Channel, secrets: Secrets
 ) -> None:
+    client = OldClient(Contract(path), channel, secrets.limited[path.stem])
     async with aclosing(client.stream("ModelService/WatchModels")) as watch:
         assert (await anext(watch)).WhichOneof("event") == "snapshot"
         with pytest.raises(OldError) as refused:
@@ -201,9 +217,9 @@ LATER = (
 
 @frozen
 async def test_what_came_later_is_passed_over(
-    path: Path, channel: grpc.aio.Channel, token: tuple[Path, str], client: OldClient
+    path: Path, channel: grpc.aio.Channel, secrets: Secrets, client: OldClient
 ) -> None:
-    older = OldClient(Contract(path, LATER), channel, token[1])
+    older = OldClient(Contract(path, LATER), channel, secrets.free)
     request = {"model": TINY, "prompt": "the quick", "max_tokens": 6}
     texts, counts, unknown = [], [], 0
     for each in (client, older):
@@ -229,9 +245,9 @@ UNKNOWN_FIELD = b"\xc2\x3e\x01x"
 
 
 async def test_a_client_of_tomorrow_is_told_what_today_cannot_do(
-    channel: grpc.aio.Channel, token: tuple[Path, str]
+    channel: grpc.aio.Channel, secrets: Secrets
 ) -> None:
-    client = OldClient(Contract(FOLDER / "v0.1.0-2c6b722.binpb"), channel, token[1])
+    client = OldClient(Contract(FOLDER / "v0.1.0-2c6b722.binpb"), channel, secrets.free)
     with pytest.raises(OldError) as missing:
         await client.send("/headrace.v1.CompletionService/Rewrite", b"")
     assert missing.value.code is grpc.StatusCode.UNIMPLEMENTED

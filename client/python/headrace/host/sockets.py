@@ -27,7 +27,7 @@ def remove_stale(path: Path) -> None:
 def private_files() -> Iterator[None]:
     """What this process makes meanwhile is its user's alone, from its first moment on: gRPC takes
     no mode for a socket, and one that is changed afterwards could be opened until then."""
-    before = os.umask(0o077)
+    before = os.umask(0o177)
     try:
         yield
     finally:
