@@ -11,7 +11,6 @@ import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.ManagedChannelRegistry;
 import io.grpc.MethodDescriptor;
-import io.grpc.ServiceDescriptor;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
@@ -83,22 +82,32 @@ final class Connection {
     }
   }
 
-  /** The unary calls are made again while the server is UNAVAILABLE; streams never are. */
+  /**
+   * The unary calls are made again while the server is UNAVAILABLE; streams never are, nor what
+   * changes the store: an attempt whose answer was lost may have done so.
+   */
   private static Map<String, ?> retries() {
+    Stream<String> methods =
+        Stream.concat(
+            Stream.of(
+                    EmbeddingServiceGrpc.getServiceDescriptor(),
+                    RunnerServiceGrpc.getServiceDescriptor(),
+                    ScoreServiceGrpc.getServiceDescriptor(),
+                    TokenizeServiceGrpc.getServiceDescriptor())
+                .flatMap(service -> service.getMethods().stream())
+                .filter(method -> method.getType() == MethodDescriptor.MethodType.UNARY)
+                .map(MethodDescriptor::getFullMethodName),
+            Stream.of(
+                ModelServiceGrpc.getGetModelMethod().getFullMethodName(),
+                ModelServiceGrpc.getListModelsMethod().getFullMethodName(),
+                ModelServiceGrpc.getListRunnersMethod().getFullMethodName(),
+                ModelServiceGrpc.getLoadModelMethod().getFullMethodName(),
+                ModelServiceGrpc.getUnloadModelMethod().getFullMethodName(),
+                "grpc.health.v1.Health/Check"));
     List<Map<String, String>> names =
-        Stream.of(
-                EmbeddingServiceGrpc.getServiceDescriptor(),
-                ModelServiceGrpc.getServiceDescriptor(),
-                RunnerServiceGrpc.getServiceDescriptor(),
-                ScoreServiceGrpc.getServiceDescriptor(),
-                TokenizeServiceGrpc.getServiceDescriptor())
-            .map(ServiceDescriptor::getMethods)
-            .flatMap(methods -> methods.stream())
-            .filter(method -> method.getType() == MethodDescriptor.MethodType.UNARY)
-            .map(
-                method ->
-                    Map.of(
-                        "service", method.getServiceName(), "method", method.getBareMethodName()))
+        methods
+            .map(name -> name.split("/"))
+            .map(parts -> Map.of("service", parts[0], "method", parts[1]))
             .toList();
     Map<String, ?> policy =
         Map.of(
