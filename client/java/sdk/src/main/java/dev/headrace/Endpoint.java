@@ -1,6 +1,7 @@
 package dev.headrace;
 
 import io.grpc.ChannelCredentials;
+import io.grpc.ChoiceChannelCredentials;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.TlsChannelCredentials;
 import java.io.ByteArrayInputStream;
@@ -49,10 +50,10 @@ record Endpoint(String target, ChannelCredentials credentials, String token) {
       credentials =
           Target.isHttps(where) ? tls(settings, environment) : InsecureChannelCredentials.create();
     }
-    boolean clear = credentials.withoutBearerTokens() instanceof InsecureChannelCredentials;
+    boolean clear = mayBeClear(credentials);
     if (clear && Target.isHttps(where)) {
       throw HeadraceException.invalid(
-          where + " asks for TLS, and the credentials are for none; leave them out");
+          where + " asks for TLS, and the credentials do without; leave them out");
     }
     if (clear && !local && !environment.getOrDefault("HEADRACE_TLS_CA", "").isEmpty()) {
       throw HeadraceException.invalid(
@@ -76,6 +77,14 @@ record Endpoint(String target, ChannelCredentials credentials, String token) {
               + ", or unset HEADRACE_TOKEN");
     }
     return new Endpoint(target, credentials, token);
+  }
+
+  /** Whether a connection by these may be one in the clear: one such of several is enough. */
+  private static boolean mayBeClear(ChannelCredentials credentials) {
+    ChannelCredentials bare = credentials.withoutBearerTokens();
+    return bare instanceof ChoiceChannelCredentials choice
+        ? choice.getCredentialsList().stream().anyMatch(Endpoint::mayBeClear)
+        : bare instanceof InsecureChannelCredentials;
   }
 
   /** The token as it is sent: what a file or a header may have around it is left out. */

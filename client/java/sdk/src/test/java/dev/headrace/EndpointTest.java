@@ -7,17 +7,32 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import dev.headrace.v1.ErrorReason;
+import io.grpc.CallCredentials;
 import io.grpc.ChannelCredentials;
+import io.grpc.ChoiceChannelCredentials;
+import io.grpc.CompositeChannelCredentials;
 import io.grpc.InsecureChannelCredentials;
+import io.grpc.Metadata;
 import io.grpc.TlsChannelCredentials;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Map;
+import java.util.concurrent.Executor;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
 class EndpointTest {
+  private static final CallCredentials NOTHING =
+      new CallCredentials() {
+        @Override
+        public void applyRequestMetadata(
+            RequestInfo info, Executor executor, MetadataApplier applier) {
+          applier.apply(new Metadata());
+        }
+      };
+
   private static Endpoint resolve(String target, String token, Map<String, String> environment) {
     return Endpoint.resolve(
         new Endpoint.Settings(target, null, token, null, null, null), environment);
@@ -76,6 +91,38 @@ class EndpointTest {
               .token("hr_a_b");
       assertThrows(HeadraceException.class, builder::build);
     }
+  }
+
+  @Test
+  void credentialsThatMayDoWithoutEncryptionAreNone() {
+    ChannelCredentials none = InsecureChannelCredentials.create();
+    ChannelCredentials tls = TlsChannelCredentials.create();
+    List<ChannelCredentials> wrapped =
+        List.of(
+            ChoiceChannelCredentials.create(none),
+            ChoiceChannelCredentials.create(tls, none),
+            ChoiceChannelCredentials.create(ChoiceChannelCredentials.create(none)),
+            ChoiceChannelCredentials.create(CompositeChannelCredentials.create(none, NOTHING)),
+            CompositeChannelCredentials.create(none, NOTHING),
+            CompositeChannelCredentials.create(ChoiceChannelCredentials.create(none), NOTHING));
+    for (ChannelCredentials credentials : wrapped) {
+      for (String target : new String[] {"gpu.example", "https://127.0.0.1"}) {
+        assertThrows(HeadraceException.class, () -> withToken(target, credentials));
+      }
+      assertEquals("hr_a_b", withToken("127.0.0.1", credentials).token());
+    }
+    List<ChannelCredentials> encrypting =
+        List.of(
+            ChoiceChannelCredentials.create(tls),
+            CompositeChannelCredentials.create(ChoiceChannelCredentials.create(tls), NOTHING));
+    for (ChannelCredentials credentials : encrypting) {
+      assertEquals("hr_a_b", withToken("gpu.example", credentials).token());
+    }
+  }
+
+  private static Endpoint withToken(String target, ChannelCredentials credentials) {
+    return Endpoint.resolve(
+        new Endpoint.Settings(target, credentials, "hr_a_b", null, null, null), Map.of());
   }
 
   @Test
