@@ -12,7 +12,10 @@ import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import io.grpc.Status;
 
-/** Gives every call its trace, its token and the name of its model, for those who route by it. */
+/**
+ * Gives every call its trace, its token and the name of its model, for those who route by it. What
+ * a call brings of these itself stays.
+ */
 final class CallInterceptor implements ClientInterceptor {
   private static final Metadata.Key<String> AUTHORIZATION =
       Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
@@ -35,14 +38,17 @@ final class CallInterceptor implements ClientInterceptor {
   public <Q, R> ClientCall<Q, R> interceptCall(
       MethodDescriptor<Q, R> method, CallOptions options, Channel next) {
     before.run();
-    return new Call<>(next.newCall(method, options), options.getOption(CallTrace.KEY));
+    // gRPC adds what a call's own credentials bring, and would send two tokens.
+    String sent = options.getCredentials() == null ? token : "";
+    return new Call<>(next.newCall(method, options), sent, options.getOption(CallTrace.KEY));
   }
 
   /**
    * A call that begins with its first message and not before it, since the header with the model
    * comes out of the message.
    */
-  private final class Call<Q, R> extends SimpleForwardingClientCall<Q, R> {
+  private static final class Call<Q, R> extends SimpleForwardingClientCall<Q, R> {
+    private final String token;
     private final CallTrace trace;
     private Listener<R> listener;
     private Metadata headers;
@@ -50,15 +56,15 @@ final class CallInterceptor implements ClientInterceptor {
     private boolean compressed = true;
     private boolean begun;
 
-    Call(ClientCall<Q, R> call, CallTrace trace) {
+    Call(ClientCall<Q, R> call, String token, CallTrace trace) {
       super(call);
+      this.token = token;
       this.trace = trace;
     }
 
     @Override
     public synchronized void start(Listener<R> listener, Metadata headers) {
-      if (!token.isEmpty()) {
-        headers.discardAll(AUTHORIZATION);
+      if (!token.isEmpty() && !headers.containsKey(AUTHORIZATION)) {
         headers.put(AUTHORIZATION, "Bearer " + token);
       }
       String traceId = Traces.put(headers);
@@ -94,9 +100,8 @@ final class CallInterceptor implements ClientInterceptor {
 
     @Override
     public synchronized void sendMessage(Q message) {
-      if (!begun && headers != null) {
+      if (!begun && headers != null && !headers.containsKey(MODEL)) {
         String model = modelOf(message);
-        headers.discardAll(MODEL);
         if (!model.isEmpty()) {
           headers.put(MODEL, model);
         }

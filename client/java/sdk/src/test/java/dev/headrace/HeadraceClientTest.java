@@ -15,6 +15,7 @@ import dev.headrace.v1.ModelServiceGrpc;
 import dev.headrace.v1.StreamCompletionRequest;
 import dev.headrace.v1.StreamCompletionResponse;
 import dev.headrace.v1.TokenizeServiceGrpc;
+import io.grpc.CallCredentials;
 import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
@@ -30,6 +31,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ExecutionException;
+import java.util.concurrent.Executor;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.AfterEach;
@@ -132,6 +134,51 @@ class HeadraceClientTest {
         client.withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
     assertEquals(TRACE, failing(other, "missing").traceId());
     assertEquals(sent, server.header("traceparent"));
+  }
+
+  @Test
+  void aCallsOwnHeadersStayAndAreSentOnce() throws Exception {
+    Map<String, String> own =
+        Map.of(
+            "authorization", "Bearer hr_other",
+            "headrace-model", "other",
+            "traceparent", "00-" + TRACE + "-" + SPAN + "-01");
+    Metadata headers = new Metadata();
+    own.forEach((name, value) -> headers.put(key(name), value));
+    HeadraceClient other =
+        client.withInterceptors(MetadataUtils.newAttachHeadersInterceptor(headers));
+    Span another =
+        Span.wrap(
+            SpanContext.create(
+                SPAN + SPAN, SPAN, TraceFlags.getDefault(), TraceState.getDefault()));
+    Context.current().with(another).wrap(() -> failing(other, "missing")).call();
+    Metadata unary = server.calls.take();
+    try (CompletionStream stream = other.streamCompletion(completion("x"))) {
+      assertTrue(stream.hasNext());
+    }
+    Metadata streamed = server.calls.take();
+    own.forEach(
+        (name, value) -> {
+          assertEquals(List.of(value), all(unary, name), name);
+          assertEquals(List.of(value), all(streamed, name), name);
+        });
+  }
+
+  @Test
+  void aCallsOwnCredentialsStandAlone() throws InterruptedException {
+    CallCredentials own =
+        new CallCredentials() {
+          @Override
+          public void applyRequestMetadata(
+              RequestInfo info, Executor executor, MetadataApplier applier) {
+            Metadata headers = new Metadata();
+            headers.put(key("authorization"), "Bearer hr_other");
+            applier.apply(headers);
+          }
+        };
+    var stub = ModelServiceGrpc.newBlockingStub(client.channel()).withCallCredentials(own);
+    stub.getModel(model("x"));
+    assertEquals(List.of("Bearer hr_other"), all(server.calls.take(), "authorization"));
   }
 
   @Test
@@ -283,6 +330,16 @@ class HeadraceClientTest {
   }
 
   private static String get(Metadata headers, String name) {
-    return headers.get(Metadata.Key.of(name, Metadata.ASCII_STRING_MARSHALLER));
+    return headers.get(key(name));
+  }
+
+  private static List<String> all(Metadata headers, String name) {
+    List<String> values = new ArrayList<>();
+    headers.getAll(key(name)).forEach(values::add);
+    return values;
+  }
+
+  private static Metadata.Key<String> key(String name) {
+    return Metadata.Key.of(name, Metadata.ASCII_STRING_MARSHALLER);
   }
 }
