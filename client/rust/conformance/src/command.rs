@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::time::Duration;
 
-use headrace::v1::{StreamCompletionRequest, StreamImageRequest};
+use headrace::v1::{ImageResult, StreamCompletionRequest, StreamImageRequest};
 use headrace::{Client, Completion, Images, tonic};
 use opentelemetry::Context;
 use opentelemetry::trace::{FutureExt, SpanContext, TraceContextExt, TraceFlags, TraceState};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 
 use crate::json::{Outcome, error_json, request_of};
@@ -175,13 +176,7 @@ fn completion(outcome: std::result::Result<Completion, headrace::Error>) -> Valu
 fn images(outcome: std::result::Result<Images, headrace::Error>) -> Value {
     match outcome {
         Ok(whole) => {
-            let images = whole.images.iter().map(|image| {
-                json!({
-                    "sha256": image.result.sha256,
-                    "bytes": image.data.len(),
-                    "media_type": image.result.media_type,
-                })
-            });
+            let images = whole.images.iter().map(|image| image_json(&image.data, &image.result));
             let images: Vec<_> = images.collect();
             json!({ "images": images, "trace_id": whole.trace_id, "error": null })
         }
@@ -190,5 +185,28 @@ fn images(outcome: std::result::Result<Images, headrace::Error>) -> Value {
             "trace_id": error.trace_id().unwrap_or_default(),
             "error": error_json(&error),
         }),
+    }
+}
+
+/// The checksum is that of the file that came, whatever the server says of it.
+fn image_json(data: &[u8], result: &ImageResult) -> Value {
+    let digest = Sha256::digest(data);
+    json!({
+        "sha256": digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")),
+        "bytes": data.len(),
+        "media_type": result.media_type,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_told_of_by_its_own_checksum() {
+        let result = ImageResult { sha256: "00".repeat(32), ..Default::default() };
+        let told = image_json(b"abc", &result);
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!((&told["sha256"], &told["bytes"]), (&json!(expected), &json!(3)));
     }
 }
