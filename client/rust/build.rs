@@ -12,6 +12,8 @@ use prost_types::{FileDescriptorProto, FileDescriptorSet};
 const INCLUDES: [&str; 2] = ["protos", "protos/third_party"];
 /// Rules that the server checks. Users need neither them nor what they are written in.
 const RULES: &str = "buf/validate/validate.proto";
+/// The methods of `ModelService` that leave the store as it is.
+const SAFE: [&str; 5] = ["GetModel", "ListModels", "ListRunners", "LoadModel", "UnloadModel"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -63,7 +65,7 @@ fn contract() -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What the channel has to know of each method: whether it may be made again, and where the request
+/// What the channel has to know of each method: whether it may be called again, and where the request
 /// names its model.
 fn methods(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
     let models: HashMap<String, i32> = descriptors.file.iter().flat_map(models).collect();
@@ -76,8 +78,9 @@ fn methods(descriptors: &FileDescriptorSet) -> Result<String, Box<dyn Error>> {
                 }
                 let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                 let model = models.get(method.input_type());
-                let unary = !method.server_streaming();
-                rows.push(format!("Method {{ path: {path:?}, unary: {unary}, model: {model:?} }}"));
+                let again = !method.server_streaming()
+                    && (service.name() != "ModelService" || SAFE.contains(&method.name()));
+                rows.push(format!("Method {{ path: {path:?}, again: {again}, model: {model:?} }}"));
             }
         }
     }

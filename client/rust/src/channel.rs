@@ -27,9 +27,9 @@ const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc
 /// A connection to a server, as the generated stubs take it.
 ///
 /// Every call has a deadline if the client has a default, the token, a trace context and the header
-/// by which proxies route it; unary calls are made again while the server is unavailable. It is
-/// cheap to clone, and all clones share one connection, which is made at the first call and again
-/// whenever it was lost.
+/// by which proxies route it; what of these a call has itself stays. Unary calls are made again while
+/// the server is unavailable, but for those that change its store. It is cheap to clone, and all
+/// clones share one connection, which is made at the first call and again whenever it was lost.
 #[derive(Clone, Debug)]
 pub struct Channel {
     pub(crate) transport: tonic::transport::Channel,
@@ -80,7 +80,7 @@ impl Channel {
         Ok(Self::answer(response, call))
     }
 
-    /// Makes a call of the contract, a unary one again while the server is unavailable.
+    /// Makes a call of the contract, again while the server is unavailable where it may be.
     async fn attempts(
         &self,
         method: &Method,
@@ -96,7 +96,7 @@ impl Channel {
             }
             let body = Body::new(Full::new(message.clone()));
             let outcome = self.attempt(call, parts, body).await;
-            if !method.unary {
+            if !method.again {
                 return outcome;
             }
             let headers = match &outcome {

@@ -7,8 +7,9 @@ use prost::encoding::{DecodeContext, WireType, bytes, decode_key, skip_field};
 /// One method.
 pub(crate) struct Method {
     path: &'static str,
-    /// Whether one message answers it.
-    pub(crate) unary: bool,
+    /// Whether it may be called again while the server is unavailable: one message answers it, and
+    /// it does not change the store. An attempt whose answer was lost may have done so.
+    pub(crate) again: bool,
     /// The number of the request's field `model`.
     model: Option<u32>,
 }
@@ -95,10 +96,28 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_told_from_unary_calls() {
-        assert!(find("/headrace.v1.ModelService/LoadModel").unwrap().unary);
-        assert!(find("/grpc.health.v1.Health/Check").unwrap().unary);
-        assert!(!find("/headrace.v1.ModelService/WatchModels").unwrap().unary);
+    fn neither_streams_nor_what_changes_the_store_are_called_again() {
+        let again = METHODS.iter().filter(|method| method.again);
+        let of_models = again.clone().filter_map(|found| found.path.split_once(".ModelService/"));
+        let of_models: Vec<_> = of_models.map(|(_, name)| name).collect();
+        let expected = ["GetModel", "ListModels", "ListRunners", "LoadModel", "UnloadModel"];
+        assert_eq!(of_models, expected);
+        let others = again.filter(|method| !method.path.contains(".ModelService/"));
+        let others: Vec<_> = others.map(|method| method.path).collect();
+        let expected = [
+            "/grpc.health.v1.Health/Check",
+            "/grpc.health.v1.Health/List",
+            "/headrace.v1.EmbeddingService/Embed",
+            "/headrace.v1.RunnerService/Abort",
+            "/headrace.v1.RunnerService/Drain",
+            "/headrace.v1.RunnerService/GetRunner",
+            "/headrace.v1.ScoreService/Score",
+            "/headrace.v1.TokenizeService/CountTokens",
+            "/headrace.v1.TokenizeService/Detokenize",
+            "/headrace.v1.TokenizeService/RenderChat",
+            "/headrace.v1.TokenizeService/Tokenize",
+        ];
+        assert_eq!(others, expected);
         assert!(find("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo").is_none());
     }
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use h2::Reason;
 use headrace::tonic::{Code, Request};
 use headrace::v1::{
-    ChoiceResult, CompletionCompleted, CompletionDelta, CompletionStarted, FinishReason,
-    GetModelRequest, ListModelsRequest, ListModelsResponse, StreamCompletionRequest,
-    StreamCompletionResponse, stream_completion_response::Event,
+    ChoiceResult, CollectGarbageRequest, CompletionCompleted, CompletionDelta, CompletionStarted,
+    CopyModelRequest, DeleteModelRequest, FinishReason, GetModelRequest, ListModelsRequest,
+    ListModelsResponse, StreamCompletionRequest, StreamCompletionResponse,
+    stream_completion_response::Event,
 };
 use headrace::{Client, Error, Traced};
 use http::StatusCode;
@@ -191,6 +192,19 @@ async fn a_unary_call_is_made_again_while_the_server_is_unavailable() {
     .await;
     list(&client(&server)).await.unwrap();
     assert_eq!(server.calls(), 4);
+}
+
+#[tokio::test]
+async fn what_changes_the_store_is_sent_once() {
+    let server = Server::start(|call| async move { call.drop_connection() }).await;
+    let models = || client(&server).models(); // Each on a connection that is whole.
+    let statuses = [
+        models().collect_garbage(CollectGarbageRequest::default()).await.unwrap_err(),
+        models().copy_model(CopyModelRequest::default()).await.unwrap_err(),
+        models().delete_model(DeleteModelRequest::default()).await.unwrap_err(),
+    ];
+    assert_eq!(statuses.map(|status| status.code()), [Code::Unavailable; 3]);
+    assert_eq!(server.calls(), 3);
 }
 
 #[tokio::test]
