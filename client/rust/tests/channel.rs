@@ -130,15 +130,19 @@ async fn a_deadline_ends_a_stream_on_both_sides() {
     let server = Server::start(move |mut call| {
         let reasons = reasons.clone();
         async move {
+            if call.number == 0 {
+                return call.answer(&ListModelsResponse::default());
+            }
             let mut answer = call.begin();
             begin(&mut answer);
             reasons.send(answer.given_up().await).await.unwrap();
         }
     })
     .await;
-    let mut late = Request::new(request());
-    late.set_timeout(Duration::from_millis(300));
     let client = client(&server); // Its end would end the connection, and the call with it.
+    list(&client).await.unwrap(); // Connected, so that the deadline is for the stream alone.
+    let mut late = Request::new(request());
+    late.set_timeout(Duration::from_secs(2));
     let error = client.complete(late).await.unwrap_err();
     assert_eq!((error.code(), error.reason()), (Code::DeadlineExceeded, None));
     assert!(error.trace_id().is_some());
@@ -148,13 +152,18 @@ async fn a_deadline_ends_a_stream_on_both_sides() {
 #[tokio::test]
 async fn a_deadline_ends_a_call_that_nobody_answers() {
     let server = Server::start(|mut call| async move {
+        if call.number == 0 {
+            return call.answer(&ListModelsResponse::default());
+        }
         call.given_up().await;
     })
     .await;
-    let hasty = client(&server).with_timeout(Duration::from_millis(200));
+    let client = client(&server);
+    list(&client).await.unwrap(); // Connected, so that the deadline is for the calls alone.
+    let hasty = client.with_timeout(Duration::from_secs(1));
     assert_eq!(list(&hasty).await.unwrap_err().code(), Code::DeadlineExceeded);
     assert_eq!(hasty.complete(request()).await.unwrap_err().code(), Code::DeadlineExceeded);
-    assert_eq!(server.calls(), 2, "it is not made again");
+    assert_eq!(server.calls(), 3, "neither is made again");
 }
 
 #[tokio::test]
