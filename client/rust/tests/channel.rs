@@ -307,6 +307,9 @@ async fn a_call_carries_what_it_needs() {
         (&sent["authorization"], &sent["headrace-model"]),
         (&"Bearer other".parse().unwrap(), &"other".parse().unwrap())
     );
+    for name in ["authorization", "headrace-model", "traceparent"] {
+        assert_eq!(sent.get_all(name).iter().count(), 1, "{name}");
+    }
     assert!(sent.contains_key("grpc-timeout"));
     assert_eq!(error.trace_id(), Some("0af7651916cd43dd8448eb211c80319c"));
     assert_eq!(sent["traceparent"].to_str().unwrap().split('-').nth(1), error.trace_id());
