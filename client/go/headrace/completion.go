@@ -2,6 +2,7 @@ package headrace
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"strings"
 
@@ -143,8 +144,22 @@ func (f *completionFold) add(message *headracev1.StreamCompletionResponse) error
 		if f.started == nil {
 			return broken("the stream sent output before it had started")
 		}
-		f.completed = event.Completed
+		return f.complete(event.Completed)
 	}
+	return nil
+}
+
+func (f *completionFold) complete(completed *headracev1.CompletionCompleted) error {
+	results := completed.GetChoices()
+	whole := len(results) == int(f.choices)
+	for i, result := range results {
+		whole = whole && int(result.GetIndex()) == i
+	}
+	if !whole {
+		return broken(fmt.Sprintf(
+			"the stream was completed with other choices than the %d asked for", f.choices))
+	}
+	f.completed = completed
 	return nil
 }
 
@@ -157,10 +172,8 @@ func (f *completionFold) result(traceID string) (*Completion, error) {
 	for index, parts := range f.parts {
 		whole.Choices[index] = parts.choice()
 	}
-	for _, result := range f.completed.GetChoices() {
-		if index := result.GetIndex(); 0 <= index && index < f.choices {
-			whole.Choices[index].Result = result
-		}
+	for i, result := range f.completed.GetChoices() {
+		whole.Choices[i].Result = result
 	}
 	return whole, nil
 }

@@ -31,7 +31,16 @@ func text(text string, ids ...uint32) *response {
 	return delta(&headracev1.CompletionDelta{Text: text, TokenIds: ids})
 }
 
-func completed(results ...*headracev1.ChoiceResult) *response {
+// completed ends a stream of so many choices.
+func completed(choices int) *response {
+	results := make([]*headracev1.ChoiceResult, choices)
+	for i := range results {
+		results[i] = &headracev1.ChoiceResult{Index: int32(i)}
+	}
+	return completedWith(results...)
+}
+
+func completedWith(results ...*headracev1.ChoiceResult) *response {
 	return &response{Event: &headracev1.StreamCompletionResponse_Completed{
 		Completed: &headracev1.CompletionCompleted{
 			Choices: results, Usage: &headracev1.Usage{OutputTokens: 3}, Resumed: 1,
@@ -62,7 +71,7 @@ func TestACompletionIsPutTogether(t *testing.T) {
 	unknown := &response{}
 	unknown.ProtoReflect().SetUnknown([]byte{0xfa, 0x7d, 1, 'x'}) // an event of a later version
 	client := telling(t, nil, progress(), started(), text("a", 1), unknown, text("", 2), text("ö", 3),
-		completed(length))
+		completedWith(length))
 	whole, err := client.Complete(ctx, &headracev1.StreamCompletionRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -81,14 +90,18 @@ func TestSeveralChoicesAreKeptApart(t *testing.T) {
 	client := telling(t, nil, started(),
 		delta(&headracev1.CompletionDelta{Choice: 1, Text: "b", Reasoning: "hm"}), text("a"),
 		delta(&headracev1.CompletionDelta{Choice: 1, Text: "c"}),
-		completed(&headracev1.ChoiceResult{}, &headracev1.ChoiceResult{Index: 1, FinishReason: stop}))
+		completedWith(
+			&headracev1.ChoiceResult{}, &headracev1.ChoiceResult{Index: 1, FinishReason: stop},
+			&headracev1.ChoiceResult{Index: 2}, // It came to nothing at all.
+		))
 	request := &headracev1.StreamCompletionRequest{N: proto.Int32(3)}
 	whole, err := client.Complete(ctx, request)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(whole.Choices) != 3 || whole.Text() != "a" || whole.Choices[1].Text != "bc" ||
-		whole.Choices[1].Reasoning != "hm" || whole.Choices[1].FinishReason() != stop {
+		whole.Choices[1].Reasoning != "hm" || whole.Choices[1].FinishReason() != stop ||
+		whole.Choices[2].Text != "" || whole.Choices[2].Result.GetIndex() != 2 {
 		t.Errorf("%+v", whole)
 	}
 	stream, err := client.StreamCompletion(ctx, request)
@@ -112,7 +125,7 @@ func TestToolCallsAreJoined(t *testing.T) {
 		return delta(&headracev1.CompletionDelta{ToolCalls: parts})
 	}
 	client := telling(t, nil, started(), calls(part(0, first, `{"a"`)), calls(part(0, nil, `: 1}`)),
-		calls(part(1, second, "{"), part(1, nil, "}")), completed())
+		calls(part(1, second, "{"), part(1, nil, "}")), completed(1))
 	whole, err := client.Complete(ctx, &headracev1.StreamCompletionRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +139,7 @@ func TestToolCallsAreJoined(t *testing.T) {
 		{part(0, nil, "{")}, {part(1, first, "{")}, {part(-1, first, "{")},
 		{part(0, first, "{"), part(0, second, "}")},
 	} {
-		client := telling(t, nil, started(), calls(parts...), completed())
+		client := telling(t, nil, started(), calls(parts...), completed(1))
 		_, err := client.Complete(ctx, &headracev1.StreamCompletionRequest{})
 		if failed(t, err).Code != codes.Internal {
 			t.Errorf("%v: %v", parts, err)
@@ -142,15 +155,20 @@ func TestAStreamIsHeldToItsWord(t *testing.T) {
 	}{
 		"no end":           {[]*response{started(), text("a", 1)}, nil, codes.Internal},
 		"nothing":          {nil, nil, codes.Internal},
-		"on after its end": {[]*response{started(), completed(), text("a")}, nil, codes.Internal},
+		"on after its end": {[]*response{started(), completed(1), text("a")}, nil, codes.Internal},
 		"two starts":       {[]*response{started(), started()}, nil, codes.Internal},
 		"output too early": {[]*response{text("a")}, nil, codes.Internal},
-		"an end too early": {[]*response{completed()}, nil, codes.Internal},
+		"an end too early": {[]*response{completed(1)}, nil, codes.Internal},
 		"another choice": {
 			[]*response{started(), delta(&headracev1.CompletionDelta{Choice: 1})}, nil, codes.Internal,
 		},
+		"no choice":   {[]*response{started(), text("a"), completed(0)}, nil, codes.Internal},
+		"two choices": {[]*response{started(), text("a"), completed(2)}, nil, codes.Internal},
+		"only another choice": {
+			[]*response{started(), completedWith(&headracev1.ChoiceResult{Index: 1})}, nil, codes.Internal,
+		},
 		"an error after its end": {
-			[]*response{started(), completed()}, status.Error(codes.Aborted, "x"), codes.Aborted,
+			[]*response{started(), completed(1)}, status.Error(codes.Aborted, "x"), codes.Aborted,
 		},
 		"an error": {
 			[]*response{started(), text("a", 1)}, status.Error(codes.Aborted, "x"), codes.Aborted,
@@ -165,8 +183,22 @@ func TestAStreamIsHeldToItsWord(t *testing.T) {
 	}
 }
 
+func TestAStreamOfTwoEndsWithBoth(t *testing.T) {
+	first, second := &headracev1.ChoiceResult{}, &headracev1.ChoiceResult{Index: 1}
+	for name, results := range map[string][]*headracev1.ChoiceResult{
+		"none": nil, "the first": {first}, "the first twice": {first, first},
+		"the second first": {second, first}, "a third": {first, second, {Index: 2}},
+	} {
+		client := telling(t, nil, started(), text("a"), completedWith(results...))
+		whole, err := client.Complete(ctx, &headracev1.StreamCompletionRequest{N: proto.Int32(2)})
+		if got := failed(t, err); whole != nil || got.Code != codes.Internal || got.Reason != "" {
+			t.Errorf("%s: %v, %v", name, whole, err)
+		}
+	}
+}
+
 func TestAStreamCanBeReadInParts(t *testing.T) {
-	client := telling(t, nil, progress(), started(), text("a", 1), text("", 2), text("b", 3), completed())
+	client := telling(t, nil, progress(), started(), text("a", 1), text("", 2), text("b", 3), completed(1))
 	stream, err := client.StreamCompletion(ctx, &headracev1.StreamCompletionRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +247,7 @@ func TestAFailureIsTheLastThingThatALoopSees(t *testing.T) {
 }
 
 func TestAClosedStreamIsCancelled(t *testing.T) {
-	client := telling(t, nil, started(), completed())
+	client := telling(t, nil, started(), completed(1))
 	stream, err := client.StreamCompletion(ctx, &headracev1.StreamCompletionRequest{})
 	if err != nil {
 		t.Fatal(err)

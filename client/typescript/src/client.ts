@@ -64,7 +64,7 @@ export class HeadraceClient {
     const [abort, linked] = cancellable(options);
     const { streamCompletion } = CompletionService.method;
     const messages = this.#calls.stream(streamCompletion, request, linked);
-    return new CompletionStream(messages, new CompletionFold(), abort);
+    return new CompletionStream(messages, new CompletionFold(request.n ?? 1), abort);
   }
 
   /** Generates text; gives the whole. */

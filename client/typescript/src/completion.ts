@@ -1,14 +1,14 @@
 /** A completion: its stream, and the whole that it makes. */
 
 import type { Usage } from "./gen/headrace/v1/common_pb.js";
-import {
-  type CompletionCompleted,
-  type CompletionDelta,
-  type CompletionStarted,
+import type {
+  CompletionCompleted,
+  CompletionDelta,
+  CompletionStarted,
   FinishReason,
-  type StreamCompletionResponse,
-  type TokenLogprob,
-  type ToolCallPart,
+  StreamCompletionResponse,
+  TokenLogprob,
+  ToolCallPart,
 } from "./gen/headrace/v1/completion_pb.js";
 import { broken, EventStream, type Fold } from "./streams.js";
 
@@ -58,9 +58,15 @@ export class CompletionStream extends EventStream<StreamCompletionResponse, Comp
 
 /** Folds a completion. */
 export class CompletionFold implements Fold<StreamCompletionResponse, Completion> {
+  readonly #choices: number;
   readonly #deltas: CompletionDelta[] = [];
   #started: CompletionStarted | undefined;
   #completed: CompletionCompleted | undefined;
+
+  /** `choices`: outputs that were asked for. */
+  constructor(choices: number) {
+    this.#choices = choices;
+  }
 
   add({ event }: StreamCompletionResponse): void {
     if (this.#completed) throw broken("the stream went on after it had been completed");
@@ -72,8 +78,8 @@ export class CompletionFold implements Fold<StreamCompletionResponse, Completion
       case "delta":
       case "completed":
         if (!this.#started) throw broken("the stream sent output before it had started");
-        if (event.case === "delta") this.#deltas.push(event.value);
-        else this.#completed = event.value;
+        if (event.case === "delta") this.#append(event.value);
+        else this.#complete(event.value);
         break;
     }
   }
@@ -87,9 +93,26 @@ export class CompletionFold implements Fold<StreamCompletionResponse, Completion
         finishReason,
       ),
     );
-    const first = choices[0] ?? choiceOf([], FinishReason.UNSPECIFIED);
+    const [first] = choices;
+    if (!first) return undefined;
     const { usage, resumed } = completed;
     return { ...first, choices, usage, resumes: resumed, started, completed, traceId };
+  }
+
+  #append(delta: CompletionDelta): void {
+    if (delta.choice < 0 || delta.choice >= this.#choices)
+      throw broken("the stream sent output of a choice that was not asked for");
+    this.#deltas.push(delta);
+  }
+
+  #complete(completed: CompletionCompleted): void {
+    const whole = completed.choices.every(({ index }, place) => index === place);
+    if (!whole || completed.choices.length !== this.#choices) {
+      throw broken(
+        `the stream was completed with other choices than the ${this.#choices} asked for`,
+      );
+    }
+    this.#completed = completed;
   }
 }
 

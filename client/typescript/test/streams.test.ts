@@ -26,6 +26,11 @@ const completed = (...reasons: FinishReason[]): Event => ({
     resumed: 1,
   },
 });
+/** The end of just these choices. */
+const ending = (...indices: number[]): Event => ({
+  case: "completed",
+  value: { choices: indices.map((index) => ({ index, finishReason: FinishReason.STOP })) },
+});
 const delta = (text: string, more: object = {}): Event => ({
   case: "delta",
   value: { text, ...more },
@@ -64,7 +69,7 @@ test("a completion is put together, every choice of it", async (t) => {
     }),
     completed(FinishReason.LENGTH, FinishReason.STOP),
   ]);
-  const whole = await client.complete({ model: "m" });
+  const whole = await client.complete({ model: "m", n: 2 });
   assert.deepEqual([whole.text, whole.reasoning, whole.tokenIds], ["ab", "hm", [1, 2]]);
   assert.deepEqual(whole.toolCalls, [
     { id: "c0", name: "f", argumentsJson: "{}" },
@@ -96,6 +101,11 @@ test("a stream without its end is an error, and so is one that breaks the contra
     [[started, started], Code.Internal, /started twice/],
     [[started, completed(1), delta("a")], Code.Internal, /went on/],
     [[started, delta("", { toolCalls: [part] }), completed(1)], Code.Internal, /tool call/],
+    [[started, delta("a", { choice: 1 }), completed(1)], Code.Internal, /not asked for/],
+    [[started, delta("a", { choice: -1 }), completed(1)], Code.Internal, /not asked for/],
+    [[started, delta("a"), completed()], Code.Internal, /other choices than the 1/],
+    [[started, delta("a"), completed(1, 1)], Code.Internal, /other choices than the 1/],
+    [[started, delta("a"), ending(1)], Code.Internal, /other choices than the 1/],
   ] as [Event[], Code, RegExp][]) {
     const { client } = await telling(t, events);
     const stream = client.streamCompletion({ model: "m" });
@@ -105,6 +115,20 @@ test("a stream without its end is an error, and so is one that breaks the contra
     // It stays an error.
     assert.equal(await caught(stream.collect()), error);
   }
+});
+
+test("a stream of two choices ends with both", async (t) => {
+  for (const indices of [[], [0], [0, 0], [1, 0], [0, 1, 2]]) {
+    const { client } = await telling(t, [started, delta("a"), ending(...indices)]);
+    const error = await caught<HeadraceError>(client.complete({ model: "m", n: 2 }));
+    assert.deepEqual([indices, error.code, error.reason], [indices, Code.Internal, ""]);
+  }
+  const { client } = await telling(t, [started, delta("b", { choice: 1 }), ending(0, 1)]);
+  const { choices } = await client.complete({ model: "m", n: 2 });
+  assert.deepEqual(
+    choices.map(({ text }) => text),
+    ["", "b"],
+  );
 });
 
 test("leaving a stream ends the call, by the helper and by the stub", async (t) => {
