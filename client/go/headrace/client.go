@@ -3,6 +3,7 @@ package headrace
 import (
 	"context"
 	"io"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
@@ -34,11 +35,17 @@ var pings = keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * tim
 // It is a [grpc.ClientConnInterface]: stubs of all services make their calls over it.
 type Client struct {
 	conn    *grpc.ClientConn
-	token   string
+	token   secret
 	timeout time.Duration
 }
 
 var _ grpc.ClientConnInterface = (*Client)(nil)
+
+// secret gives a text that is not to be in any log. It is a function, for fmt prints the unexported
+// fields of a struct without asking for their String; of a function it prints the address.
+type secret func() string
+
+func secretOf(text string) secret { return func() string { return text } }
 
 // New prepares a connection.
 //
@@ -84,7 +91,7 @@ func New(target string, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, invalid("there is no way to %s: %v", to.target, err)
 	}
-	return &Client{conn: conn, token: to.token, timeout: o.timeout}, nil
+	return &Client{conn: conn, token: secretOf(to.token), timeout: o.timeout}, nil
 }
 
 // Close closes the connection. Calls that run are cancelled.
@@ -92,6 +99,12 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 // Target gives where the client connects to, as gRPC takes it.
 func (c *Client) Target() string { return c.conn.Target() }
+
+// String names the client by where it connects to, and leaves its token out.
+func (c *Client) String() string { return "headrace.Client(" + c.Target() + ")" }
+
+// LogValue is what log/slog writes of the client.
+func (c *Client) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // Invoke makes a unary call; the stubs use it. Errors are of the type [*Error].
 func (c *Client) Invoke(
@@ -149,8 +162,9 @@ func (c *Client) limited(
 func (c *Client) prepared(ctx context.Context) (context.Context, *callTrace) {
 	ctx, call := traced(ctx)
 	outgoing, _ := metadata.FromOutgoingContext(ctx)
-	if c.token != "" && len(outgoing.Get("authorization")) == 0 { // A call may bring its own.
-		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.token)
+	// A call may bring its own.
+	if token := c.token(); token != "" && len(outgoing.Get("authorization")) == 0 {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 	}
 	return ctx, call
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -237,6 +239,36 @@ func TestWhatIsSentWithACall(t *testing.T) {
 	}
 	if got := scripted.header("authorization"); !slices.Equal(got, []string{"Bearer hr_other"}) {
 		t.Errorf("a call's own token is %q", got)
+	}
+}
+
+func TestATokenIsInNoLog(t *testing.T) {
+	client := connect(t, "127.0.0.1:50151", WithToken("hr_x"))
+	holder := struct {
+		client Client
+		behind *Client
+		any    any
+	}{*client, client, client}
+	var written strings.Builder
+	for _, log := range []*slog.Logger{
+		slog.New(slog.NewTextHandler(&written, nil)), slog.New(slog.NewJSONHandler(&written, nil)),
+	} {
+		log.Info("connected", "client", client, "value", *client, "holder", holder)
+	}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		for _, value := range []any{client, *client, holder, &holder} {
+			written.WriteString(fmt.Sprintf(verb+"\n", value))
+		}
+	}
+	// In any of the forms that the verbs give a text.
+	for _, form := range []string{"hr_x", fmt.Sprintf("%x", "hr_x"), fmt.Sprintf("%d", []byte("hr_x"))} {
+		if strings.Contains(written.String(), form) {
+			t.Errorf("%s is in\n%s", form, &written)
+		}
+	}
+	if got := fmt.Sprint(client); got != "headrace.Client(127.0.0.1:50151)" ||
+		!strings.Contains(written.String(), `"client":"`+got+`"`) {
+		t.Errorf("it is %s in\n%s", got, &written)
 	}
 }
 
