@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
+const modelHeader = "headrace-model"
+
 // Largest message that is received: twice what the contract allows a prompt.
 const maxMessageBytes = 32 << 20
 
@@ -169,14 +171,18 @@ func (c *Client) prepared(ctx context.Context) (context.Context, *callTrace) {
 	return ctx, call
 }
 
-// routed adds the header by which a proxy tells the calls for one model from others.
+// routed adds the header by which a proxy tells the calls for one model from others, unless the call
+// brings its own.
 func routed(ctx context.Context, request any) context.Context {
+	if outgoing, _ := metadata.FromOutgoingContext(ctx); len(outgoing.Get(modelHeader)) > 0 {
+		return ctx
+	}
 	named, ok := request.(interface{ GetModel() string })
 	// What is no plain text is no model's name, and is told so by the server.
 	if !ok || named.GetModel() == "" || !isPrintable(named.GetModel()) {
 		return ctx
 	}
-	return metadata.AppendToOutgoingContext(ctx, "headrace-model", named.GetModel())
+	return metadata.AppendToOutgoingContext(ctx, modelHeader, named.GetModel())
 }
 
 // failure gives the error of a call that ended with err.

@@ -233,12 +233,34 @@ func TestWhatIsSentWithACall(t *testing.T) {
 	if agent := scripted.header("user-agent"); !strings.HasPrefix(agent[0], "headrace-go/"+Version) {
 		t.Errorf("the user agent is %q", agent)
 	}
-	own := metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer hr_other")
-	if err := getModel(own, client); err != nil {
-		t.Fatal(err)
-	}
-	if got := scripted.header("authorization"); !slices.Equal(got, []string{"Bearer hr_other"}) {
-		t.Errorf("a call's own token is %q", got)
+}
+
+func TestACallsOwnHeadersWin(t *testing.T) {
+	scripted := &server{complete: func(*headracev1.StreamCompletionRequest, grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {
+		return nil
+	}}
+	client := scripted.connected(t, WithToken("hr_x"))
+	for name, own := range map[string]string{
+		"authorization":  "Bearer hr_other",
+		"traceparent":    "00-" + otherID + "-2222222222222222-00",
+		"headrace-model": "another",
+	} {
+		given := metadata.AppendToOutgoingContext(ctx, name, own)
+		for kind, call := range map[string]func(){
+			"unary": func() {
+				if err := getModel(given, client); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"stream": func() {
+				_, _ = client.Complete(given, &headracev1.StreamCompletionRequest{Model: "tiny:q4"})
+			},
+		} {
+			call()
+			if got := scripted.header(name); !slices.Equal(got, []string{own}) {
+				t.Errorf("%s of a %s call is %q", name, kind, got)
+			}
+		}
 	}
 }
 

@@ -173,7 +173,7 @@ export class Calls {
   ): MessageShape<I> {
     const message = requestOf(method, request);
     const model = modelOf(message);
-    if (model) call.headers.set(MODEL, model);
+    if (model && !call.headers.has(MODEL)) call.headers.set(MODEL, model);
     return message;
   }
 

@@ -83,6 +83,21 @@ test("the model is a header where it can be one; the token always is", async (t)
   for (const headers of seen) assert.equal(headers.get("authorization"), "Bearer hr_x");
 });
 
+test("a call's own headers win", async (t) => {
+  const { client, seen } = await noting(t, { token: "hr_x" });
+  const headers = {
+    authorization: "Bearer hr_other",
+    traceparent: `00-${"1".repeat(32)}-${"2".repeat(16)}-00`,
+    "headrace-model": "another",
+  };
+  await client.model.getModel({ model: "m" }, { headers });
+  for await (const _ of client.completion.streamCompletion({ model: "m" }, { headers }));
+  assert.equal(seen.length, 2);
+  for (const got of seen) {
+    for (const [name, own] of Object.entries(headers)) assert.equal(got.get(name), own);
+  }
+});
+
 test("the client's deadline, and a call's own", async (t) => {
   const { client, seen } = await noting(t, { timeoutMs: 150 });
   const own = await caught<HeadraceError>(client.model.listModels({}, { timeoutMs: 60 }));
