@@ -424,6 +424,28 @@ func TestARequestThatProtobufCannotCarryIsInvalid(t *testing.T) {
 	}
 }
 
+func TestAStreamWhoseRequestCannotBeSentHasEnded(t *testing.T) {
+	client := (&server{}).connected(t, WithTimeout(time.Hour))
+	desc := &grpc.StreamDesc{ServerStreams: true}
+	made, err := client.NewStream(ctx, desc, headracev1.CompletionService_StreamCompletion_FullMethodName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := &headracev1.StreamCompletionRequest{Model: "\xff"}
+	check := func(when string, err error) {
+		if !errors.Is(err, ReasonInvalidRequest) || failed(t, err).TraceID == "" {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	check("sent", made.SendMsg(bad))
+	// The timer of the deadline has been stopped, also where nobody receives.
+	if err := made.(*stream).ctx.Err(); err != context.Canceled {
+		t.Errorf("its context: %v", err)
+	}
+	check("received", made.RecvMsg(&response{}))
+	check("sent again", made.SendMsg(bad))
+}
+
 func TestAStreamOfAStub(t *testing.T) {
 	running := make(chan struct{}, 1)
 	scripted := &server{complete: func(_ *headracev1.StreamCompletionRequest, stream grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {

@@ -2,6 +2,8 @@ package headrace
 
 import (
 	"context"
+	"io"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -15,7 +17,8 @@ type stream struct {
 	call   *callTrace
 	begin  func(context.Context) (grpc.ClientStream, error)
 	under  grpc.ClientStream // nil until it has begun
-	end    error             // what it ended with; nil while it runs
+	// What it ended with; nil while it runs. Who sends and who receives may be two.
+	end atomic.Pointer[error]
 }
 
 func (s *stream) open(ctx context.Context) error {
@@ -27,24 +30,33 @@ func (s *stream) open(ctx context.Context) error {
 	return nil
 }
 
+// ended gives what the stream ended with: the first that was heard of.
 func (s *stream) ended(err error) error {
 	s.cancel()
-	s.end = failure(err, s.call.traceID())
-	return s.end
+	err = failure(err, s.call.traceID())
+	s.end.CompareAndSwap(nil, &err)
+	return *s.end.Load()
 }
 
 func (s *stream) SendMsg(message any) error {
+	if end := s.end.Load(); end != nil {
+		return *end
+	}
 	if s.under == nil {
 		if err := s.open(routed(s.ctx, message)); err != nil {
 			return err
 		}
 	}
-	return failure(s.under.SendMsg(message), s.call.traceID())
+	err := s.under.SendMsg(message)
+	if err == nil || err == io.EOF { // The latter: the server has ended it, and RecvMsg tells why.
+		return err
+	}
+	return s.ended(err)
 }
 
 func (s *stream) RecvMsg(message any) error {
-	if s.end != nil {
-		return s.end
+	if end := s.end.Load(); end != nil {
+		return *end
 	}
 	if s.under == nil {
 		return s.unsent()
