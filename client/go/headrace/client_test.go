@@ -2,7 +2,6 @@ package headrace
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,103 +17,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/reflect/protoregistry"
 
 	headracev1 "headrace.dev/go/headrace/v1"
 )
 
 var ctx = context.Background()
-
-func TestUnaryCallsAreMadeAgainWhileTheServerIsUnavailable(t *testing.T) {
-	for name, each := range map[string]struct {
-		failures int    // before it answers
-		pushback string // of the server; "": none
-		attempts int
-		code     codes.Code
-		least    time.Duration
-		most     time.Duration
-	}{
-		"three times":          {3, "", 4, codes.OK, 560 * time.Millisecond, 5 * time.Second},
-		"not a fourth time":    {9, "", 4, codes.Unavailable, 560 * time.Millisecond, 5 * time.Second},
-		"when the server says": {1, "400", 2, codes.OK, 400 * time.Millisecond, 5 * time.Second},
-		"not if it says so":    {1, "-1", 1, codes.Unavailable, 0, 5 * time.Second},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			scripted := &server{getModel: func(ctx context.Context, attempt int) (*headracev1.GetModelResponse, error) {
-				if attempt > each.failures {
-					return &headracev1.GetModelResponse{}, nil
-				}
-				if each.pushback != "" {
-					_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", each.pushback))
-				}
-				return nil, status.Error(codes.Unavailable, "not now")
-			}}
-			client := scripted.connected(t)
-			begin := time.Now()
-			err := getModel(ctx, client)
-			took := time.Since(begin)
-			if status.Code(err) != each.code || scripted.attempts() != each.attempts {
-				t.Errorf("%v after %d attempts", err, scripted.attempts())
-			}
-			if err != nil && failed(t, err).Message != "not now" {
-				t.Errorf("the message is %q", failed(t, err).Message)
-			}
-			if took < each.least || took > each.most {
-				t.Errorf("it took %v", took)
-			}
-		})
-	}
-}
-
-func TestNothingElseIsMadeAgain(t *testing.T) {
-	scripted := &server{
-		getModel: func(context.Context, int) (*headracev1.GetModelResponse, error) {
-			return nil, status.Error(codes.ResourceExhausted, "full")
-		},
-		complete: func(*headracev1.StreamCompletionRequest, grpc.ServerStreamingServer[headracev1.StreamCompletionResponse]) error {
-			return status.Error(codes.Unavailable, "not now")
-		},
-	}
-	client := scripted.connected(t)
-	if err := getModel(ctx, client); failed(t, err).Code != codes.ResourceExhausted {
-		t.Error(err)
-	}
-	_, err := client.Complete(ctx, &headracev1.StreamCompletionRequest{})
-	if failed(t, err).Code != codes.Unavailable || scripted.attempts() != 2 {
-		t.Errorf("%v after %d attempts of two calls", err, scripted.attempts())
-	}
-}
-
-func TestTheUnaryMethodsOfTheContractAreRetriedAndNoOthers(t *testing.T) {
-	var config struct {
-		MethodConfig []struct {
-			Name []struct{ Service, Method string }
-		}
-	}
-	if err := json.Unmarshal([]byte(serviceConfig), &config); err != nil {
-		t.Fatal(err)
-	}
-	named := map[string]bool{}
-	for _, name := range config.MethodConfig[0].Name {
-		named[name.Service+"/"+name.Method] = true
-	}
-	protoregistry.GlobalFiles.RangeFilesByPackage("headrace.v1", func(file protoreflect.FileDescriptor) bool {
-		for i := range file.Services().Len() {
-			service := file.Services().Get(i)
-			for j := range service.Methods().Len() {
-				method := service.Methods().Get(j)
-				full := string(service.FullName())
-				retried := named[full+"/"] || named[full+"/"+string(method.Name())]
-				if retried == (method.IsStreamingServer() || method.IsStreamingClient()) {
-					t.Errorf("%s is retried: %v", method.FullName(), retried)
-				}
-			}
-		}
-		return true
-	})
-}
 
 func TestAServerThatIsNotThereIsUnavailableBeforeLong(t *testing.T) {
 	address, stop := (&server{}).serve(t, "127.0.0.1:0")

@@ -2,16 +2,14 @@ package headrace
 
 // Unary calls are made again while the server is UNAVAILABLE, up to four times in all, after 0.1,
 // 0.2 and 0.4 s with jitter, or when the server says. Of the methods of the contract those are named
-// here that do not stream: what a stream has brought would be lost.
+// here that do not stream, as what a stream has brought would be lost, and that leave the store as it
+// is: the first attempt may have reached the server, and a second would fail for what it has done.
 const serviceConfig = `{
   "methodConfig": [{
     "name": [
       {"service": "headrace.v1.EmbeddingService"},
       {"service": "headrace.v1.ScoreService"},
       {"service": "headrace.v1.TokenizeService"},
-      {"service": "headrace.v1.ModelService", "method": "CollectGarbage"},
-      {"service": "headrace.v1.ModelService", "method": "CopyModel"},
-      {"service": "headrace.v1.ModelService", "method": "DeleteModel"},
       {"service": "headrace.v1.ModelService", "method": "GetModel"},
       {"service": "headrace.v1.ModelService", "method": "ListModels"},
       {"service": "headrace.v1.ModelService", "method": "ListRunners"},

@@ -17,7 +17,7 @@ import {
 } from "@connectrpc/connect";
 import { invalid } from "./errors.js";
 import { modelOf, requestOf } from "./requests.js";
-import { nextAttempt, pause } from "./retry.js";
+import { isRepeatable, nextAttempt, pause } from "./retry.js";
 import { aborted, fromConnectError } from "./status.js";
 import { injectTrace, note } from "./trace.js";
 
@@ -100,7 +100,7 @@ export class Calls {
       } catch (error) {
         if (!(error instanceof ConnectError)) throw error;
         const failure = fromConnectError(error, call, end);
-        const wait = nextAttempt(failure.code, error, made);
+        const wait = isRepeatable(method) ? nextAttempt(failure.code, error, made) : undefined;
         if (wait === undefined || performance.now() + wait >= end) throw failure;
         await pause(wait, options.signal);
         if (options.signal?.aborted) throw aborted(options.signal, call.traceId);

@@ -1,9 +1,19 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import type { DescMethod, DescService } from "@bufbuild/protobuf";
 import { ConnectError } from "@connectrpc/connect";
 import { Code, type HeadraceError } from "headrace";
-import { CompletionService, ModelService } from "headrace/v1";
+import {
+  CompletionService,
+  EmbeddingService,
+  Health,
+  ImageService,
+  ModelService,
+  RunnerService,
+  ScoreService,
+  TokenizeService,
+} from "headrace/v1";
 import { nextAttempt } from "#dist/retry";
 import { caught, failure, open, serve } from "./server.js";
 
@@ -80,6 +90,39 @@ test("never past the deadline, nor after the caller has gone", async (t) => {
   abort.abort();
   assert.equal((await waiting).code, Code.Canceled);
   assert.equal(gone.asked.length, 1);
+});
+
+test("what changes the store is never sent twice, and all other unary calls are", async (t) => {
+  const asked = new Map<string, number>();
+  const services = [
+    ...[CompletionService, EmbeddingService, ImageService, ModelService],
+    ...[RunnerService, ScoreService, TokenizeService, Health],
+  ];
+  const target = await serve(t, (router) => {
+    for (const service of services) {
+      const refuse = ({ name }: DescMethod) => {
+        asked.set(name, (asked.get(name) ?? 0) + 1);
+        throw unavailable("1");
+      };
+      const each = service.methods.map((method) => [method.localName, () => refuse(method)]);
+      router.service(service as DescService, Object.fromEntries(each));
+    }
+  });
+  const client = open(t, { target });
+  for (const service of services) {
+    const stubs = client.stubs(service as DescService) as Record<
+      string,
+      (request: object) => never
+    >;
+    for (const { localName, methodKind } of service.methods) {
+      const call = async () => await stubs[localName]?.({});
+      if (methodKind === "unary")
+        assert.equal((await caught<HeadraceError>(call)).code, Code.Unavailable);
+    }
+  }
+  const once = [...asked].filter(([, times]) => times === 1).map(([name]) => name);
+  assert.deepEqual(once, ["CopyModel", "DeleteModel", "CollectGarbage"]);
+  assert.deepEqual([...new Set(asked.values())].sort(), [1, 4]);
 });
 
 test("a stream is never made again", async (t) => {
