@@ -11,6 +11,8 @@ import { TokenizeService } from "./gen/headrace/v1/tokenize_pb.js";
 
 const ATTEMPTS = 4;
 const FIRST_MS = 100;
+/** What a timer has room for, 24 days; it takes more for nothing. */
+const LONGEST_MS = 2 ** 31 - 1;
 const PUSHBACK = "grpc-retry-pushback-ms";
 
 /** What may be sent twice. What changes the store is left out: the first attempt may have reached the
@@ -69,7 +71,7 @@ export async function pause(ms: number, signal: AbortSignal | undefined): Promis
       signal?.removeEventListener("abort", end);
       resolve();
     };
-    const timer = setTimeout(end, ms);
+    const timer = setTimeout(end, Math.min(ms, LONGEST_MS));
     signal?.addEventListener("abort", end);
   });
 }

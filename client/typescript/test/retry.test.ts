@@ -14,7 +14,7 @@ import {
   ScoreService,
   TokenizeService,
 } from "headrace/v1";
-import { nextAttempt } from "#dist/retry";
+import { nextAttempt, pause } from "#dist/retry";
 import { caught, failure, open, serve } from "./server.js";
 
 const unavailable = (pushback?: string) =>
@@ -139,4 +139,13 @@ test("waits double, with a fifth of jitter", () => {
   assert.deepEqual(waits(0), [80, 160, 320, undefined]);
   assert.equal(nextAttempt(Code.Unavailable, unavailable("soon"), 1), undefined);
   assert.equal(nextAttempt(Code.Unavailable, unavailable("7"), 4), undefined);
+});
+
+test("a wait that is too long for a timer does not end at once", async () => {
+  const abort = new AbortController();
+  for (const ms of [2 ** 31, Number.POSITIVE_INFINITY]) {
+    const waiting = pause(ms, abort.signal).then(() => "over");
+    assert.equal(await Promise.race([waiting, delay(20, "still waiting")]), "still waiting");
+  }
+  abort.abort();
 });
