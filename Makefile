@@ -17,7 +17,7 @@ QUICK := not slow and not toolchain
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-thorough lint format types imports proto proto-check chaos \
 	conformance fuzz bench bench-peers collector descriptors envoy ghz grpcurl helm kubernetes kustomize \
-	install install-image freeze soak clean distclean
+	install install-image freeze soak kernels clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
@@ -76,6 +76,9 @@ bench: $(VENV)/.dev ## tokens per second beside the bare MLX loop and mlx_lm.ser
 
 bench-peers: $(VENV)/.dev ## build llama.cpp's server, which the bench then measures too: minutes
 	$(BIN)/python -m tests.bench peers
+
+kernels: $(VENV)/.dev ## build the kernels for a CPU, for `--dtype int8`: a minute, with a C++ compiler
+	$(BIN)/python -m pip install --disable-pip-version-check --force-reinstall --no-deps ./kernels
 
 collector: .cache/otelcol/build/otelcol ## build an OpenTelemetry Collector to test with, by Go: minutes
 

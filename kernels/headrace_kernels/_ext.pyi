@@ -1,0 +1,61 @@
+"""The compiled part. Functions of arrays raise ValueError for shapes and types that do not fit."""
+
+import mlx.core as mx
+
+class Layout:
+    """What a packed matrix is: the array that holds it knows only bytes."""
+
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def bits(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
+
+def layout_of(
+    weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+) -> Layout:
+    """The layout of a matrix as `mlx.core.quantize` gives it, [outputs, inputs].
+
+    `bits` is 4 or 8, `group_size` 32, 64 or 128; scales and biases are float32, float16 or
+    bfloat16, and stay so.
+    """
+
+def pack(weight: mx.array, scales: mx.array, biases: mx.array, layout: Layout) -> mx.array:
+    """The matrix as the kernels read it: one row of uint8, about as many bytes as before."""
+
+def multiply(x: mx.array, packed: mx.array, layout: Layout) -> mx.array:
+    """x [..., inputs] times the matrix, transposed: [..., outputs], in the type of x.
+
+    Each row of x is rounded to 8 bits, by the largest of every 32 numbers: off by 1/254 of that at
+    most. The rest is exact but for the rounding of float32. A row with NaN or infinity gives NaN.
+    """
+
+def take(indices: mx.array, packed: mx.array, layout: Layout) -> mx.array:
+    """Rows of the matrix by their numbers, [..., inputs], in float32. For embeddings.
+
+    A number beyond the last row gives some row, without an error.
+    """
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """silu(gate) * x, of float32 arrays of one shape."""
+
+def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """x / sqrt(mean(x * x) + eps) * weight over the last axis, of float32 arrays."""
+
+def paths() -> list[str]:
+    """The paths that work on this CPU, the fastest first."""
+
+def path() -> str:
+    """The path in use."""
+
+def use(name: str) -> None:
+    """Takes another path from now on. Raises ValueError for one that does not work here."""
+
+def threads() -> int:
+    """Threads that share the work, that of MLX's stream included."""
+
+def set_threads(threads: int) -> None:
+    """Has so many share the work; at first as many as there are cores that this process may use."""

@@ -1,0 +1,62 @@
+// Functions of single numbers and of rows, sixteen numbers at a time.
+#pragma once
+
+#include <cmath>
+
+#include "vectors.h"
+
+namespace headrace {
+namespace {
+
+// exp(x), off by at most 2e-7 of it: 2**n times a series for what is left. 0 below -87, infinity
+// above 88.7, NaN of NaN.
+HEADRACE_INLINE F16 exponential(F16 x) {
+  constexpr float kRounder = 0x1.8p23f;
+  constexpr float kFactors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f};
+  const F16 lowest = F16{} - 87.0f, highest = F16{} + 89.0f;
+  F16 within = x < lowest ? lowest : x;  // NaN passes both.
+  within = within > highest ? highest : within;
+  const F16 shifted = within * 0x1.715476p0f + kRounder;
+  const I16 n = bits<I16>(shifted) - bits<int32_t>(kRounder);
+  const F16 whole = shifted - kRounder;
+  // ln 2 in two parts, of which the first has few bits, so that its product is exact.
+  const F16 left = (within - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;
+  F16 series = left * (1.0f / 5040);
+  for (float factor : kFactors) series = (series + factor) * left;
+  series += 1.0f;
+  // 2**n by its bits, in two halves since n may be 128.
+  const I16 half = n >> 1;
+  const F16 result = series * bits<F16>((half + 127) << 23) * bits<F16>((n - half + 127) << 23);
+  const F16 nothing = {};
+  return x != x ? x : (x < lowest ? nothing : result);
+}
+
+HEADRACE_INLINE F16 swiglu(F16 gate, F16 x) { return gate / (1.0f + exponential(-gate)) * x; }
+
+void swiglu(const float* gate, const float* x, float* out, int64_t size) {
+  int64_t at = 0;
+  for (; at + 16 <= size; at += 16)
+    store(out + at, swiglu(load<F16>(gate + at), load<F16>(x + at)));
+  if (at == size) return;
+  float some[2][16] = {};
+  std::memcpy(some[0], gate + at, 4 * (size - at));
+  std::memcpy(some[1], x + at, 4 * (size - at));
+  F16 last = swiglu(load<F16>(some[0]), load<F16>(some[1]));
+  std::memcpy(out + at, &last, 4 * (size - at));
+}
+
+void rms_norm(const float* x, const float* weight, float eps, float* out, int64_t size) {
+  F16 squares = {};
+  const int64_t whole = size / 16 * 16;
+  for (int64_t at = 0; at < whole; at += 16) {
+    F16 v = load<F16>(x + at);
+    squares += v * v;
+  }
+  float total = sum(squares);
+  for (int64_t at = whole; at < size; ++at) total += x[at] * x[at];
+  const float factor = 1.0f / std::sqrt(total / float(size) + eps);
+  for (int64_t at = 0; at < size; ++at) out[at] = x[at] * factor * (weight ? weight[at] : 1.0f);
+}
+
+}  // namespace
+}  // namespace headrace

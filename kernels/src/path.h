@@ -1,0 +1,50 @@
+// What is computed by other instructions on other CPUs. Each path is compiled from the same
+// templates (vectors.h, products.h, elementwise.h) and gives the same bits.
+#pragma once
+
+#include <cstdint>
+
+#include "format.h"
+
+namespace headrace {
+
+// Rows times packed weights.
+struct Product {
+  Format format;
+  const uint8_t* weights;  // The first block.
+  int64_t inputs;
+  int64_t outputs;
+  int64_t rows;
+  // Rows in tiles of as many as the path says, the last one perhaps smaller. In a tile four
+  // neighbouring inputs of its first row are followed by those of its second, and so on.
+  const int8_t* x;
+  const float* scales;  // Of each chunk of inputs, by tile, chunk and row.
+  const float* sums;    // What the chunk's inputs come to, rounded.
+  float* out;           // [rows, outputs].
+};
+
+struct Path {
+  const char* name;
+  int tile;  // Rows that are computed together.
+
+  // Rounds one row to 8 bits, chunk by chunk. `step`: the rows of its tile, beside which it goes.
+  void (*round)(const float* x, int64_t inputs, int step, int8_t* to, float* scales, float* sums);
+
+  // The outputs of some blocks for some rows, which begin with a tile.
+  void (*multiply)(const Product& product, int64_t block, int64_t end_block, int64_t row,
+                   int64_t end_row);
+
+  // silu(gate) * x.
+  void (*swiglu)(const float* gate, const float* x, float* out, int64_t size);
+
+  // x / sqrt(mean(x * x) + eps) * weight, of one row. No weight: as if it were 1.
+  void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t size);
+};
+
+extern const Path kPortable;
+#ifdef HEADRACE_X86
+extern const Path kAvx2;
+extern const Path kAvx512Vnni;
+#endif
+
+}  // namespace headrace

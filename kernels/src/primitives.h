@@ -1,0 +1,41 @@
+// The kernels as functions of MLX's arrays: lazy, and computed on the CPU's stream.
+#pragma once
+
+#include <string>
+
+#include "format.h"
+#include "mlx/array.h"
+
+namespace headrace {
+
+namespace mx = mlx::core;
+
+// What a packed matrix is; the array that holds it knows only bytes.
+struct Layout {
+  Format format;
+  int64_t inputs;
+  int64_t outputs;
+};
+
+// Of a matrix in MLX's affine quantisation, `weight` [outputs, inputs * bits / 32] of uint32.
+// Throws std::invalid_argument for what the kernels cannot compute.
+Layout layout_of(const mx::array& weight, const mx::array& scales, const mx::array& biases,
+                 int group_size, int bits);
+
+// The matrix packed, one row of bytes.
+mx::array pack(const mx::array& weight, const mx::array& scales, const mx::array& biases,
+               const Layout& layout);
+
+// x [..., inputs] times the matrix, [..., outputs], in the type of x.
+mx::array multiply(const mx::array& x, const mx::array& packed, const Layout& layout);
+
+// Rows of the matrix by their numbers, [..., inputs] of float32.
+mx::array take(const mx::array& indices, const mx::array& packed, const Layout& layout);
+
+// silu(gate) * x, of float32.
+mx::array swiglu(const mx::array& gate, const mx::array& x);
+
+// x / sqrt(mean(x * x) + eps) * weight over the last axis, of float32.
+mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);
+
+}  // namespace headrace

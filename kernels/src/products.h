@@ -1,0 +1,147 @@
+// Products of rows, rounded to 8 bits, and packed weights; see path.h for what is where.
+//
+// A row is rounded chunk by chunk: x is about scale * q with whole numbers q from -127 to 127. A
+// weight is s * w + b with a whole number w. So a chunk adds
+//
+//     s * scale * sum(w * q) + b * scale * sum(q)
+//
+// to an output: the exact product of the weights and the rounded row, but for the rounding of
+// float32. The sum over w * q is one of whole numbers, and the chunks are added one after another
+// in each output by itself. So a result depends neither on the rows beside it, nor on the threads,
+// nor on the instructions.
+#pragma once
+
+#include <utility>
+
+#include "path.h"
+#include "vectors.h"
+
+namespace headrace {
+namespace {
+
+constexpr float kMost = 127.0f;
+// Chunks whose numbers are all smaller count as zeros: 127 divided by them would be infinite.
+constexpr float kLeast = 1e-35f;
+constexpr int32_t kInfinity = 0x7f800000;
+constexpr float kRounder = 0x1.8p23f;  // Added to a small number, it leaves a whole one behind.
+
+void round_row(const float* x, int64_t inputs, int step, int8_t* to, float* scales, float* sums) {
+  typedef int8_t Bytes __attribute__((vector_size(16)));
+  for (int64_t at = 0; at < inputs; at += kChunk) {
+    F16 low = load<F16>(x + at), high = load<F16>(x + at + 16);
+    // As whole numbers the bits are in order, infinity and NaN above all others.
+    I16 a = bits<I16>(low) & 0x7fffffff, b = bits<I16>(high) & 0x7fffffff;
+    int32_t largest = greatest(a > b ? a : b);
+    float most = bits<float>(largest);
+    I16 q[2] = {};
+    if (largest >= kInfinity) {
+      *scales = bits<float>(int32_t(0x7fc00000));  // NaN, in every output of the row.
+    } else if (most < kLeast) {
+      *scales = 0;
+    } else {
+      *scales = most / kMost;
+      float inverse = kMost / most;
+      q[0] = bits<I16>(low * inverse + kRounder) - bits<int32_t>(kRounder);
+      q[1] = bits<I16>(high * inverse + kRounder) - bits<int32_t>(kRounder);
+    }
+    *sums = *scales * float(sum(q[0] + q[1]));
+    int8_t bytes[kChunk];
+    store(bytes, convert<Bytes>(q[0]));
+    store(bytes + 16, convert<Bytes>(q[1]));
+    for (int word = 0; word < kChunk / 4; ++word, to += 4 * step)
+      std::memcpy(to, bytes + 4 * word, 4);
+    scales += step;
+    sums += step;
+  }
+}
+
+// One block for a tile of rows. `Isa` has the width of its vectors; sums of whole numbers `Sums`,
+// which `dot` adds to and `total` gives.
+template <class Isa, int Bits, Scale S, int Rows>
+void multiply_tile(const Format& format, int64_t inputs, const uint8_t* block, const int8_t* x,
+                   const float* scales, const float* sums, float* out, int64_t outputs, int live) {
+  using F = typename Vector<Isa::width>::F;
+  using I = typename Vector<Isa::width>::I;
+  const size_t scales_bytes = format.scales_bytes();
+  for (int first = 0; first < live; first += Isa::width) {
+    F result[Rows] = {};
+    const uint8_t* at = block;
+    const int8_t* words = x;
+    const float *scale = scales, *sum = sums;
+    for (int64_t group = 0; group < inputs; group += format.group) {
+      const F s = load_scales<Isa::width, S>(at, first);
+      const F b = load_scales<Isa::width, S>(at + scales_bytes, first);
+      at += 2 * scales_bytes;
+      for (int chunk = 0; chunk < format.group; chunk += kChunk) {
+        typename Isa::template Sums<Bits> sums_of[Rows] = {};
+        for (int vector = 0; vector < Bits; ++vector) {
+          I w = load<I>(at + vector * kLine + 4 * first);
+          I low = Bits == 4 ? w & 0x0f0f0f0f : w;
+#pragma GCC unroll 16
+          for (int row = 0; row < Rows; ++row) sums_of[row].dot(low, words + 4 * row);
+          words += 4 * Rows;
+          if constexpr (Bits == 4) {
+            I high = (w >> 4) & 0x0f0f0f0f;
+#pragma GCC unroll 16
+            for (int row = 0; row < Rows; ++row) sums_of[row].dot(high, words + 4 * row);
+            words += 4 * Rows;
+          }
+        }
+        at += Bits * kLine;
+#pragma GCC unroll 16
+        for (int row = 0; row < Rows; ++row) {
+          result[row] += convert<F>(sums_of[row].total()) * scale[row] * s;
+          result[row] += b * sum[row];
+        }
+        scale += Rows;
+        sum += Rows;
+      }
+    }
+    const int width = live - first < Isa::width ? live - first : Isa::width;
+    for (int row = 0; row < Rows; ++row) {
+      float* to = out + row * outputs + first;
+      if (width == Isa::width)
+        store(to, result[row]);
+      else
+        std::memcpy(to, &result[row], 4 * width);
+    }
+  }
+}
+
+template <class Isa, int Bits, Scale S, int... Less>
+void multiply_blocks(const Product& p, int64_t block, int64_t end_block, int64_t row,
+                     int64_t end_row, std::integer_sequence<int, Less...>) {
+  using Tile = decltype(&multiply_tile<Isa, Bits, S, 1>);
+  static constexpr Tile kTiles[] = {&multiply_tile<Isa, Bits, S, Less + 1>...};
+  const size_t bytes = p.format.block_bytes(p.inputs);
+  for (; block < end_block; ++block) {
+    const int64_t output = block * kLanes;
+    const int live = p.outputs - output < kLanes ? p.outputs - output : kLanes;
+    for (int64_t at = row; at < end_row; at += Isa::tile) {
+      const int rows = p.rows - at < Isa::tile ? p.rows - at : Isa::tile;
+      const int64_t chunks = at * (p.inputs / kChunk);
+      kTiles[rows - 1](p.format, p.inputs, p.weights + block * bytes, p.x + at * p.inputs,
+                       p.scales + chunks, p.sums + chunks, p.out + at * p.outputs + output,
+                       p.outputs, live);
+    }
+  }
+}
+
+template <class Isa>
+void multiply(const Product& p, int64_t block, int64_t end_block, int64_t row, int64_t end_row) {
+  const auto run = [&]<int Bits>() {
+    constexpr std::make_integer_sequence<int, Isa::tile> tiles;
+    switch (p.format.scale) {
+      case Scale::f32:
+        return multiply_blocks<Isa, Bits, Scale::f32>(p, block, end_block, row, end_row, tiles);
+      case Scale::f16:
+        return multiply_blocks<Isa, Bits, Scale::f16>(p, block, end_block, row, end_row, tiles);
+      case Scale::bf16:
+        return multiply_blocks<Isa, Bits, Scale::bf16>(p, block, end_block, row, end_row, tiles);
+    }
+  };
+  p.format.bits == 4 ? run.template operator()<4>() : run.template operator()<8>();
+}
+
+}  // namespace
+}  // namespace headrace

@@ -1,0 +1,99 @@
+// Vectors by the compiler's own extension, which makes of them whatever the path's flags allow.
+//
+// Included by paths alone, within an unnamed namespace of theirs: what a path compiles may use
+// instructions that other CPUs lack, so that no function of it may be shared by the linker.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "format.h"
+
+namespace headrace {
+namespace {
+
+template <int Width>
+struct Vector {
+  typedef float F __attribute__((vector_size(Width * 4)));
+  typedef int32_t I __attribute__((vector_size(Width * 4)));
+  typedef uint16_t H __attribute__((vector_size(Width * 2)));
+  typedef uint32_t U __attribute__((vector_size(Width * 4)));
+};
+
+using F16 = Vector<16>::F;
+using I16 = Vector<16>::I;
+
+#define HEADRACE_INLINE inline __attribute__((always_inline))
+
+template <class V>
+HEADRACE_INLINE V load(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class V>
+HEADRACE_INLINE void store(void* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+// The same bits as another type.
+template <class To, class From>
+HEADRACE_INLINE To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class To, class From>
+HEADRACE_INLINE To convert(From from) {
+  return __builtin_convertvector(from, To);
+}
+
+// Half precision, without the instruction for it; what the hardware would give, denormal numbers,
+// infinities and NaN included.
+template <int Width>
+HEADRACE_INLINE typename Vector<Width>::F widen_half(typename Vector<Width>::U half) {
+  using F = typename Vector<Width>::F;
+  using U = typename Vector<Width>::U;
+  U sign = (half & 0x8000u) << 16;
+  U rest = half & 0x7fffu;
+  // Exponents are off by 112; the product rights them, denormal numbers too.
+  U scaled = bits<U>(bits<F>(rest << 13) * 0x1p112f);
+  U special = (rest << 13) | 0x7f800000u;
+  return bits<F>(sign | (rest >= 0x7c00u ? special : scaled));
+}
+
+template <int Width, Scale S>
+HEADRACE_INLINE typename Vector<Width>::F load_scales(const uint8_t* from, int first) {
+  using V = Vector<Width>;
+  if constexpr (S == Scale::f32) return load<typename V::F>(from + 4 * first);
+  auto wide = convert<typename V::U>(load<typename V::H>(from + 2 * first));
+  if constexpr (S == Scale::bf16) return bits<typename V::F>(wide << 16);
+  return widen_half<Width>(wide);
+}
+
+// The sum of all lanes, always in the same order.
+HEADRACE_INLINE float sum(F16 v) {
+  float lanes[16];
+  store(lanes, v);
+  for (int width = 8; width >= 1; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+HEADRACE_INLINE int32_t sum(I16 v) {
+  int32_t total = 0;
+  for (int i = 0; i < 16; ++i) total += v[i];
+  return total;
+}
+
+HEADRACE_INLINE int32_t greatest(I16 v) {
+  int32_t most = v[0];
+  for (int i = 1; i < 16; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
+}  // namespace
+}  // namespace headrace
