@@ -23,6 +23,7 @@ if (_mlx_version := version("mlx")) != MLX_VERSION:
 
 from headrace_kernels._ext import (  # noqa: E402 (the version is checked first)
     Layout,
+    attend,
     layout_of,
     multiply,
     pack,
@@ -39,6 +40,7 @@ from headrace_kernels._ext import (  # noqa: E402 (the version is checked first)
 __all__ = [
     "MLX_VERSION",
     "Layout",
+    "attend",
     "layout_of",
     "multiply",
     "pack",

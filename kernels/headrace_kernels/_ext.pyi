@@ -45,6 +45,25 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     """x / sqrt(mean(x * x) + eps) * weight over the last axis, of float32 arrays."""
 
+def attend(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    padding: mx.array | None = None,
+    recent: mx.array | None = None,
+) -> mx.array:
+    """Softmax of the scaled scores times the values, causal, of float32 arrays.
+
+    `queries`, [rows, query heads, queries, size], are of the last tokens of each row; keys and
+    values are [rows, heads, tokens, size], with a multiple of 16 in a head. `padding`,
+    [rows, 1, 1, tokens], is 0 but for the first tokens of a row that are none; `recent`,
+    [queries, queries], is 0 where a query sees a key of these, and takes the place of what makes
+    them causal.
+
+    What a query gives depends on it and on what it sees, and on nothing else.
+    """
+
 def paths() -> list[str]:
     """The paths that work on this CPU, the fastest first."""
 

@@ -1,4 +1,5 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -27,6 +28,8 @@ NB_MODULE(_ext, m) {
   m.def("take", &headrace::take, "indices"_a, "packed"_a, "layout"_a);
   m.def("swiglu", &headrace::swiglu, "gate"_a, "x"_a);
   m.def("rms_norm", &headrace::rms_norm, "x"_a, "weight"_a, "eps"_a);
+  m.def("attend", &headrace::attend, "queries"_a, "keys"_a, "values"_a, "scale"_a,
+        "padding"_a = nb::none(), "recent"_a = nb::none());
   m.def("paths", &headrace::paths);
   m.def("path", [] { return std::string(headrace::path().name); });
   m.def("use", &headrace::use, "name"_a);

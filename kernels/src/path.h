@@ -23,6 +23,36 @@ struct Product {
   float* out;           // [rows, outputs].
 };
 
+// An array [rows, heads, tokens, size] whose last axis lies in one piece.
+struct Heads {
+  const float* data;
+  int64_t step[3];
+
+  const float* at(int64_t row, int64_t head, int64_t token) const {
+    return data + row * step[0] + head * step[1] + token * step[2];
+  }
+};
+
+// Softmax of scale * queries * keys over what each query may see, times the values. The queries are
+// those of the last tokens of each row.
+struct Attention {
+  int64_t rows, heads, key_heads, tokens, length;
+  int64_t size, value_size;  // Of a head; multiples of 16.
+  Heads queries, keys, values;
+  const float*
+      padding;  // [rows, length], not 0 for the first keys of a row that are none; or null.
+  const float*
+      recent;  // [tokens, tokens], 0 where a query sees a key of these; null: those before.
+  float scale;
+  float* out;  // [rows, heads, tokens, value_size].
+
+  // Numbers of the queries of one head of keys.
+  int64_t queries_each() const { return heads / key_heads * tokens; }
+};
+
+// Queries that are computed together, since they share their keys.
+constexpr int kQueries = 4;
+
 struct Path {
   const char* name;
   int tile;  // Rows that are computed together.
@@ -39,6 +69,11 @@ struct Path {
 
   // x / sqrt(mean(x * x) + eps) * weight, of one row. No weight: as if it were 1.
   void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t size);
+
+  // Some queries of one head of keys, no more than `kQueries`. `scores` has room for the length of
+  // each, in whole vectors.
+  void (*attend)(const Attention& attention, int64_t row, int64_t key_head, int64_t query,
+                 int64_t end_query, float* scores);
 };
 
 extern const Path kPortable;

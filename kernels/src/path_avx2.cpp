@@ -1,6 +1,7 @@
 // For x86-64 with AVX2, since 2013.
 #include <immintrin.h>
 
+#include "attention.h"
 #include "elementwise.h"
 #include "products.h"
 
@@ -44,6 +45,6 @@ struct Avx2 {
 
 }  // namespace
 
-const Path kAvx2 = {"avx2", Avx2::tile, round_row, multiply<Avx2>, swiglu, rms_norm};
+const Path kAvx2 = {"avx2", Avx2::tile, round_row, multiply<Avx2>, swiglu, rms_norm, attend};
 
 }  // namespace headrace

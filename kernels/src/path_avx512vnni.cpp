@@ -1,6 +1,7 @@
 // For x86-64 with AVX-512 and its products of bytes: Ice Lake, Zen 4 and later.
 #include <immintrin.h>
 
+#include "attention.h"
 #include "elementwise.h"
 #include "products.h"
 
@@ -28,7 +29,7 @@ struct Avx512Vnni {
 
 }  // namespace
 
-const Path kAvx512Vnni = {"avx512vnni",         Avx512Vnni::tile, round_row,
-                          multiply<Avx512Vnni>, swiglu,           rms_norm};
+const Path kAvx512Vnni = {"avx512vnni", Avx512Vnni::tile, round_row, multiply<Avx512Vnni>,
+                          swiglu,       rms_norm,         attend};
 
 }  // namespace headrace

@@ -1,4 +1,5 @@
 // For any CPU: what the compiler makes of vectors of four numbers.
+#include "attention.h"
 #include "elementwise.h"
 #include "products.h"
 
@@ -23,7 +24,7 @@ struct Portable {
 
 }  // namespace
 
-const Path kPortable = {"portable",         Portable::tile, round_row,
-                        multiply<Portable>, swiglu,         rms_norm};
+const Path kPortable = {"portable", Portable::tile, round_row, multiply<Portable>,
+                        swiglu,     rms_norm,       attend};
 
 }  // namespace headrace

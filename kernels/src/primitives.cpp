@@ -202,6 +202,63 @@ class RmsNorm : public OnCpu {
   float eps_;
 };
 
+class Attend : public OnCpu {
+ public:
+  Attend(float scale, bool padded, bool branched)
+      : scale_(scale), padded_(padded), branched_(branched) {}
+  const char* name() const override { return "HeadraceAttend"; }
+  bool is_equivalent(const Primitive& other) const override {
+    const auto& same = static_cast<const Attend&>(other);
+    return scale_ == same.scale_ && padded_ == same.padded_ && branched_ == same.branched_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    const auto &queries = inputs[0], &keys = inputs[1], &values = inputs[2];
+    Attention a = {};
+    a.rows = queries.shape(0), a.heads = queries.shape(1), a.tokens = queries.shape(2);
+    a.key_heads = keys.shape(1), a.length = keys.shape(2);
+    a.size = keys.shape(3), a.value_size = values.shape(3);
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    a.queries = heads(queries, encoder), a.keys = heads(keys, encoder);
+    a.values = heads(values, encoder);
+    if (padded_) a.padding = inputs[3].data<float>();
+    if (branched_) a.recent = inputs.back().data<float>();
+    a.scale = scale_;
+    a.out = allocate<float>(outputs[0]);
+    encoder.dispatch([a] {
+      const int64_t pieces = (a.queries_each() + kQueries - 1) / kQueries;
+      pool().run(a.rows * a.key_heads * pieces, [&](int task) {
+        static thread_local std::vector<float> scores;
+        scores.resize(kQueries * ((a.length + 15) / 16 * 16));
+        const int64_t first = task % pieces * kQueries, head = task / pieces;
+        path().attend(a, head / a.key_heads, head % a.key_heads, first,
+                      std::min(first + kQueries, a.queries_each()), scores.data());
+      });
+    });
+  }
+
+ private:
+  // As it lies in memory, or a copy of it where its last axis is in pieces.
+  static Heads heads(const mx::array& x, mx::cpu::CommandEncoder& encoder) {
+    const Heads from = {x.data<float>(), {x.strides(0), x.strides(1), x.strides(2)}};
+    const int64_t apart = x.strides(3), size = x.shape(3), tokens = x.shape(2), many = x.shape(1);
+    if (apart == 1) return from;
+    mx::array copy(x.shape(), mx::float32, nullptr, {});
+    float* to = allocate<float>(copy);
+    encoder.add_temporary(copy);
+    encoder.dispatch([from, apart, size, tokens, many, to, count = int64_t(x.size())] {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t line = i / size, token = line % tokens, row = line / tokens;
+        to[i] = from.at(row / many, row % many, token)[i % size * apart];
+      }
+    });
+    return {to, {many * tokens * size, tokens * size, size}};
+  }
+
+  float scale_;
+  bool padded_, branched_;
+};
+
 mx::array plain(const mx::array& x, mx::Dtype type) {
   return mx::contiguous(mx::astype(x, type, cpu()), false, cpu());
 }
@@ -214,6 +271,13 @@ void check_packed(const mx::array& packed, const Layout& layout) {
   check(packed.dtype() == mx::uint8 && packed.ndim() == 1 &&
             int64_t(packed.size()) == packed_bytes(layout.format, layout.inputs, layout.outputs),
         "this is no matrix packed in this layout");
+}
+
+// As keys and values lie in a cache: each in one piece, whatever is between them.
+void check_heads(const mx::array& x, const std::string& name) {
+  check(x.ndim() == 4 && x.dtype() == mx::float32,
+        name + " is [rows, heads, tokens, size], float32");
+  check(x.shape(3) % 16 == 0, name + " has a multiple of 16 numbers in a head");
 }
 
 }  // namespace
@@ -288,6 +352,36 @@ mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
         "weight has a number for each in the last axis of x");
   return mx::array(x.shape(), mx::float32, std::make_shared<RmsNorm>(eps),
                    {plain(x, mx::float32), plain(weight, mx::float32)});
+}
+
+mx::array attend(const mx::array& queries, const mx::array& keys, const mx::array& values,
+                 float scale, const std::optional<mx::array>& padding,
+                 const std::optional<mx::array>& recent) {
+  check_heads(queries, "queries");
+  check_heads(keys, "keys");
+  check_heads(values, "values");
+  const int rows = queries.shape(0), tokens = queries.shape(2), length = keys.shape(2);
+  check(keys.shape(0) == rows && values.shape(0) == rows,
+        "queries, keys and values have as many rows");
+  check(keys.shape(3) == queries.shape(3), "queries and keys are of one size");
+  check(values.shape(1) == keys.shape(1) && values.shape(2) == length, "each key has a value");
+  check(keys.shape(1) > 0 && queries.shape(1) % keys.shape(1) == 0,
+        "queries have a multiple of the heads of keys");
+  check(0 < tokens && tokens <= length, "queries are of the last tokens");
+  std::vector<mx::array> inputs = {queries, keys, values};
+  if (padding) {
+    check(padding->size() == size_t(rows) * length, "padding is [rows, keys]");
+    inputs.push_back(plain(*padding, mx::float32));
+  }
+  if (recent) {
+    check(recent->shape() == mx::Shape{tokens, tokens}, "recent is [queries, queries]");
+    inputs.push_back(plain(*recent, mx::float32));
+  }
+  auto shape = queries.shape();
+  shape.back() = values.shape(3);
+  return mx::array(shape, mx::float32,
+                   std::make_shared<Attend>(scale, padding.has_value(), recent.has_value()),
+                   inputs);
 }
 
 }  // namespace headrace

@@ -1,6 +1,7 @@
 // The kernels as functions of MLX's arrays: lazy, and computed on the CPU's stream.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "format.h"
@@ -37,5 +38,10 @@ mx::array swiglu(const mx::array& gate, const mx::array& x);
 
 // x / sqrt(mean(x * x) + eps) * weight over the last axis, of float32.
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);
+
+// Attention as `Attention` in path.h describes it, of float32 arrays [rows, heads, tokens, size].
+mx::array attend(const mx::array& queries, const mx::array& keys, const mx::array& values,
+                 float scale, const std::optional<mx::array>& padding,
+                 const std::optional<mx::array>& recent);
 
 }  // namespace headrace

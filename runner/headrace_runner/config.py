@@ -32,7 +32,7 @@ class RunnerConfig:
     """What the model is for; "auto": what its directory says."""
     listen: str
     """"unix:/path" or "host:port"; port 0 takes a free one."""
-    dtype: Literal["auto", "float32", "stored"]
+    dtype: Literal["auto", "float32", "int8", "stored"]
     context: int | None
     """Tokens of prompt and output together; None: what the model was made for."""
     max_concurrency: int
@@ -101,9 +101,10 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
     )
     add(
         "--dtype",
-        choices=("auto", "float32", "stored"),
+        choices=("auto", "float32", "int8", "stored"),
         default="auto",
-        help="type of the weights in memory; auto takes the faster one that fits",
+        help="float32: weights are widened; stored: they stay; int8: they stay, and products are "
+        "of 8-bit integers on a CPU; auto: the faster of the first two that fits",
     )
     add("--context", type=_positive, metavar="TOKENS", help="prompt and output (default: model's)")
     add(

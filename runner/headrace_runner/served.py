@@ -77,8 +77,8 @@ class Served:
 def weights_type(
     config: RunnerConfig, machine: Machine, parameters: int, stored_bytes: int
 ) -> Literal["float32", "stored"]:
-    """The type to load the weights in."""
-    if config.dtype != "auto":
+    """The type to load the weights in. "int8" is one only of `text_weights_type`."""
+    if config.dtype in ("float32", "stored"):
         return config.dtype
     return choose_dtype(
         machine.device,
@@ -87,6 +87,21 @@ def weights_type(
         machine.memory_available,
         "LD_PRELOAD" in os.environ,
     )
+
+
+def text_weights_type(
+    config: RunnerConfig,
+    machine: Machine,
+    parameters: int,
+    stored_bytes: int,
+    why_not_int8: Callable[[], str],
+) -> Literal["float32", "int8", "stored"]:
+    """The same for a model for text. `why_not_int8` is asked where that is wanted."""
+    if config.dtype == "int8":
+        if not (reason := why_not_int8()):
+            return "int8"
+        logger.warning("--dtype int8: %s; the weights are loaded as by --dtype auto", reason)
+    return weights_type(config, machine, parameters, stored_bytes)
 
 
 def tell_without_effect(
@@ -103,6 +118,7 @@ def tell_without_effect(
         "--prefix-cache": config.prefix_cache is not None,
         "--no-drafts": not config.drafts,
         "--adapters": config.adapters is not None,
+        "--dtype int8": config.dtype == "int8",
     }
     if named := [option for option, there in given.items() if there]:
         with start.lines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from headrace.errors import ModelCorrupt
 from headrace.host.handover import ReportWriter
@@ -12,12 +13,13 @@ from headrace_runner.config import RunnerConfig
 from headrace_runner.convert.facts import read_facts
 from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.worker import Limits
+from headrace_runner.models import cpu
 from headrace_runner.models.chat import ChatTemplate
 from headrace_runner.models.files import read_json
 from headrace_runner.models.load import LoadedModel, load
 from headrace_runner.models.markup import load_markup
 from headrace_runner.models.tokenizer import Tokenizer
-from headrace_runner.served import Served, weights_type
+from headrace_runner.served import Served, text_weights_type
 from headrace_runner.services.completion import CompletionServicer
 from headrace_runner.services.score import ScoreServicer
 from headrace_runner.services.tokenize import TokenizeServicer
@@ -30,12 +32,20 @@ _UNKNOWN_CONTEXT = 4096
 
 def prepare(config: RunnerConfig, machine: Machine, report: ReportWriter, start: Start) -> Served:
     """Reads all of the model but its weights. Raises ModelCorrupt and UnsupportedModel."""
-    if "model_type" not in read_json(config.model_dir, "config.json"):
+    model_config = read_json(config.model_dir, "config.json")
+    if "model_type" not in model_config:
         raise ModelCorrupt("config.json is missing, or names no model type", file="config.json")
     tokenizer = Tokenizer.load(config.model_dir)
     template = ChatTemplate.load(config.model_dir, tokenizer.special_tokens)
     facts = read_facts(config.model_dir)
-    dtype = weights_type(config, machine, facts["parameters"], facts["tensor_bytes"])
+    with start.lines():
+        dtype = text_weights_type(
+            config,
+            machine,
+            facts["parameters"],
+            facts["tensor_bytes"],
+            partial(cpu.why_not, model_config),
+        )
 
     def load_model() -> LoadedModel:
         with start.part(names.SPAN_LOAD_WEIGHTS) as span:

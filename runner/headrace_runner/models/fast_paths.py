@@ -18,7 +18,7 @@ from mlx.nn.layers.base import Module
 from mlx.nn.layers.positional_encoding import RoPE
 from mlx_lm.models import activations, base
 
-from headrace_runner.models import vector_math
+from headrace_runner.models import cpu, vector_math
 
 
 def route_attention(model: Any) -> None:
@@ -87,7 +87,9 @@ def vectorise(model: Any) -> Callable[[], None]:
 
     Gives a function that takes it back.
     """
-    _put(model, "swiglu", activations.swiglu, _swiglu)
+    ours = cpu.swiglu if cpu.rounds(model) else _swiglu
+    for theirs in (activations.swiglu, _swiglu, cpu.swiglu):
+        _put(model, "swiglu", theirs, ours)
     replaced: list[tuple[Any, str, RoPE]] = []
     shared: dict[tuple[Any, ...], _Rotation] = {}
     for module in list(model.modules()):
@@ -99,7 +101,7 @@ def vectorise(model: Any) -> Callable[[], None]:
                 replaced.append((module, name, child))
 
     def undo() -> None:
-        _put(model, "swiglu", _swiglu, activations.swiglu)
+        _put(model, "swiglu", ours, activations.swiglu)
         for module, name, child in replaced:
             module[name] = child
 

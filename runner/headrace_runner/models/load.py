@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from headrace.errors import ModelCorrupt, UnsupportedModel
+from headrace_runner.models import cpu
 from headrace_runner.models.architectures import first_line, model_class_exists
 from headrace_runner.models.device import claim_memory, on_cpu, read_weights
 from headrace_runner.models.files import read_json
@@ -30,7 +31,8 @@ class LoadedModel:
 
     model: Any
     weights: str
-    """Type of the weights in memory, such as "float32" or "4-bit"."""
+    """Type of the weights in memory, such as "float32" or "4-bit", and "int8" behind it where their
+    products are of 8-bit integers."""
     weights_bytes: int
     prefill_chunk: int
     """Prompt tokens to compute at once at most."""
@@ -42,13 +44,14 @@ class LoadedModel:
 
 def load(
     model_dir: Path,
-    dtype: Literal["float32", "stored"],
+    dtype: Literal["float32", "int8", "stored"],
     on_progress: Callable[[float], None],
 ) -> LoadedModel:
     """Loads the model in `model_dir`.
 
-    `dtype` "float32" expands quantised and half-precision weights, which is the
-    faster choice on a CPU. `on_progress` gets the fraction that is done.
+    `dtype` "float32" expands quantised and half-precision weights, which is faster on a CPU than to
+    leave them "stored". "int8" leaves what is quantised to the kernels (`models.cpu`), and expands
+    what is in half precision. `on_progress` gets the fraction that is done.
 
     Raises ModelCorrupt naming the file, and UnsupportedModel.
     """
@@ -73,17 +76,21 @@ def load(
         # First the scales: what is dequantised takes their type, and would lose bits in half.
         model.set_dtype(mx.float32)
         model = dequantized(model)
-    cpu = on_cpu()
-    if cpu and "quantization" in config:
+    elif dtype == "int8":
+        # Before the type is set: the kernels read scales of any type.
+        cpu.pack(model)
+        model.set_dtype(mx.float32)
+    here = on_cpu()
+    if here and "quantization" in config:
         # MLX's quantised products on a CPU take many times longer with scales in half precision.
         model.set_dtype(mx.float32)
     weights_bytes = _evaluate(model, on_progress)
     return LoadedModel(
         model,
-        "float32" if dtype == "float32" else _stored_type(config),
+        _type_in_memory(config, dtype),
         weights_bytes,
-        _PREFILL_CHUNK[cpu],
-        cpu,
+        _PREFILL_CHUNK[here],
+        here,
         claim_memory(),
     )
 
@@ -99,6 +106,12 @@ def _evaluate(model: Any, on_progress: Callable[[float], None]) -> int:
         mx.eval([value for value in module.values() if isinstance(value, mx.array)])
     mx.clear_cache()
     return done
+
+
+def _type_in_memory(config: Mapping[str, Any], dtype: str) -> str:
+    if dtype == "float32":
+        return dtype
+    return f"{_stored_type(config)} int8" if dtype == "int8" else _stored_type(config)
 
 
 def _stored_type(config: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from headrace_server.config.values import Kind
 
 Key = tuple[str, str]
 """One setting: the model whose table it is in, or "" for the controller's own; and its key."""
-DtypeChoice = Literal["auto", "float32", "stored"]
+DtypeChoice = Literal["auto", "float32", "int8", "stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +260,9 @@ SETTINGS = (
     Setting(
         "dtype",
         "models",
-        values.one_of("auto", "float32", "stored"),
-        "type of the weights in memory; auto: the faster one that fits",
+        values.one_of("auto", "float32", "int8", "stored"),
+        "type of the weights in memory; int8: as stored, with products of 8-bit integers on a CPU; "
+        "auto: the faster one of float32 and stored that fits",
         live=True,
     ),
     Setting(

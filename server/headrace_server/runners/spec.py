@@ -18,7 +18,7 @@ class RunnerSpec:
     """Of the model; the runner reports it back and refuses requests meant for another."""
     model_dir: Path
     kind: str = "text"
-    dtype: Literal["float32", "stored", "auto"] = "auto"
+    dtype: Literal["float32", "int8", "stored", "auto"] = "auto"
     context: int | None = None
     """Tokens; None means what the model was trained for."""
     max_concurrency: int = 32

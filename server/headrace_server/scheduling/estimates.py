@@ -47,7 +47,7 @@ class Shape(Protocol):
     def embedding(self) -> Working | None: ...
 
 
-Dtype = Literal["float32", "stored"]
+Dtype = Literal["float32", "int8", "stored"]
 
 
 def before_load(shape: Shape, *, dtype: Dtype, concurrency: int, context: int | None) -> int:
@@ -115,9 +115,7 @@ def kv_bytes(shape: Shape, dtype: Dtype, concurrency: int, context: int | None) 
     """
     longest = shape.context_length
     tokens = min(context or longest, longest or context or 0)
-    per_token = (
-        2 * shape.layers * shape.kv_heads * shape.head_dim * (4 if dtype == "float32" else 2)
-    )
+    per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * (2 if dtype == "stored" else 4)
     return per_token * max(tokens, concurrency * min(tokens, _ROW_TOKENS))
 
 

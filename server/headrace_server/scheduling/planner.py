@@ -106,13 +106,13 @@ def policy_of(options: ModelOptions) -> Policy:
     )
 
 
-def runner_key(digest: str, options: ModelOptions, auto: Dtype = "stored") -> str:
+def runner_key(digest: str, options: ModelOptions, auto: Dtype | None = None) -> str:
     """The key of the runners that serve these files with these options.
 
-    `auto`: what a `dtype` of that name comes to, by the memory budget.
+    `auto`: what a `dtype` of that name comes to, by the memory budget; None: another was asked for.
     """
     own = f"{digest} {options.of_the_runner}"
-    return f"{own} {auto}" if options.dtype == "auto" else own
+    return f"{own} {auto}" if auto else own
 
 
 class Planner:
@@ -159,8 +159,11 @@ class Planner:
     def key(self, manifest: Manifest) -> str:
         """The key of the runners that serve a model of the store."""
         # Device and BLAS stay as they are, and are perhaps not known yet. The budget may change.
-        auto = self._auto_dtype(manifest, "cpu", has_blas=True)
-        return runner_key(manifest.digest, self.options(manifest), auto)
+        options = self.options(manifest)
+        auto = None
+        if _is_auto(manifest, options):
+            auto = self._auto_dtype(manifest, "cpu", has_blas=True)
+        return runner_key(manifest.digest, options, auto)
 
     def keys(self, digest: str) -> frozenset[str]:
         """Every key that models of these files have had so far."""
@@ -247,11 +250,11 @@ class Planner:
             return known
         hosting = await asyncio.shield(self._hosting)
         options = self.options(manifest)
-        dtype: Dtype = (
-            options.dtype
-            if options.dtype != "auto"
-            else self._auto_dtype(manifest, hosting.machine.device, has_blas=hosting.has_blas)
-        )
+        dtype: Dtype
+        if options.dtype == "auto" or _is_auto(manifest, options):
+            dtype = self._auto_dtype(manifest, hosting.machine.device, has_blas=hosting.has_blas)
+        else:
+            dtype = options.dtype
         if manifest.adapter is not None:
             needs = estimates.weight_bytes(manifest, dtype)
         else:
@@ -353,6 +356,13 @@ class Planner:
         )
         expected += wanted.adapters
         return max(expected, memory.active_bytes + memory.cache_bytes)
+
+
+def _is_auto(manifest: Manifest, options: ModelOptions) -> bool:
+    """Whether the type of the weights follows from the machine. So it does for int8 where that has
+    nothing to work on; a runner that finds more reasons says so."""
+    quantised = manifest.kind == "text" and bool(manifest.quantization)
+    return options.dtype == "auto" or (options.dtype == "int8" and not quantised)
 
 
 async def reports_of(lives: Iterable[Life]) -> list[RunnerReport | None]:

@@ -118,7 +118,7 @@ dtype = "int3"
         '11: [models."smollm2:135m"] listen: is a setting of the controller, not of one model; '
         "move it to the top",
         *[line for line in mistakes(file, text) if line.startswith("12:")],
-        '13: [models."smollm2:135m"] dtype: "int3" is none of auto, float32, stored',
+        '13: [models."smollm2:135m"] dtype: "int3" is none of auto, float32, int8, stored',
         *[line for line in mistakes(file, text) if line.startswith("14:")],
         'HEADRACE_GRACE: "never" is no time such as 90, 5m or 1h',
     ]

@@ -28,6 +28,7 @@ class Model:
 def test_weights_as_they_will_be_in_memory() -> None:
     assert estimates.weight_bytes(Model(), "stored") == 100 * MIB
     assert estimates.weight_bytes(Model(), "float32") == 540_000_000
+    assert estimates.weight_bytes(Model(), "int8") == 100 * MIB
 
 
 def test_an_unknown_size_counts_as_8_gib() -> None:
@@ -39,6 +40,7 @@ def test_kv_cache_has_room_for_one_full_context_or_for_a_batch_of_short_requests
     assert estimates.kv_bytes(Model(), "float32", 1, None) == per_token * 2048
     assert estimates.kv_bytes(Model(), "float32", 32, None) == per_token * 32 * 512
     assert estimates.kv_bytes(Model(), "float32", 2, 256) == per_token * 2 * 256
+    assert estimates.kv_bytes(Model(), "int8", 1, None) == per_token * 2048
     assert estimates.kv_bytes(Model(), "stored", 1, None) == per_token * 2048 // 2
 
 

@@ -47,6 +47,10 @@ async def test_runners_of_another_type_of_weights_have_another_key(home: Path) -
     assert key("auto", ROOMY) == key("auto", 2 * ROOMY)
     for dtype in ("stored", "float32"):
         assert key(dtype, ROOMY) == key(dtype, TIGHT)
+    # It is not quantised, so that there is nothing to compute with integers.
+    assert key("int8", ROOMY) != key("int8", TIGHT)
+    manifest = replace(manifest, quantization="4-bit")
+    assert key("int8", ROOMY) == key("int8", TIGHT) != key("stored", ROOMY)
     unknown.cancel()
 
 

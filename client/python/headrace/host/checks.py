@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Literal
 
 from headrace.host.blas import Blas
+from headrace.host.kernels import Kernels
 from headrace.host.machine import CUDA_WHEELS, Machine
 
 Level = Literal["ok", "hint", "problem"]
@@ -58,6 +59,7 @@ def doctor(
     blas: Blas | None,
     has_cxx: bool,
     environ: Mapping[str, str],
+    kernels: Kernels,
 ) -> list[Finding]:
     """Everything worth telling a person about this machine."""
     gib = 1 << 30
@@ -71,7 +73,7 @@ def doctor(
         )
     )
     if machine.system == "Linux" and machine.device == "cpu":
-        findings += [_blas(blas, packages), _compiler(has_cxx)]
+        findings += [_blas(blas, packages), _kernels(kernels), _compiler(has_cxx)]
         findings += _threads(machine, environ)
     return findings
 
@@ -132,6 +134,14 @@ def _blas(blas: Blas | None, packages: Mapping[str, str]) -> Finding:
         "no fast BLAS was found: models run 8 to 20 times slower than they could",
         f"{_INSTALL}, or install your system's OpenBLAS, or name a library in HEADRACE_BLAS",
     )
+
+
+def _kernels(kernels: Kernels) -> Finding:
+    if kernels.path:
+        others = f" ({', '.join(kernels.others)} would work too)" if kernels.others else ""
+        return Finding("ok", "kernels", f"{kernels.path}{others}, for --dtype int8")
+    message = f"none for --dtype int8: {kernels.reason}"
+    return Finding("hint", "kernels", message, "`make kernels` builds them, with a C++ compiler")
 
 
 def _compiler(has_cxx: bool) -> Finding:

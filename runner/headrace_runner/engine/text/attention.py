@@ -8,9 +8,11 @@ last tokens of its row.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import mlx.core as mx
 
+from headrace_runner.models import cpu
 from headrace_runner.models.vector_math import decay
 
 _SCORES = 300_000
@@ -19,6 +21,35 @@ the next. With 6,000 keys this takes 0.7 of the time that 128 queries at once ta
 _QUERIES = (8, 64)
 """Queries in a block at least, for the matrix product, and at most: none sees keys after its own,
 so that small blocks of a new prompt score less in vain."""
+
+
+class Attend(Protocol):
+    """`attend` below, by one of its ways."""
+
+    def __call__(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        padding: mx.array | None = None,
+        recent: mx.array | None = None,
+    ) -> mx.array: ...
+
+
+def attend_by_kernels(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    padding: mx.array | None = None,
+    recent: mx.array | None = None,
+) -> mx.array:
+    """The same by headrace_kernels, where these cover it: of each query by itself, so that a row's
+    results are the same to the bit alone, in a batch, in a prompt and when it is resumed."""
+    if cpu.attends(queries, values):
+        return cpu.attend(queries, keys, values, scale, padding, recent)
+    return attend(queries, keys, values, scale, padding, recent, by_products=True)
 
 
 def attend(

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from headrace_runner.engine.text.attention import attend
+from headrace_runner.engine.text.attention import Attend
 from headrace_runner.engine.text.layout import Piece
 from headrace_runner.engine.text.windows import Prompt, Window
 from headrace_runner.models.fast_paths import Head
@@ -45,14 +45,14 @@ class _PromptPart:
     """The next tokens of one row in prefill, and branches that each follow them."""
 
     def __init__(
-        self, prompt: Prompt, trunk: int, by_products: bool, branches: Sequence[int] = ()
+        self, prompt: Prompt, trunk: int, attend: Attend, branches: Sequence[int] = ()
     ) -> None:
         """`trunk` and `branches`: how many tokens."""
         self.tokens = trunk + sum(branches)
         self._prompt = prompt
         self._trunk = trunk
         self._branches = branches
-        self._by_products = by_products
+        self._attend = attend
         self._apart = _apart(trunk, branches) if branches else None
 
     def positions(self) -> list[int]:
@@ -69,9 +69,7 @@ class _PromptPart:
         # [tokens, heads, 1, dimensions] is one row's [1, heads, tokens, dimensions].
         queries, keys, values = (a.swapaxes(0, 2) for a in (queries, keys, values))
         keys, values = self._prompt.extend(layer, keys, values)
-        found = attend(
-            queries, keys, values, scale, recent=self._apart, by_products=self._by_products
-        )
+        found = self._attend(queries, keys, values, scale, recent=self._apart)
         return found.swapaxes(0, 2)
 
 
@@ -87,14 +85,14 @@ class _WindowPart:
     """The next token of each row of a window, or the next few of its only row."""
 
     def __init__(
-        self, window: Window, each: int, by_products: bool, adapters: Mapping[int, str]
+        self, window: Window, each: int, attend: Attend, adapters: Mapping[int, str]
     ) -> None:
         """`adapters`: of the rows that have one."""
         assert each == 1 or len(window) == 1
         self.tokens = len(window) * each
         self._window = window
         self._each = each
-        self._by_products = by_products
+        self._attend = attend
         self._adapters = adapters
         window.ready(each)
         self._padding: mx.array | None = None
@@ -120,7 +118,7 @@ class _WindowPart:
         if several:
             queries, keys, values = (a.swapaxes(0, 2) for a in (queries, keys, values))
         keys, values = self._window.extend(layer, keys, values)
-        found = attend(queries, keys, values, scale, self._padding, by_products=self._by_products)
+        found = self._attend(queries, keys, values, scale, padding=self._padding)
         return found.swapaxes(0, 2) if several else found
 
 
@@ -165,15 +163,14 @@ class FlatPass:
         model: Any,
         layers: int,
         head: Head,
-        *,
-        by_products: bool,
+        attend: Attend,
         mixture: Mixture | None = None,
     ) -> None:
         """`mixture`: what adapters of the model go by, if it may have any."""
         self._model = model
         self._layers = layers
         self._head = head
-        self._by_products = by_products
+        self._attend = attend
         self._mixture = mixture or Mixture()
 
     @property
@@ -214,7 +211,7 @@ class FlatPass:
         parts, tokens, places = list[_Part](), list[int](), list[int]()
         for piece in pieces:
             lengths = [len(branch) for branch in piece.branches]
-            parts.append(_PromptPart(piece.state, len(piece.trunk), self._by_products, lengths))
+            parts.append(_PromptPart(piece.state, len(piece.trunk), self._attend, lengths))
             tokens += [*piece.trunk, *(token for branch in piece.branches for token in branch)]
             places += range(len(tokens) - piece.wanted, len(tokens))
         wanted = mx.array(places, mx.int32)
@@ -248,9 +245,9 @@ class FlatPass:
         adapters: Mapping[int, str] = _NONE,
     ) -> mx.array:
         parts: list[_Part] = [
-            _WindowPart(window, each, self._by_products, adapters) for window in windows
+            _WindowPart(window, each, self._attend, adapters) for window in windows
         ]
-        parts += [_PromptPart(prompt, len(chunk), self._by_products) for prompt, chunk in chunks]
+        parts += [_PromptPart(prompt, len(chunk), self._attend) for prompt, chunk in chunks]
         new = mx.array([token for _, chunk in chunks for token in chunk], mx.uint32)
         tokens = mx.concatenate([inputs, new]) if chunks else inputs
         logits = self._forward(parts, tokens, slice(inputs.shape[0]))

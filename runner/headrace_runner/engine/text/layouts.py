@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from headrace.errors import UnsupportedModel
+from headrace_runner.engine.text.attention import Attend, attend, attend_by_kernels
 from headrace_runner.engine.text.flat import FlatPass
 from headrace_runner.engine.text.flat_layout import FlatLayout
 from headrace_runner.engine.text.layout import Layout
 from headrace_runner.engine.text.stock_layout import StockLayout
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
+from headrace_runner.models.cpu import rounds
 from headrace_runner.models.fast_paths import route_attention, trim_head, vectorise
 from headrace_runner.models.insides import attends_to_everything, new_caches, unbatchable_cache
 from headrace_runner.models.lora import Mixture
@@ -23,6 +26,8 @@ _PROBES = ((1, 2, 3), (3, 1))
 """Prompts whose logits both ways must be the same. Of different lengths."""
 _TOLERANCE = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}
 """Of the largest logit, by the type of the logits."""
+_TOLERANCE_ROUNDED = 3e-2
+"""The same where numbers are rounded to 8 bits on the way."""
 
 
 def choose_layout(
@@ -40,13 +45,16 @@ def choose_layout(
     if attends_to_everything(model):
         expected = [_alone(model, probe) for probe in _PROBES]
         route_attention(model)
-        layers, head = len(new_caches(model)), trim_head(model)
-        flat = FlatPass(model, layers, head, by_products=on_cpu, mixture=mixture)
+        way: Attend = partial(attend, by_products=on_cpu)
+        if rounds(model):
+            way = attend_by_kernels
+        flat = FlatPass(model, len(new_caches(model)), trim_head(model), way, mixture)
         undo = vectorise(model) if on_cpu else None
-        nothing = _tried(flat, expected)
+        tolerance = _tolerance(model, expected[0])
+        nothing = _tried(flat, expected, tolerance)
         if nothing is None and undo is not None:
             undo()
-            nothing = _tried(flat, expected)
+            nothing = _tried(flat, expected, tolerance)
         if nothing is not None:
             return FlatLayout(flat, nothing, prefix_bytes)
         logger.warning("the model computes attention in a way of its own; prompts go one by one")
@@ -59,7 +67,13 @@ def _alone(model: Any, tokens: tuple[int, ...]) -> mx.array:
     return logits
 
 
-def _tried(flat: FlatPass, expected: list[mx.array]) -> Segment | None:
+def _tolerance(model: Any, logits: mx.array) -> float:
+    if rounds(model):
+        return _TOLERANCE_ROUNDED
+    return _TOLERANCE.get(logits.dtype, 1e-1)
+
+
+def _tried(flat: FlatPass, expected: list[mx.array], tolerance: float) -> Segment | None:
     """Keys and values of no tokens at all, in the model's shapes; None if the results differ."""
     prompts = [Prompt(len(probe) - 1) for probe in _PROBES]
     (first, second), (one, other) = prompts, _PROBES
@@ -79,6 +93,6 @@ def _tried(flat: FlatPass, expected: list[mx.array]) -> Segment | None:
     wanted = mx.stack([*expected, expected[0]])
     if logits.shape != wanted.shape:
         return None
-    limit = _TOLERANCE.get(wanted.dtype, 1e-1) * mx.abs(wanted).max()
+    limit = tolerance * mx.abs(wanted).max()
     same = bool((mx.abs(logits - wanted).max() <= limit).item())
     return prompts[0].segment().part(0, 0) if same else None

@@ -1,0 +1,53 @@
+"""Are the kernels for a CPU there (the package headrace-kernels), and which would be used?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+PACKAGE = "headrace-kernels"
+SWITCH = "HEADRACE_KERNELS"
+"""The variable that names the path to use: a name of the package's, or `OFF`."""
+OFF = "off"
+_TIMEOUT = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What was found out."""
+
+    path: str = ""
+    """The one in use; empty: none."""
+    others: tuple[str, ...] = ()
+    """Those that would work as well."""
+    reason: str = ""
+    """Why there is none."""
+
+
+def find_kernels(environ: Mapping[str, str] = os.environ) -> Kernels:
+    """Loads the package in a process of its own, which takes a third of a second.
+
+    It is built for one release of MLX and may fail to load; that shall disturb nobody.
+    """
+    if environ.get(SWITCH) == OFF:
+        return Kernels(reason=f"{SWITCH} is {OFF}")
+    try:
+        metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return Kernels(reason=f"{PACKAGE} is not installed")
+    command = [sys.executable, "-m", PACKAGE.replace("-", "_")]
+    try:
+        said = subprocess.run(
+            command, env=dict(environ), capture_output=True, text=True, timeout=_TIMEOUT, check=True
+        )
+        path, *others = said.stdout.split()
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or [f"it ended with {error.returncode}"]
+        return Kernels(reason=f"{PACKAGE} does not load: {lines[-1]}")
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return Kernels(reason=f"{PACKAGE} does not load: {error}")
+    return Kernels(path, tuple(others))

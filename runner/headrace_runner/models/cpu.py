@@ -1,0 +1,156 @@
+"""Computes a model's quantised layers with headrace_kernels, where a CPU has them.
+
+The layers are found by their type, whatever the architecture. What the kernels do not cover stays
+as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.normalization import RMSNorm
+from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
+from mlx.utils import tree_map
+from mlx_lm.models import activations
+
+from headrace.host.kernels import OFF, SWITCH
+from headrace_runner.models.device import on_cpu
+
+_BITS = (4, 8)
+_GROUPS = (32, 64, 128)
+
+
+def why_not(config: Mapping[str, Any]) -> str:
+    """Why a model of this config.json cannot be computed with the kernels here; "" if it can."""
+    if not on_cpu():
+        return "MLX does not compute on a CPU here"
+    quantization = config.get("quantization")
+    if not isinstance(quantization, dict) or not _covered(quantization):
+        return "the model is not quantised to 4 or 8 bits in groups of 32, 64 or 128"
+    try:
+        _kernels()
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def pack(model: Any) -> None:
+    """Replaces the layers that the kernels cover by such as use them. Lazy."""
+    kernels = _kernels()
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        kernels.set_threads(int(threads))
+
+    def packed(layer: Module) -> Module:
+        if type(layer) is QuantizedLinear and _covered(vars(layer)):
+            return PackedLinear(layer)
+        if type(layer) is QuantizedEmbedding and _covered(vars(layer)):
+            return PackedEmbedding(layer)
+        if type(layer) is RMSNorm:
+            return PackedNorm(layer)
+        return layer
+
+    leaves = model.leaf_modules()
+    model.update_modules(tree_map(packed, leaves, is_leaf=Module.is_module))
+
+
+def rounds(model: Any) -> bool:
+    """Whether it rounds to 8 bits on its way, so that a last digit may make a larger difference."""
+    return any(isinstance(each, PackedLinear | PackedEmbedding) for each in model.modules())
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """silu(gate) * x."""
+    if gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape:
+        return _kernels().swiglu(gate, x)  # type: ignore[no-any-return]
+    return activations.swiglu(gate, x)  # type: ignore[no-any-return]
+
+
+def attends(queries: mx.array, values: mx.array) -> bool:
+    """Whether the kernels cover attention of this type and these heads."""
+    heads = queries.shape[-1], values.shape[-1]
+    return queries.dtype == values.dtype == mx.float32 and not any(size % 16 for size in heads)
+
+
+def attend(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    padding: mx.array | None,
+    recent: mx.array | None,
+) -> mx.array:
+    """Attention; see `engine.text.attention.attend`."""
+    found: mx.array = _kernels().attend(queries, keys, values, scale, padding, recent)
+    return found
+
+
+class PackedLinear(Module):
+    """A quantised linear layer. Float32 in and out, or what it is given."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.packed, self._layout = _pack(layer)
+        if "bias" in layer:
+            self.bias = layer["bias"]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y: mx.array = _kernels().multiply(x, self.packed, self._layout)
+        return y + self.bias if "bias" in self else y
+
+
+class PackedNorm(Module):
+    """An RMS norm beside layers that are packed."""
+
+    def __init__(self, layer: RMSNorm) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.weight, self._eps = layer["weight"], layer.eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.dtype == self.weight.dtype == mx.float32:
+            return _kernels().rms_norm(x, self.weight, self._eps)  # type: ignore[no-any-return]
+        return mx.fast.rms_norm(x, self.weight, self._eps)
+
+
+class PackedEmbedding(Module):
+    """A quantised embedding, which may be used as a head as well. Gives float32."""
+
+    def __init__(self, layer: QuantizedEmbedding) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.packed, self._layout = _pack(layer)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return _kernels().take(tokens, self.packed, self._layout)  # type: ignore[no-any-return]
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """The logits of x."""
+        return _kernels().multiply(x, self.packed, self._layout)  # type: ignore[no-any-return]
+
+
+def _pack(layer: Any) -> tuple[mx.array, Any]:
+    parts = layer["weight"], layer["scales"], layer["biases"]
+    layout = _kernels().layout_of(*parts, layer.group_size, layer.bits)
+    return _kernels().pack(*parts, layout), layout
+
+
+def _covered(quantization: Mapping[str, Any]) -> bool:
+    return (
+        quantization.get("mode", "affine") == "affine"
+        and quantization.get("bits") in _BITS
+        and quantization.get("group_size") in _GROUPS
+    )
+
+
+@lru_cache
+def _kernels() -> ModuleType:
+    """The package. Raises ImportError with the reason where it is not there or does not work."""
+    if os.environ.get(SWITCH) == OFF:
+        raise ImportError(f"{SWITCH} is {OFF}")
+    import headrace_kernels
+
+    return headrace_kernels

@@ -1,0 +1,114 @@
+"""A runner on a real model whose products are of 8-bit integers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from headrace.v1.completion_pb2 import LogprobsOptions, SamplingOptions, StreamCompletionRequest
+from headrace_runner.models.load import load
+from headrace_runner.models.tokenizer import Tokenizer
+from tests.integration.runner.api import ENDLESS, MODEL, Api, chat, connected, prompt
+from tests.integration.runner.child import Child, serving
+from tests.integration.runner.conftest import ServeTiny
+from tests.integration.runner.test_smollm2 import REFERENCE, REFERENCE_ANSWER
+
+pytest.importorskip("headrace_kernels", reason="the kernels are not built: make kernels")
+
+TEXT = """\
+The mill stood where the brook left the wood. In spring, when the snow in the hills melted, the \
+water came down so fast that the miller had to lift the gate and let most of it pass beside the \
+wheel. In August there was hardly enough to turn it for an hour. His grandfather had therefore \
+dug a pond above the mill, and led the brook into it along a channel lined with clay. Whatever \
+came down at night was kept there, and in the morning it was let out through a wooden trough, the \
+headrace, which brought it to the wheel at one even height. So the mill ground at the same pace \
+in a wet year and in a dry one, and the farmers of the valley knew that what they brought in the \
+morning would be flour by noon. When the railway came, a larger mill was built at the station, \
+driven by steam, and the old wheel stood still. The pond is there to this day; in winter the \
+children skate on it.
+"""
+
+
+@pytest.fixture(scope="module")
+def int8_runner(model_home: Path, smollm2_dir: Path) -> Iterator[Child]:
+    """To it every prompt is new, and every token gets its own step."""
+    arguments = ("--name", MODEL, "--dtype", "int8", "--prefix-cache", "0", "--no-drafts")
+    with serving(model_home, smollm2_dir, *arguments) as child:
+        yield child
+        assert child.process.poll() is None, child.log
+
+
+@pytest.fixture
+async def int8(int8_runner: Child) -> AsyncIterator[Api]:
+    async with connected(int8_runner.address) as api:
+        yield api
+        await api.idle()
+
+
+async def test_the_weights_stay_small_and_the_answer_is_the_reference(
+    int8: Api, int8_runner: Child
+) -> None:
+    answer = await int8.complete(chat(REFERENCE, 12))
+    assert answer.text.startswith(REFERENCE_ANSWER)
+    assert '"weights": "4-bit int8"' in int8_runner.log
+    # As float32 they would take 538 MB.
+    assert (await int8.describe()).memory.weights_bytes < 100e6
+
+
+async def test_a_stream_goes_on_with_the_very_same_tokens(int8: Api) -> None:
+    """Beside others, and after it was cut anywhere."""
+    request = prompt(
+        "The old lighthouse keeper said:", 32, stop=ENDLESS, logprobs=LogprobsOptions(enabled=True)
+    )
+    whole = await int8.complete(request)
+    later = []
+    for cut in (1, 7, 16, 31):
+        resumed = StreamCompletionRequest()
+        resumed.CopyFrom(request)
+        resumed.resume_token_ids.extend(whole.token_ids[:cut])
+        later.append(resumed)
+    others = [
+        prompt("Neighbour " * i, 16, sampling=SamplingOptions(seed=i), stop=ENDLESS)
+        for i in range(1, 6)
+    ]
+    answers = await asyncio.gather(*map(int8.complete, [*others, request, *later]))
+    assert answers[5].token_ids == whole.token_ids
+    for cut, answer in zip((1, 7, 16, 31), answers[6:], strict=True):
+        assert answer.token_ids == whole.token_ids[cut:]
+
+
+def test_the_perplexity_of_a_text_is_within_a_hundredth(smollm2_dir: Path) -> None:
+    ids = mx.array(Tokenizer.load(smollm2_dir).encode(TEXT, add_special=False))
+    assert ids.size > 200
+
+    def perplexity(dtype: str) -> float:
+        model = load(smollm2_dir, dtype, lambda fraction: None).model  # type: ignore[arg-type]
+        logits = model(ids[None])[0, :-1]
+        chosen = mx.take_along_axis(logits, ids[1:, None], axis=1)[:, 0]
+        surprise: Any = (mx.logsumexp(logits, axis=1) - chosen).mean().item()
+        return math.exp(surprise)
+
+    assert perplexity("int8") == pytest.approx(perplexity("float32"), rel=0.01)
+
+
+async def test_a_model_that_is_not_quantised_is_loaded_as_ever(serve_tiny: ServeTiny) -> None:
+    with serve_tiny("--dtype", "int8") as child:
+        assert "--dtype int8: the model is not quantised to 4 or 8 bits" in child.log
+        async with connected(child.address) as api:
+            assert (await api.complete(prompt("abc", 4, stop=ENDLESS))).choice.output_tokens == 4
+
+
+async def test_without_the_kernels_the_weights_are_widened(
+    model_home: Path, smollm2_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_KERNELS", "off")
+    with serving(model_home, smollm2_dir, "--name", MODEL, "--dtype", "int8") as child:
+        assert "--dtype int8: HEADRACE_KERNELS is off" in child.log
+        async with connected(child.address) as api:
+            assert (await api.describe()).memory.weights_bytes > 500e6

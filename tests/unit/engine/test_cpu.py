@@ -1,0 +1,150 @@
+"""A model whose quantised layers are computed by the kernels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear, quantize
+from mlx.utils import tree_flatten
+
+from headrace_runner.engine.text.flat import FlatPass
+from headrace_runner.engine.text.flat_layout import FlatLayout
+from headrace_runner.engine.text.layout import Piece
+from headrace_runner.engine.text.layouts import choose_layout
+from headrace_runner.engine.text.windows import Prompt, Window
+from headrace_runner.models import cpu
+from tests.unit.engine.tiny import GREEDY, alone, tiny_model
+
+pytest.importorskip("headrace_kernels", reason="the kernels are not built: make kernels")
+QUANTISED = {"quantization": {"bits": 4, "group_size": 32}}
+
+
+def quantised(architecture: str = "llama", bits: int = 8, **options: Any) -> Any:
+    model = tiny_model(architecture, **options)
+    quantize(model, group_size=32, bits=bits)
+    mx.eval(model.parameters())
+    return model
+
+
+def packed(model: Any) -> Any:
+    other = copy.deepcopy(model)
+    cpu.pack(other)
+    other.set_dtype(mx.float32)
+    mx.eval(other.parameters())
+    return other
+
+
+def kinds(model: Any) -> set[type]:
+    return {type(layer) for layer in model.leaf_modules().values()} | {
+        type(layer) for layer in model.modules()
+    }
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_all_quantised_layers_of_a_model_are_packed(bits: int, tied: bool) -> None:
+    model = quantised(bits=bits, tie_word_embeddings=tied)
+    assert not cpu.rounds(model)
+    mine = packed(model)
+    assert cpu.rounds(mine)
+    assert not kinds(mine) & {QuantizedLinear, QuantizedEmbedding}
+    tokens = mx.array([[1, 2, 3, 200]])
+    expected, found = model(tokens), mine(tokens)
+    off = mx.linalg.norm(found - expected) / mx.linalg.norm(expected)
+    assert mx.all(off < 0.05)
+    assert isinstance(choose_layout(mine, on_cpu=True, prefix_bytes=0), FlatLayout)
+
+
+def test_what_the_kernels_do_not_cover_stays() -> None:
+    model = quantised(bits=6)
+    mine = packed(model)
+    assert not cpu.rounds(mine)
+    tokens = mx.array([[1, 2, 3]])
+    assert mx.allclose(mine(tokens), model(tokens), atol=1e-4)
+
+
+def test_a_layer_with_a_bias() -> None:
+    layer = QuantizedLinear.from_linear(Linear(64, 40), 32, 8)
+    x = mx.random.normal((3, 64), key=mx.random.key(1))
+    mine = cpu.PackedLinear(layer)
+    assert mx.allclose(mine(x), layer(x), atol=0.02)
+    assert not mx.allclose(mine(x), layer(x) - layer.bias, atol=0.02)
+
+
+def test_packed_weights_take_no_more_room() -> None:
+    model = quantised(bits=4)
+    model.set_dtype(mx.float16)
+    sizes = [
+        sum(leaf[1].nbytes for leaf in tree_flatten(each.parameters()))  # type: ignore[union-attr]
+        for each in (model, packed(model))
+    ]
+    assert sizes[1] < sizes[0] * 1.1
+
+
+def test_the_model_says_tokens_that_it_also_says_without() -> None:
+    model = quantised()
+    prompt = [5, 6, 7, 8]
+    found = alone(packed(model), prompt, GREEDY, 4)
+    assert found == alone(model, prompt, GREEDY, 4)
+
+
+def test_a_row_has_the_same_bits_however_it_is_computed() -> None:
+    """Alone, or in chunks beside other rows, prompts and padding: so a stream may be resumed."""
+    model = packed(quantised(bits=4))
+    layout: Any = choose_layout(model, on_cpu=True, prefix_bytes=0)
+    flat: FlatPass = layout._pass
+    prompt, other = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [2, 7, 1]
+
+    def alone(tokens: list[int]) -> bytes:
+        row, window = Prompt(len(tokens)), Window()
+        flat.prefill([(row, tokens[:-1])])
+        window.join(0, row.segment())
+        return np.array(flat.decode([window], mx.array(tokens[-1:]))).tobytes()
+
+    row, beside = Prompt(len(prompt)), Prompt(len(other))
+    flat.prefill([(beside, other[:-1]), (row, prompt[:4])])
+    window = Window()
+    window.join(0, beside.segment())
+    first = flat.decode([window], mx.array(other[-1:]), chunks=[(row, prompt[4:-2])])
+    assert np.array(first).tobytes() == alone(other)
+    window.join(1, row.segment())
+    # One token at a time from here on, in a window whose rows are of two lengths.
+    flat.decode([window], mx.array([8, prompt[-2]]))
+    last = flat.decode([window], mx.array([9, prompt[-1]]))
+    assert np.array(last[1]).tobytes() == alone(prompt)
+    assert np.array(last[0]).tobytes() == alone([*other, 8, 9])
+    # And with the logits of all tokens at once, as they are verified and scored.
+    row = Prompt(len(prompt))
+    scored = flat.score([Piece(row, prompt, [], len(prompt))])
+    assert np.array(scored[-1]).tobytes() == alone(prompt)
+    assert np.array(scored[4]).tobytes() == alone(prompt[:5])
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({}, "not quantised"),
+        ({"quantization": {"bits": 6, "group_size": 64}}, "not quantised to 4 or 8"),
+        ({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}, "not quantised"),
+    ],
+)
+def test_what_cannot_be_computed_so_has_a_reason(config: dict[str, Any], says: str) -> None:
+    assert says in cpu.why_not(config)
+
+
+def test_what_can_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HEADRACE_KERNELS", raising=False)
+    cpu._kernels.cache_clear()
+    assert cpu.why_not(QUANTISED) == ""
+
+
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu._kernels.cache_clear()
+    monkeypatch.setenv("HEADRACE_KERNELS", "off")
+    assert cpu.why_not(QUANTISED) == "HEADRACE_KERNELS is off"
+    cpu._kernels.cache_clear()

@@ -1,0 +1,86 @@
+"""Functions of numbers and of rows."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.unit.kernels.matrices import kernels
+
+PATHS = kernels.paths()
+Floats = npt.NDArray[np.float32]
+
+
+def swiglu(gate: Floats, x: Floats) -> Floats:
+    return np.array(kernels.swiglu(mx.array(gate), mx.array(x)))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("size", [1, 15, 16, 100, 20_001])
+def test_swiglu(size: int, path: str) -> None:
+    kernels.use(path)
+    gate = np.linspace(-90, 90, size, dtype=np.float32)
+    x = np.linspace(1, 3, size, dtype=np.float32)
+    expected = gate / (1 + np.exp(-gate.astype(np.float64))) * x
+    assert np.allclose(swiglu(gate, x), expected, rtol=1e-6, atol=1e-35)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_swiglu_of_what_is_extreme(path: str) -> None:
+    kernels.use(path)
+    gate = np.array([-np.inf, -1e30, -200, -0.0, 0, 1e-40, 1e30, np.inf, np.nan, 1], np.float32)
+    x = np.array([1, 1, 1, 1, 1, 1, 1, 1, 1, np.nan], np.float32)
+    found = swiglu(gate, x)
+    # Minus infinity times nothing at all: MLX has NaN there as well.
+    assert np.isnan(found[[0, 8, 9]]).all()
+    assert (found[1:5] == 0).all()
+    assert found[6:8].tolist() == [np.float32(1e30), np.inf]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("size", [1, 16, 100, 576])
+def test_rms_norm(size: int, path: str) -> None:
+    kernels.use(path)
+    source = np.random.default_rng(size)
+    x, weight = (source.normal(size=s).astype(np.float32) for s in ((7, 3, size), (size,)))
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + 1e-5) * weight
+    found = np.array(kernels.rms_norm(mx.array(x), mx.array(weight), 1e-5))
+    assert np.allclose(found, expected, rtol=2e-6, atol=1e-9)
+    assert not np.allclose(found, expected / (1 + 1e-4), rtol=2e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_rms_norm_shows_what_is_not_finite_in_its_row_alone(path: str) -> None:
+    kernels.use(path)
+    x = np.ones((3, 40), np.float32)
+    x[1, 17] = np.nan
+    found = np.array(kernels.rms_norm(mx.array(x), mx.ones(40), 1e-5))
+    assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
+
+
+def test_all_paths_give_the_same_bits() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 1000)).astype(np.float32) * 20
+    found = set()
+    for path in PATHS:
+        for threads in (1, 3):
+            kernels.use(path)
+            kernels.set_threads(threads)
+            norm = kernels.rms_norm(mx.array(x), mx.array(x[0]), 1e-5)
+            found.add(swiglu(x, x + 1).tobytes() + np.array(norm).tobytes())
+    assert len(found) == 1
+
+
+def test_no_rows() -> None:
+    assert kernels.swiglu(mx.zeros((0, 4)), mx.zeros((0, 4))).shape == (0, 4)
+    assert kernels.rms_norm(mx.zeros((0, 4)), mx.ones(4), 1e-5).shape == (0, 4)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4,)])
+def test_what_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="headrace_kernels"):
+        kernels.swiglu(mx.ones((3, 4)), mx.ones(shape))
+    with pytest.raises(ValueError, match="headrace_kernels"):
+        kernels.rms_norm(mx.ones((3, 3)), mx.ones(shape), 1e-5)
