@@ -45,6 +45,14 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     """x / sqrt(mean(x * x) + eps) * weight over the last axis, of float32 arrays."""
 
+def rotate(x: mx.array, cos: mx.array, sin: mx.array, turned: int, neighbours: bool) -> mx.array:
+    """A rotary embedding of x, [rows, heads, tokens, size], of float32 arrays.
+
+    `cos` and `sin`, [rows, 1, tokens, size], have one for each number. Of each head the first
+    `turned` numbers are turned: in pairs of neighbours ("traditional"), or of one from their first
+    half and one from the second.
+    """
+
 def attend(
     queries: mx.array,
     keys: mx.array,

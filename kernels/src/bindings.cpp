@@ -28,6 +28,7 @@ NB_MODULE(_ext, m) {
   m.def("take", &headrace::take, "indices"_a, "packed"_a, "layout"_a);
   m.def("swiglu", &headrace::swiglu, "gate"_a, "x"_a);
   m.def("rms_norm", &headrace::rms_norm, "x"_a, "weight"_a, "eps"_a);
+  m.def("rotate", &headrace::rotate, "x"_a, "cos"_a, "sin"_a, "turned"_a, "neighbours"_a);
   m.def("attend", &headrace::attend, "queries"_a, "keys"_a, "values"_a, "scale"_a,
         "padding"_a = nb::none(), "recent"_a = nb::none());
   m.def("paths", &headrace::paths);

@@ -58,5 +58,34 @@ void rms_norm(const float* x, const float* weight, float eps, float* out, int64_
   for (int64_t at = 0; at < size; ++at) out[at] = x[at] * factor * (weight ? weight[at] : 1.0f);
 }
 
+// Pairs of neighbours. By vectors, since of single numbers GCC makes products and sums that are one
+// rounding, whatever it is told.
+HEADRACE_INLINE F16 rotate(F16 x, F16 cos, F16 sin) {
+  const F16 turned =
+      __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  const F16 signs = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
+  return x * cos + turned * signs * sin;
+}
+
+void rotate(const float* __restrict x, const float* __restrict cos, const float* __restrict sin,
+            bool neighbours, int64_t turned, int64_t size, float* __restrict out) {
+  std::memcpy(out + turned, x + turned, 4 * (size - turned));
+  if (!neighbours) {
+    const int64_t half = turned / 2;
+    for (int64_t i = 0; i < half; ++i) out[i] = x[i] * cos[i] - x[i + half] * sin[i];
+    for (int64_t i = half; i < turned; ++i) out[i] = x[i] * cos[i] + x[i - half] * sin[i];
+    return;
+  }
+  for (int64_t at = 0; at < turned; at += 16) {
+    const int64_t bytes = 4 * (turned - at < 16 ? turned - at : 16);
+    F16 some[3] = {};
+    std::memcpy(&some[0], x + at, bytes);
+    std::memcpy(&some[1], cos + at, bytes);
+    std::memcpy(&some[2], sin + at, bytes);
+    const F16 result = rotate(some[0], some[1], some[2]);
+    std::memcpy(out + at, &result, bytes);
+  }
+}
+
 }  // namespace
 }  // namespace headrace

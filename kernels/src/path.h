@@ -70,6 +70,11 @@ struct Path {
   // x / sqrt(mean(x * x) + eps) * weight, of one row. No weight: as if it were 1.
   void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t size);
 
+  // Turns the pairs of one head's first `turned` numbers by angles, of which `cos` and `sin` have
+  // one for each number. Pairs are neighbours, or of the first half and the second.
+  void (*rotate)(const float* x, const float* cos, const float* sin, bool neighbours,
+                 int64_t turned, int64_t size, float* out);
+
   // Some queries of one head of keys, no more than `kQueries`. `scores` has room for the length of
   // each, in whole vectors.
   void (*attend)(const Attention& attention, int64_t row, int64_t key_head, int64_t query,

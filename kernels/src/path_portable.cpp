@@ -25,6 +25,6 @@ struct Portable {
 }  // namespace
 
 const Path kPortable = {"portable", Portable::tile, round_row, multiply<Portable>,
-                        swiglu,     rms_norm,       attend};
+                        swiglu,     rms_norm,       rotate,    attend};
 
 }  // namespace headrace

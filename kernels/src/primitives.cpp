@@ -202,6 +202,40 @@ class RmsNorm : public OnCpu {
   float eps_;
 };
 
+class Rotate : public OnCpu {
+ public:
+  Rotate(int turned, bool neighbours) : turned_(turned), neighbours_(neighbours) {}
+  const char* name() const override { return "HeadraceRotate"; }
+  bool is_equivalent(const Primitive& other) const override {
+    const auto& same = static_cast<const Rotate&>(other);
+    return turned_ == same.turned_ && neighbours_ == same.neighbours_;
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    const float* x = inputs[0].data<float>();
+    const float *cos = inputs[1].data<float>(), *sin = inputs[2].data<float>();
+    float* out = allocate<float>(outputs[0]);
+    const auto& shape = inputs[0].shape();
+    mx::cpu::get_command_encoder(stream()).dispatch(
+        [x, cos, sin, out, rows = shape[0], heads = shape[1], tokens = int64_t(shape[2]),
+         size = int64_t(shape[3]), turned = turned_, neighbours = neighbours_] {
+          const int64_t lines = int64_t(rows) * heads * tokens;
+          const int64_t each = std::max<int64_t>(kAlone / 4 / std::max<int64_t>(size, 1), 1);
+          pool().run((lines + each - 1) / each, [&](int piece) {
+            for (int64_t line = piece * each; line < std::min((piece + 1) * each, lines); ++line) {
+              const int64_t angle = (line / tokens / heads * tokens + line % tokens) * size;
+              path().rotate(x + line * size, cos + angle, sin + angle, neighbours, turned, size,
+                            out + line * size);
+            }
+          });
+        });
+  }
+
+ private:
+  int turned_;
+  bool neighbours_;
+};
+
 class Attend : public OnCpu {
  public:
   Attend(float scale, bool padded, bool branched)
@@ -352,6 +386,18 @@ mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
         "weight has a number for each in the last axis of x");
   return mx::array(x.shape(), mx::float32, std::make_shared<RmsNorm>(eps),
                    {plain(x, mx::float32), plain(weight, mx::float32)});
+}
+
+mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin, int turned,
+                 bool neighbours) {
+  check(x.ndim() == 4, "x is [rows, heads, tokens, size]");
+  const mx::Shape angles = {x.shape(0), 1, x.shape(2), x.shape(3)};
+  check(cos.shape() == angles && sin.shape() == angles, "cos and sin are [rows, 1, tokens, size]");
+  check(x.dtype() == mx::float32 && cos.dtype() == mx::float32 && sin.dtype() == mx::float32,
+        "x, cos and sin are float32");
+  check(0 <= turned && turned <= x.shape(3) && turned % 2 == 0, "whole pairs of a head are turned");
+  return mx::array(x.shape(), mx::float32, std::make_shared<Rotate>(turned, neighbours),
+                   {plain(x, mx::float32), plain(cos, mx::float32), plain(sin, mx::float32)});
 }
 
 mx::array attend(const mx::array& queries, const mx::array& keys, const mx::array& values,

@@ -39,6 +39,12 @@ mx::array swiglu(const mx::array& gate, const mx::array& x);
 // x / sqrt(mean(x * x) + eps) * weight over the last axis, of float32.
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);
 
+// Rotary embedding of x, [rows, heads, tokens, size] of float32. `cos` and `sin`, of as many rows,
+// tokens and numbers, are for all heads. Of a head the first `turned` numbers are turned, in pairs
+// of neighbours or of one from the first half and one from the second.
+mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin, int turned,
+                 bool neighbours);
+
 // Attention as `Attention` in path.h describes it, of float32 arrays [rows, heads, tokens, size].
 mx::array attend(const mx::array& queries, const mx::array& keys, const mx::array& values,
                  float scale, const std::optional<mx::array>& padding,

@@ -71,6 +71,11 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     return activations.swiglu(gate, x)  # type: ignore[no-any-return]
 
 
+def rotate(x: mx.array, cos: mx.array, sin: mx.array, dims: int, traditional: bool) -> mx.array:
+    """A rotary embedding of x, [rows, heads, tokens, size], by the angles of each row's tokens."""
+    return _kernels().rotate(x, cos, sin, dims, traditional)  # type: ignore[no-any-return]
+
+
 def attends(queries: mx.array, values: mx.array) -> bool:
     """Whether the kernels cover attention of this type and these heads."""
     heads = queries.shape[-1], values.shape[-1]

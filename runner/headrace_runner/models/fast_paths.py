@@ -87,7 +87,8 @@ def vectorise(model: Any) -> Callable[[], None]:
 
     Gives a function that takes it back.
     """
-    ours = cpu.swiglu if cpu.rounds(model) else _swiglu
+    by_kernels = cpu.rounds(model)
+    ours = cpu.swiglu if by_kernels else _swiglu
     for theirs in (activations.swiglu, _swiglu, cpu.swiglu):
         _put(model, "swiglu", theirs, ours)
     replaced: list[tuple[Any, str, RoPE]] = []
@@ -96,7 +97,7 @@ def vectorise(model: Any) -> Callable[[], None]:
         for name, child in module.children().items():
             if type(child) is RoPE:
                 key = (child.dims, child.traditional, child.base, child.scale)
-                rotation = shared.setdefault(key, _Rotation(child))
+                rotation = shared.setdefault(key, _Rotation(child, by_kernels))
                 module[name] = SharedRoPE(child, rotation)
                 replaced.append((module, name, child))
 
@@ -185,8 +186,9 @@ class _Rotation:
     nobody may change in place.
     """
 
-    def __init__(self, plain: RoPE) -> None:
+    def __init__(self, plain: RoPE, by_kernels: bool) -> None:
         self._plain = plain
+        self._by_kernels = by_kernels
         self._offset: mx.array | None = None
         self._tables: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
         """By the size of a head: the matrix that swaps, the cosines, the sines."""
@@ -199,6 +201,8 @@ class _Rotation:
             swap = _swap(size, self._plain.dims, self._plain.traditional)
             self._tables[size] = swap, *self._tables_for(offset, size)
         swap, cos, sin = self._tables[size]
+        if self._by_kernels:
+            return cpu.rotate(x, cos, sin, self._plain.dims, self._plain.traditional)
         return x * cos + (x @ swap) * sin
 
     def _tables_for(self, offset: mx.array, size: int) -> tuple[mx.array, mx.array]:

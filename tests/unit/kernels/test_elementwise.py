@@ -61,6 +61,25 @@ def test_rms_norm_shows_what_is_not_finite_in_its_row_alone(path: str) -> None:
     assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("neighbours", [False, True])
+@pytest.mark.parametrize(("turned", "size"), [(64, 64), (32, 80), (2, 3), (0, 8)])
+def test_rotate(turned: int, size: int, neighbours: bool, path: str) -> None:
+    kernels.use(path)
+    source = np.random.default_rng(size)
+    x = source.normal(size=(5, 3, 2, size)).astype(np.float32)
+    angles = source.normal(size=(5, 1, 2, size)).astype(np.float32)
+    one = np.arange(0, turned, 2) if neighbours else np.arange(turned // 2)
+    other = one + (1 if neighbours else turned // 2)
+    angles[..., other] = angles[..., one]
+    cos, sin = np.cos(angles), np.sin(angles)
+    expected = x.copy()
+    expected[..., one] = x[..., one] * cos[..., one] - x[..., other] * sin[..., one]
+    expected[..., other] = x[..., other] * cos[..., other] + x[..., one] * sin[..., other]
+    found = kernels.rotate(*map(mx.array, (x, cos, sin)), turned, neighbours)
+    assert np.array_equal(np.array(found), expected)
+
+
 def test_all_paths_give_the_same_bits() -> None:
     x = np.random.default_rng(0).normal(size=(40, 1000)).astype(np.float32) * 20
     found = set()
