@@ -24,7 +24,7 @@ def layout_of(
     """
 
 def pack(weight: mx.array, scales: mx.array, biases: mx.array, layout: Layout) -> mx.array:
-    """The matrix as the kernels read it: one row of uint8, about as many bytes as before."""
+    """The matrix as the kernels read it: [lines, 64] of uint8, about as many bytes as before."""
 
 def multiply(x: mx.array, packed: mx.array, layout: Layout) -> mx.array:
     """x [..., inputs] times the matrix, transposed: [..., outputs], in the type of x.

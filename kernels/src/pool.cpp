@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <system_error>
 
 namespace headrace {
 namespace {
@@ -58,8 +59,12 @@ void Pool::stop() {
 
 void Pool::start(int threads) {
   // With the first work and not before: a process that forks before it computes loses none.
-  while (int(helpers_.size()) < threads - 1)
-    helpers_.emplace_back([this](std::stop_token stop) { help(stop); });
+  try {
+    while (int(helpers_.size()) < threads - 1)
+      helpers_.emplace_back([this](std::stop_token stop) { help(stop); });
+  } catch (const std::system_error&) {
+    // The system has no more threads; those that are there do all of it.
+  }
 }
 
 void Pool::run(int tasks, Task task, const void* context) {

@@ -23,7 +23,7 @@ struct Layout {
 Layout layout_of(const mx::array& weight, const mx::array& scales, const mx::array& biases,
                  int group_size, int bits);
 
-// The matrix packed, one row of bytes.
+// The matrix packed: bytes, in lines of 64.
 mx::array pack(const mx::array& weight, const mx::array& scales, const mx::array& biases,
                const Layout& layout);
 

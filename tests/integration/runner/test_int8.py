@@ -19,7 +19,9 @@ from tests.integration.runner.child import Child, serving
 from tests.integration.runner.conftest import ServeTiny
 from tests.integration.runner.test_smollm2 import REFERENCE, REFERENCE_ANSWER
 
-pytest.importorskip("headrace_kernels", reason="the kernels are not built: make kernels")
+kernels: Any = pytest.importorskip(
+    "headrace_kernels", reason="the kernels are not built: make kernels"
+)
 
 TEXT = """\
 The mill stood where the brook left the wood. In spring, when the snow in the hills melted, the \
@@ -81,6 +83,18 @@ async def test_a_stream_goes_on_with_the_very_same_tokens(int8: Api) -> None:
     assert answers[5].token_ids == whole.token_ids
     for cut, answer in zip((1, 7, 16, 31), answers[6:], strict=True):
         assert answer.token_ids == whole.token_ids[cut:]
+
+
+async def test_it_goes_on_with_them_on_a_cpu_with_other_instructions(
+    int8: Api, model_home: Path, smollm2_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = prompt("A recipe for bread begins with", 24, stop=ENDLESS)
+    whole = await int8.complete(request)
+    request.resume_token_ids.extend(whole.token_ids[:8])
+    monkeypatch.setenv("HEADRACE_KERNELS", kernels.paths()[-1])
+    with serving(model_home, smollm2_dir, "--name", MODEL, "--dtype", "int8") as child:
+        async with connected(child.address) as api:
+            assert (await api.complete(request)).token_ids == whole.token_ids[8:]
 
 
 def test_the_perplexity_of_a_text_is_within_a_hundredth(smollm2_dir: Path) -> None:

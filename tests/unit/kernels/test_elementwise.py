@@ -92,6 +92,18 @@ def test_all_paths_give_the_same_bits() -> None:
     assert len(found) == 1
 
 
+def test_arrays_that_lie_in_pieces() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)
+    wide = mx.array(np.pad(x, [(0, 0), (0, 7)]))[:, :30]
+    across = mx.array(np.ascontiguousarray(x.T)).T
+    same = mx.broadcast_to(mx.array(x[:1]), (20, 30))
+    assert np.array_equal(swiglu(x, x), np.array(kernels.swiglu(wide, across)))
+    assert np.array_equal(swiglu(x[:1], x[:1])[0], np.array(kernels.swiglu(same, same))[7])
+    norms = [kernels.rms_norm(each, mx.array(x[0]), 1e-5) for each in (mx.array(x), wide, across)]
+    assert mx.array_equal(norms[0], norms[1])
+    assert mx.array_equal(norms[0], norms[2])
+
+
 def test_no_rows() -> None:
     assert kernels.swiglu(mx.zeros((0, 4)), mx.zeros((0, 4))).shape == (0, 4)
     assert kernels.rms_norm(mx.zeros((0, 4)), mx.ones(4), 1e-5).shape == (0, 4)
