@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
@@ -162,6 +163,33 @@ def test_many_rows_by_several_threads_are_what_they_are_alone(path: str) -> None
     together = weights.times(mx.array(x))
     for row in (0, 255, 256, 699):
         assert together[row].tobytes() == weights.times(mx.array(x[row])).tobytes()
+
+
+def test_several_threads_of_mlx_may_compute_at_once() -> None:
+    """One of them has the helpers, the others work alone."""
+    weights, x = matrix(500, 256, 32, 4), rows(64, 256)
+    kernels.set_threads(3)
+    expected = weights.times(mx.array(x))
+
+    def compute(_: int) -> bool:
+        try:
+            with mx.stream(mx.new_stream(mx.cpu)):
+                found = [weights.times(mx.array(x)) for _ in range(40)]
+            return all((each == expected).all() for each in found)
+        finally:
+            mx.clear_streams()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(compute, range(3)))
+
+
+def test_threads_come_and_go() -> None:
+    weights, x = matrix(500, 256, 32, 4), rows(64, 256)
+    expected = weights.times(mx.array(x))
+    for threads in (1, 4, 2, 1, 3, 5):
+        kernels.set_threads(threads)
+        assert kernels.threads() == threads
+        assert (weights.times(mx.array(x)) == expected).all()
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
