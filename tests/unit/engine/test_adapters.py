@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.nn.layers.base import Module
 from mlx.nn.layers.quantized import quantize
 
 from headrace.errors import HeadraceError, InsufficientMemory, ModelCorrupt, UnsupportedParameter
@@ -17,6 +20,7 @@ from headrace_runner.engine.text import adapters as adapters_module
 from headrace_runner.engine.text import layouts as layouts_module
 from headrace_runner.engine.text import stream as stream_module
 from headrace_runner.engine.text.adapters import AdapterRef
+from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.engine import TextEngine
 from headrace_runner.engine.text.logprobs import Logprobs
 from headrace_runner.engine.text.request import (
@@ -29,7 +33,9 @@ from headrace_runner.engine.text.request import (
 )
 from headrace_runner.engine.text.rows import Drawn, NewRow
 from headrace_runner.engine.text.sampling import SamplingParams
-from headrace_runner.models.adapters import Shapes, read_shapes
+from headrace_runner.engine.text.scoring import Scorer
+from headrace_runner.models import lora as lora_module
+from headrace_runner.models.adapters import read_shapes
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.lora import Mixture
 from headrace_runner.models.tokenizer import Tokenizer
@@ -48,10 +54,11 @@ from tests.unit.engine.test_drafts import REPEATED, Guessing
 from tests.unit.engine.tiny import GREEDY, alone, loader, tiny_model
 
 KEYS = {
-    "a": ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj", "conv.in_proj"),
-    "b": ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "feed_forward.w1"),
+    "a": ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj", "conv.in_proj", "mlp.gate"),
+    "b": ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "feed_forward.w1", "mlp.gate"),
     "c": ("self_attn.q_proj", "self_attn.out_proj", "mlp.down_proj", "feed_forward.w1"),
 }
+KEYS = {name: (*keys, "mixer.x_proj", "mixer.dt_proj") for name, keys in KEYS.items()}
 """Some layers are changed by one of them, some by several."""
 SAMPLED = SamplingParams(seed=5, temperature=0.7, top_p=0.9)
 PROMPTS = ([1, 2, 3], [1, 2, 3, 4] * 9, [7], [200, 3] * 4)
@@ -92,8 +99,12 @@ def quantised() -> Any:
 @pytest.mark.parametrize("ahead", [False, True], ids=["read at once", "a step ahead"])
 @pytest.mark.parametrize(
     "build",
-    [tiny_model, lambda: tiny_model("gemma3_text"), lambda: tiny_model("lfm2"), quantised],
-    ids=["llama", "gemma3_text", "lfm2", "quantised"],
+    [
+        tiny_model,
+        *(partial(tiny_model, name) for name in ("gemma3_text", "lfm2", "olmoe", "mamba")),
+        quantised,
+    ],
+    ids=["llama", "gemma3_text", "lfm2", "olmoe", "mamba", "quantised"],
 )
 async def test_each_row_of_a_mixed_batch_has_its_own_adapter(
     tokenizer: Tokenizer, tmp_path: Path, build: Callable[[], Any], ahead: bool
@@ -251,15 +262,9 @@ async def some(stream: EventStream[Event], count: int) -> list[int]:
 
 
 def size(refs: Iterable[AdapterRef]) -> int:
-    """Bytes of adapters in memory: those of one layer all have the greatest rank."""
-    shapes: dict[str, list[Shapes]] = {}
-    for ref in refs:
-        for path, found in read_shapes(ref.directory).items():
-            shapes.setdefault(path, []).append(found)
-    return 4 * sum(
-        len(mine) * max(each.rank for each in mine) * (mine[0].a.shape[0] + mine[0].b.shape[1])
-        for mine in shapes.values()
-    )
+    """Bytes of adapters in memory, in float32."""
+    shapes = (found for ref in refs for found in read_shapes(ref.directory).values())
+    return 4 * sum(each.a.elements + each.b.elements for each in shapes)
 
 
 async def test_one_whose_reader_is_behind_keeps_nobody_from_its_place(
@@ -276,28 +281,187 @@ async def test_one_whose_reader_is_behind_keeps_nobody_from_its_place(
         assert tokens_of(await read(slow)) == by_hand(adapted["a"], [1, 2], 100)
 
 
+ROW = 2 * 2 * 2 * 16 * 4
+"""Bytes of a token: keys and values, layers, heads, dimensions."""
+
+
 async def test_they_take_of_what_requests_may_reserve(
     tokenizer: Tokenizer, refs: dict[str, AdapterRef]
 ) -> None:
     taken = size([refs["a"]])
-    row = 2 * 2 * 2 * 16 * 4  # Bytes of a token: keys and values, layers, heads, dimensions.
-    async with running(tokenizer, loader(), kv_bytes=200 * row + taken // 2) as engine:
+    async with running(tokenizer, loader(), kv_bytes=2000 * ROW + taken // 2) as engine:
         await read(engine.submit(request([1, 2], 8, adapter=refs["a"])))
         assert engine.stats.adapters_bytes == taken
         # It is idle, and goes for two requests that fit without it alone.
-        both = [engine.submit(request([1, 2], 98)) for _ in range(2)]
+        both = [engine.submit(request([1, 2], 998)) for _ in range(2)]
         for stream in both:
-            await first_token(stream)
-        assert engine.stats.adapters_bytes == 0 or engine.waiting == 0
-        for events in await asyncio.gather(*map(read, both)):
-            assert isinstance(events[-1], Finished)
-        assert engine.stats.adapters_bytes == 0
+            await some(stream, 20)
+        assert (engine.running, engine.waiting, engine.stats.adapters_bytes) == (2, 0, 0)
+        for stream in both:
+            stream.close()
         # One that is needed makes the second wait.
-        first = engine.submit(request([1, 2], 198, adapter=refs["a"]))
-        await first_token(first)
-        second = engine.submit(request([1, 2], 8))
-        assert isinstance((await read(first))[-1], Finished)
-        assert isinstance((await read(second))[-1], Finished)
+        first = engine.submit(request([1, 2], 998, adapter=refs["a"]))
+        second = engine.submit(request([1, 2], 998))
+        await some(first, 20)
+        assert (engine.running, engine.waiting) == (1, 1)
+        assert not await second.wait(0)
+        first.close()
+        await some(second, 20)
+        second.close()
+
+
+async def test_one_request_after_another_leaves_no_more_than_the_limit(
+    tokenizer: Tokenizer, refs: dict[str, AdapterRef]
+) -> None:
+    # The last one is too large even alone, and computed as nothing could end to make it fit.
+    limit = 9 * ROW + max(size([ref]) for ref in refs.values())
+    async with running(tokenizer, loader(), kv_bytes=limit) as engine:
+        for ref in refs.values():
+            events = await read(engine.submit(request([1, 2], 8, adapter=ref)))
+            assert isinstance(events[-1], Finished)
+            assert engine.stats.adapters_bytes == size([ref])
+
+
+def no_memory(*_: object) -> Any:
+    raise RuntimeError(NO_MEMORY)
+
+
+async def test_where_memory_is_short_idle_ones_go_and_one_request_ends(
+    tokenizer: Tokenizer,
+    refs: dict[str, AdapterRef],
+    adapted: dict[str | None, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step, score = TextBatch.step, Scorer.step
+    short = 0
+
+    def fail(once: Callable[..., Any]) -> Callable[..., Any]:
+        def call(mine: Any, *args: Any, **options: Any) -> Any:
+            nonlocal short
+            if short and (once is score or len(mine) == 2):
+                short -= 1
+                no_memory()
+            return once(mine, *args, **options)
+
+        return call
+
+    async with running(tokenizer, loader()) as engine:
+        await read(engine.submit(request([1, 2], 5, adapter=refs["a"])))
+        first = engine.submit(request([1, 2], 60, adapter=refs["b"]))
+        begun = await some(first, 1)
+        assert engine.stats.adapters_bytes == size([refs["a"], refs["b"]])
+        short = 1
+        with monkeypatch.context() as patched:
+            # Not even what would give memory back finds any.
+            patched.setattr(lora_module, "_stacked", no_memory)
+            patched.setattr(TextBatch, "step", fail(step))
+            error = await failure(engine.submit(request([3], ENDLESS)))
+        assert isinstance(error, InsufficientMemory)
+        rest = tokens_of(await read(first))
+        assert begun + rest == by_hand(adapted["b"], [1, 2], 60)
+        # The next one finds the gaps closed, and what was given up is read anew.
+        again = await read(engine.submit(request([1, 2], 5, adapter=refs["a"])))
+        assert tokens_of(again) == by_hand(adapted["a"], [1, 2], 5)
+        assert engine.stats.adapters_bytes == size([refs["a"], refs["b"]])
+        short = 1
+        with monkeypatch.context() as patched:
+            patched.setattr(lora_module, "_stacked", no_memory)
+            patched.setattr(Scorer, "step", fail(score))
+            asked = ScoringRequest("s", [1], ((2,),))
+            assert isinstance(await failure(engine.submit(asked)), InsufficientMemory)
+        await read(engine.submit(request([1, 2], 2)))
+        assert engine.stats.adapters_bytes == 0
+
+
+@pytest.mark.parametrize("calls", range(4))
+def test_one_that_is_given_up_or_added_in_part_is_never_used(
+    refs: dict[str, AdapterRef],
+    adapted: dict[str | None, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    calls: int,
+) -> None:
+    model, mixture = tiny_model(), Mixture()
+    held = adapters_module.Adapters(model, mixture, most=3, in_float32=True)
+    stacked, left = lora_module._stacked, calls
+
+    def fail(pairs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        return stacked(pairs) if left >= 0 else no_memory()
+
+    def check(name: str) -> None:
+        tokens = mx.array([[5, 6, 7], [1, 2, 3]])
+        with mixture.of([(name, 1), (None, 1)]):
+            found = model(tokens)
+        wanted = mx.concatenate([adapted[name](tokens[:1]), adapted[None](tokens[1:])])
+        assert mx.allclose(found, wanted, atol=1e-3), name
+
+    held.hold(1, refs["a"])
+    held.hold(2, refs["b"])
+    held.free(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(lora_module, "_stacked", fail)
+        assert held.give_up_one()
+        check("a")
+        assert held.nbytes >= size([refs["a"]])
+        with pytest.raises(RuntimeError, match="Unable to allocate"):
+            held.hold(2, refs["b"])
+        assert held.needs(refs["b"]) == size([refs["b"]])
+        check("a")
+    held.close_gaps()
+    assert held.nbytes == size([refs["a"]])
+    held.hold(2, refs["b"])
+    for name in "ab":
+        check(name)
+    assert held.nbytes == size([refs["a"], refs["b"]])
+
+
+def test_types_stay_as_they_are_stored(tmp_path: Path) -> None:
+    model = tiny_model()
+    held = adapters_module.Adapters(model, Mixture(), most=3, in_float32=False)
+    for owner, kind in enumerate((mx.float16, mx.bfloat16)):
+        made = make(model, seed=owner)
+        tensors = {name: tensor.astype(kind) for name, tensor in made.tensors.items()}
+        name = str(kind)
+        made = replace(made, tensors=tensors)
+        ref = AdapterRef(name, name, write_mlx(tmp_path / name, made))
+        before, needed = held.nbytes, held.needs(ref)
+        held.hold(owner, ref)
+        assert held.nbytes - before == needed == size([ref]) // 2
+
+
+class Turned(Module):
+    """Sees the tokens of a pass first, and then its inputs."""
+
+    def __init__(self, inner: Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.inner = inner
+
+    def __call__(self, x: mx.array) -> mx.array:
+        turned: mx.array = self.inner(x.swapaxes(0, 1))
+        return turned.swapaxes(0, 1)
+
+
+def turned() -> Any:
+    model = tiny_model()
+    model.layers[1].mlp = Turned(model.layers[1].mlp)
+    return model
+
+
+async def test_one_of_a_layer_that_mixes_inputs_ends_its_request_alone(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    made = make(turned(), seed=1, keys=("self_attn.q_proj", "mlp.inner.down_proj"))
+    mixing = AdapterRef("mixing", "mixing", write_mlx(tmp_path / "mixing", made))
+    async with running(tokenizer, loader(turned)) as engine:
+        beside = engine.submit(request([1, 2], 30))
+        await first_token(beside)
+        error = await failure(engine.submit(request([1, 2], adapter=mixing)))
+        assert isinstance(error, UnsupportedParameter)
+        assert "mixing cannot be applied to single requests: model.layers.1.mlp" in error.message
+        assert isinstance((await read(beside))[-1], Finished)
+        events = await read(engine.submit(request([1, 2], 8)))
+        assert tokens_of(events) == by_hand(tiny_model(), [1, 2], 8)
 
 
 async def failure(stream: EventStream[Event]) -> HeadraceError:
@@ -332,9 +496,6 @@ async def test_one_that_cannot_be_used_ends_its_request_alone(
             assert error.metadata["file"] == "adapters.safetensors"
         asked = ScoringRequest("s", [1], ((2,),), adapter=gone)
         assert isinstance(await failure(engine.submit(asked)), ModelCorrupt)
-
-        def no_memory(*_: object) -> None:
-            raise RuntimeError(NO_MEMORY)
 
         with monkeypatch.context() as patched:
             patched.setattr(adapters_module.Adapters, "_read", no_memory)

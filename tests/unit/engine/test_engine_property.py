@@ -321,4 +321,4 @@ def test_every_request_gives_what_it_gives_alone(
     faulty = [call for call in play.calls.values() if isinstance(call.end, InternalError)]
     assert {call.request.id for call in faulty} == {FAULTY}
     assert len(play.worker._batch) == 0
-    assert play.worker._reservations.reserved == 0
+    assert play.worker._room.reserved == 0

@@ -50,6 +50,17 @@ _OWN: dict[str, dict[str, Any]] = {
         "block_auto_adjust_ff_dim": False,
         "full_attn_idxs": [1],
     },
+    # Its router sees the tokens of all rows in one line.
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    # Its steps see one token of each row.
+    "mamba": {
+        "intermediate_size": 96,
+        "state_size": 4,
+        "conv_kernel": 3,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "time_step_rank": 8,
+    },
 }
 
 
@@ -57,6 +68,7 @@ def tiny_model(architecture: str = "llama", **options: Any) -> Any:
     """A model of two layers with the same random weights every time."""
     module: Any = importlib.import_module(f"mlx_lm.models.{architecture}")
     config = {"model_type": architecture} | _SHAPE | _OWN[architecture] | options
+    mx.random.seed(7)  # Biases stay as their layers make them.
     model = module.Model(module.ModelArgs.from_dict(config))
     keys = iter(mx.random.split(mx.random.key(7), 200))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from headrace.errors import ModelCorrupt, UnsupportedParameter
+from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.models.adapters import WEIGHTS, Shapes, read_scale, read_shapes
 from headrace_runner.models.lora import Adaptable, Mixture, Pair
 
@@ -48,8 +49,10 @@ class Adapters:
         self._owners: dict[int, str] = {}
         self._asked = ("", 0)
         """The one that was asked about last, and its bytes."""
+        self._gaps = False
+        """Whether there may be memory of some that are gone."""
         self.nbytes = 0
-        """Bytes of those that are in memory."""
+        """Bytes of those that are in memory, and of the gaps between them."""
 
     def needs(self, adapter: AdapterRef | None) -> int:
         """Bytes that it takes if it is to be in memory; 0 for one that is, and for none.
@@ -74,14 +77,40 @@ class Adapters:
 
     def give_up_one(self, but: AdapterRef | None = None) -> bool:
         """Gives up the one whose last use is longest ago; False where all are in use."""
-        busy = {*self._owners.values(), "" if but is None else but.key}
-        key = next((key for key in self._loaded if key not in busy), None)
+        key = next(self._idle(but), None)
         if key is None:
             return False
-        self._adaptable.remove(key)
-        del self._loaded[key]
-        self.nbytes = self._adaptable.nbytes
+        self._drop(key)
+        self.close_gaps()
         return True
+
+    def shed(self) -> None:
+        """After an allocation failed: gives up all that nobody uses, and allocates nothing."""
+        for key in list(self._idle()):
+            self._drop(key)
+
+    def close_gaps(self) -> None:
+        """Gives back what was given up and is still there, as far as memory allows it."""
+        if not self._gaps:
+            return
+        try:
+            self._adaptable.close_gaps()
+            self._gaps = False
+        except Exception as error:
+            if not is_allocation_failure(error):
+                raise
+        finally:
+            self.nbytes = self._adaptable.nbytes
+
+    def _idle(self, but: AdapterRef | None = None) -> Iterator[str]:
+        busy = {*self._owners.values(), "" if but is None else but.key}
+        return (key for key in self._loaded if key not in busy)
+
+    def _drop(self, key: str) -> None:
+        del self._loaded[key]
+        self._adaptable.remove(key)
+        self._gaps = True
+        self.nbytes = self._adaptable.nbytes
 
     def hold(self, owner: int, adapter: AdapterRef | None) -> None:
         """Has it in memory until the owner frees it.
@@ -92,14 +121,23 @@ class Adapters:
         if adapter is None:
             return
         if adapter.key not in self._loaded:
-            before = self.nbytes
-            self._adaptable.add(adapter.key, self._read(adapter))
-            self._loaded[adapter.key] = None
-            self.nbytes = self._adaptable.nbytes
-            extra = {"adapter": adapter.name, "memory_bytes": self.nbytes - before}
-            logger.info("adapter loaded", extra=extra)
+            self._load(adapter)
         self._loaded.move_to_end(adapter.key)
         self._owners[owner] = adapter.key
+
+    def _load(self, adapter: AdapterRef) -> None:
+        before = self.nbytes
+        try:
+            self._adaptable.add(adapter.key, self._read(adapter))
+        except NotImplementedError as error:
+            what = f"{adapter.name} cannot be applied to single requests: {error}"
+            raise UnsupportedParameter(what, field="adapter") from error
+        finally:
+            self._gaps = True  # Of one that could be added in part.
+            self.nbytes = self._adaptable.nbytes
+        self._loaded[adapter.key] = None
+        extra = {"adapter": adapter.name, "memory_bytes": self.nbytes - before}
+        logger.info("adapter loaded", extra=extra)
 
     def free(self, owner: int) -> None:
         """The owner needs its adapter no more, if it had one."""

@@ -47,11 +47,16 @@ class Reservations:
         """Bytes."""
         return sum(self._held.values())
 
+    def fits(self, owner: int, needed: int, beside: int = 0) -> bool:
+        """Whether there is room for an owner, with so many bytes taken for what nobody owns."""
+        mine = self._held.get(owner, 0)
+        return self.reserved - mine + beside + needed <= self.limit
+
     def take(self, owner: int, needed: int, beside: int = 0) -> bool:
-        """Reserves for an owner if there is room, with so many bytes taken for what nobody owns.
-        One who is alone is never turned away: nothing that could end would make more room."""
+        """Reserves for an owner if it fits. One who is alone is never turned away: nothing that
+        could end would make more room."""
         self._held.pop(owner, None)
-        if self._held and self.reserved + beside + needed > self.limit:
+        if self._held and not self.fits(owner, needed, beside):
             return False
         self._held[owner] = needed
         return True

@@ -29,9 +29,10 @@ from headrace_runner.engine.text.adapters import Adapters
 from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.guide import GrammarError
 from headrace_runner.engine.text.layouts import choose_layout
-from headrace_runner.engine.text.memory import Reservations, plan
+from headrace_runner.engine.text.memory import plan
 from headrace_runner.engine.text.output import Output
 from headrace_runner.engine.text.request import Event, ScoringRequest, Started, TextRequest
+from headrace_runner.engine.text.room import Room
 from headrace_runner.engine.text.rows import Drawn, NewRow, Prefilled
 from headrace_runner.engine.text.sampling import SamplingParams, choice_seed
 from headrace_runner.engine.text.scoring import Scorer, Scoring
@@ -76,15 +77,13 @@ class TextWorker:
             kv_bytes=limits.kv_bytes,
             prefix_bytes=limits.prefix_bytes,
         )
-        self._reservations = Reservations(memory.kv_bytes)
         mixture = Mixture()
         self._layout = choose_layout(
             loaded.model, on_cpu=loaded.on_cpu, prefix_bytes=memory.prefix_bytes, mixture=mixture
         )
         # On a CPU products in half precision are slow, and its models are in float32 mostly.
-        self._adapters = Adapters(
-            loaded.model, mixture, most=limits.adapters, in_float32=loaded.on_cpu
-        )
+        adapters = Adapters(loaded.model, mixture, most=limits.adapters, in_float32=loaded.on_cpu)
+        self._room = Room(memory.kv_bytes, adapters)
         self._batch = TextBatch(
             self._layout,
             prefill_chunk=loaded.prefill_chunk,
@@ -152,14 +151,9 @@ class TextWorker:
             self._remove_rows([row for task in tasks for row in task.rows])
         self._scorer.drop(uids)
         for uid in uids:
-            self._release(uid)
+            self._room.free(uid)
         if not (self._tasks or self._scorer):
             self._measure()
-
-    def _release(self, uid: int) -> None:
-        """Gives back what a request takes of what others may need."""
-        self._reservations.free(uid)
-        self._adapters.free(uid)
 
     def rest(self) -> None:
         """Gives back what is kept for reuse."""
@@ -178,7 +172,7 @@ class TextWorker:
         task.parked = parked
         if parked:
             self._batch.park(task.rows)
-            self._release(uid)
+            self._room.free(uid)
             self._line = [other for other in self._line if other is not task]
             self._measure()
         else:
@@ -201,6 +195,7 @@ class TextWorker:
         except Exception as error:
             if not is_allocation_failure(error):
                 raise
+            self._room.shed()
             given_up = self._scorer.shed()
             self._give_up(given_up.uid, given_up.request, error)
             self.drop({given_up.uid})
@@ -269,9 +264,9 @@ class TextWorker:
             if self.rows and self.rows + rows > self._max_rows:
                 break
             with self._alone(task.uid, task.request):
-                if not self._has_room(task, needed):
+                wanted = task.uid, needed, task.request.adapter
+                if not task.request.context.run(self._room.take, *wanted):
                     break
-                task.request.context.run(self._adapters.hold, task.uid, task.request.adapter)
             self._line.pop(0)
             if task.uid in self._faulted:
                 continue
@@ -284,19 +279,8 @@ class TextWorker:
                 else:
                     self._start(task)
         self._drop_faulted()
-        if self.stats.adapters_bytes != self._adapters.nbytes:
-            self.stats = replace(self.stats, adapters_bytes=self._adapters.nbytes)
-
-    def _has_room(self, task: Task | Scoring, needed: int) -> bool:
-        """Reserves for one, at the cost of adapters that nobody uses."""
-        adapter = task.request.adapter
-        if not self._adapters.make_place(adapter):
-            return False
-        more = self._adapters.needs(adapter)
-        while not self._reservations.take(task.uid, needed, self._adapters.nbytes + more):
-            if not self._adapters.give_up_one(but=adapter):
-                return False
-        return True
+        if self.stats.adapters_bytes != self._room.adapters_bytes:
+            self.stats = replace(self.stats, adapters_bytes=self._room.adapters_bytes)
 
     def _needs(self, task: Task | Scoring) -> tuple[int, int]:
         """How many rows, and how many bytes of keys and values."""
@@ -360,8 +344,7 @@ class TextWorker:
 
     def _shed(self, error: Exception) -> None:
         """Ends the newest request, for which there was no memory, and goes on with the others."""
-        while self._adapters.give_up_one():
-            pass
+        self._room.shed()
         task, _ = self._owners[self._batch.shed()[0]]
         self._give_up(task.uid, task.request, error)
         self.drop({task.uid})
@@ -431,10 +414,10 @@ class TextWorker:
         self.stats = replace(
             self.stats,
             kv_bytes=self._batch.kv_bytes + self._scorer.nbytes,
-            kv_reserved_bytes=self._reservations.reserved,
-            kv_limit_bytes=self._reservations.limit,
+            kv_reserved_bytes=self._room.reserved,
+            kv_limit_bytes=self._room.limit,
             prefix_bytes=self._layout.remembered_bytes,
-            adapters_bytes=self._adapters.nbytes,
+            adapters_bytes=self._room.adapters_bytes,
             active_bytes=mx.get_active_memory(),
             peak_bytes=mx.get_peak_memory(),
             cache_bytes=mx.get_cache_memory(),
