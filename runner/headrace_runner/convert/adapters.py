@@ -28,6 +28,7 @@ from headrace_runner.models.adapters import (
 )
 from headrace_runner.models.files import license_of, read_json
 from headrace_runner.models.insides import load_lazily
+from headrace_runner.models.lora import Adaptable, Mixture, Pair
 from headrace_runner.models.safetensors import damaged, main_type, read_header
 
 _KEPT = ("README.md", "LICENSE*")
@@ -73,6 +74,7 @@ def import_adapter(source: Path, base: Path, output: Path, report: Report) -> di
         meter.advance(tensor.nbytes)
     mx.save_safetensors(str(weights), dict(sorted(tensors.items())), {"format": "mlx"})
     found = _checked(read_shapes(output), places)
+    _try(model, found, tensors)
     _write_config(output, found, places, len(model.layers), scale)
     kept = sorted({path for pattern in _KEPT for path in source.glob(pattern)})
     meter = Meter(report, "store", sum(path.stat().st_size for path in kept))
@@ -158,6 +160,17 @@ def _checked(shapes: dict[str, Shapes], places: Mapping[str, Place]) -> dict[str
                 f"adapter's matrices are {_by(pair.a.shape)} and {_by(pair.b.shape)}"
             )
     return shapes
+
+
+def _try(model: Any, shapes: Mapping[str, Shapes], tensors: Mapping[str, mx.array]) -> None:
+    """Raises UnsupportedModel for a layer that does not tell a pass's inputs apart."""
+    pairs = {path: Pair(tensors[f"{path}.lora_a"], tensors[f"{path}.lora_b"]) for path in shapes}
+    try:
+        Adaptable(model, Mixture()).add("this", pairs)
+    except NotImplementedError as error:
+        raise UnsupportedModel(
+            f"the adapter cannot be applied to single requests: {error}; {_FUSED}"
+        ) from error
 
 
 def _by(shape: tuple[int, ...]) -> str:

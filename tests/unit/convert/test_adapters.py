@@ -13,6 +13,7 @@ import pytest
 from mlx.nn.layers.base import Module
 
 from headrace.errors import HeadraceError, InvalidRequest, ModelCorrupt, UnsupportedModel
+from headrace_runner.convert import adapters as adapters_module
 from headrace_runner.convert.__main__ import main
 from headrace_runner.convert.adapters import import_adapter, is_adapter
 from headrace_runner.convert.gguf_import import import_gguf
@@ -359,3 +360,28 @@ def _moved(old: str, new: str) -> Callable[[dict[str, mx.array]], object]:
             tensors[name.replace(f".{old}", f".{new}")] = tensors.pop(name)
 
     return move
+
+
+class Turned(Module):
+    """Sees the tokens of a pass first, and then its inputs."""
+
+    def __init__(self, inner: Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.inner = inner
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.inner(x.swapaxes(0, 1)).swapaxes(0, 1)
+
+
+def test_a_layer_that_mixes_the_inputs_of_a_pass_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(directory: Path) -> tuple[Any, dict[str, Any]]:
+        model, config = load_lazily(directory)
+        model.layers[1].mlp = Turned(model.layers[1].mlp)
+        return model, config
+
+    monkeypatch.setattr(adapters_module, "load_lazily", load)
+    made = make(load(base)[0], seed=1, keys=("mlp.inner.up_proj",))
+    with pytest.raises(UnsupportedModel, match=r"1\.mlp\.inner\.up_proj mixes .*`mlx_lm\.fuse`"):
+        take(as_mlx(tmp_path / "mlx", made), base)
