@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,7 +62,7 @@ class Model:
     """What the options come to here."""
     needs: int
     """Bytes of memory, as estimated."""
-    adapters: int = 0
+    adapter_bytes: int = 0
     """How many of them are for its adapters."""
 
     @property
@@ -79,7 +81,7 @@ class Model:
         if self.manifest.adapter is not None:
             return ()
         found = estimates.table(self.manifest, dtype=self.dtype)
-        return tuple(replace(each, needs=each.needs + self.adapters) for each in found)
+        return tuple(replace(each, needs=each.needs + self.adapter_bytes) for each in found)
 
     @cached_property
     def policy(self) -> Policy:
@@ -144,7 +146,9 @@ class Planner:
         self._models: dict[str, Model] = {}
         """By full name, as they were planned last."""
         self._adapters: dict[str, tuple[Manifest, ...]] = {}
-        """By the digest of their base, the largest first."""
+        """By the digest of their base."""
+        self._adapter_uses: Counter[str] = Counter()
+        """Requests with each adapter, by its digest: those that wait, too."""
 
     def set_config(self, config: ServerConfig, memory: int) -> None:
         """Plan by other settings from now on. What has been planned stays as it is."""
@@ -170,17 +174,14 @@ class Planner:
         return frozenset(self._keys.get(digest, ()))
 
     def store_has(self, manifests: Iterable[Manifest]) -> None:
-        """Plan by what the store has now: forget the keys of other files, and count adapters."""
+        """Plan by what the store has now: forget the keys of other files, and know the adapters."""
         found: dict[str, list[Manifest]] = {}
         digests = set()
         for manifest in manifests:
             digests.add(manifest.digest)
             if manifest.adapter is not None:
                 found.setdefault(f"sha256:{manifest.adapter.base_digest}", []).append(manifest)
-        adapters = {
-            base: tuple(sorted(mine, key=lambda adapter: -adapter.parameters))[:_ADAPTERS]
-            for base, mine in found.items()
-        }
+        adapters = {base: tuple(mine) for base, mine in found.items()}
         changed = {
             base
             for base in adapters.keys() | self._adapters.keys()
@@ -227,12 +228,36 @@ class Planner:
         if not wanted:
             return None
         try:
-            return self._store.adapter(model.manifest, wanted)
+            found = self._store.adapter(model.manifest, wanted)
+            if found.digest in self._leaving:
+                what = f"{found.full_name} is being deleted"
+                raise UnsupportedParameter(what, field="adapter")
+            return found
         except UnsupportedParameter as error:
             if name is not None:
                 raise
             what = f"the controller's settings name one, but {error.violations[0].description}"
             raise UnsupportedParameter(what, field="adapter") from None
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """While a request is served with the adapter of this digest, its wait included.
+
+        Nothing may be awaited between `adapter` and this."""
+        if adapter is None:
+            yield
+            return
+        self._adapter_uses[adapter] += 1
+        try:
+            yield
+        finally:
+            self._adapter_uses[adapter] -= 1
+            if not self._adapter_uses[adapter]:
+                del self._adapter_uses[adapter]
+
+    def uses_adapter(self, digest: str) -> bool:
+        """Whether a request is served with this adapter, or waits to be."""
+        return digest in self._adapter_uses
 
     @contextmanager
     def leaving(self, digest: str) -> Iterator[None]:
@@ -256,15 +281,16 @@ class Planner:
         else:
             dtype = options.dtype
         if manifest.adapter is not None:
-            needs = estimates.weight_bytes(manifest, dtype)
+            needs = _adapter_bytes(manifest, hosting.machine.device)
         else:
             needs = estimates.before_load(
                 manifest, dtype=dtype, concurrency=options.max_concurrency, context=options.context
             )
-        adapters = sum(
-            estimates.weight_bytes(adapter, dtype)
+        sizes = (
+            _adapter_bytes(adapter, hosting.machine.device)
             for adapter in self._adapters.get(manifest.digest, ())
         )
+        adapters = sum(heapq.nlargest(_ADAPTERS, sizes))
         key = self.key(manifest)
         model = Model(manifest, options, key, dtype, needs + adapters, adapters)
         self._keys.setdefault(model.digest, set()).add(model.key)
@@ -354,7 +380,7 @@ class Planner:
             concurrency=wanted.options.max_concurrency,
             context=wanted.options.context,
         )
-        expected += wanted.adapters
+        expected += wanted.adapter_bytes
         return max(expected, memory.active_bytes + memory.cache_bytes)
 
 
@@ -363,6 +389,11 @@ def _is_auto(manifest: Manifest, options: ModelOptions) -> bool:
     nothing to work on; a runner that finds more reasons says so."""
     quantised = manifest.kind == "text" and bool(manifest.quantization)
     return options.dtype == "auto" or (options.dtype == "int8" and not quantised)
+
+
+def _adapter_bytes(adapter: Manifest, device: Device) -> int:
+    """In a runner's memory: it keeps them in float32 on a CPU, whatever type its model has."""
+    return estimates.weight_bytes(adapter, "float32" if device == "cpu" else "stored")
 
 
 async def reports_of(lives: Iterable[Life]) -> list[RunnerReport | None]:

@@ -8,14 +8,18 @@ from headrace.v1.completion_pb2 import CompletionInput, StreamCompletionRequest
 from headrace_server.scheduling.state import BORDERS, Prefixes
 
 
-def fingerprints(request: StreamCompletionRequest | CompletionInput, adapter: str = "") -> Prefixes:
+def fingerprints(
+    request: StreamCompletionRequest | CompletionInput, adapter: str | None = None
+) -> Prefixes:
     """A fingerprint for each border that the prompt reaches, the shortest prefix first.
 
     Two prompts share a fingerprint when they are the same up to there, and are computed with the
-    same adapter. Nothing of a prompt can be told from them.
+    same adapter, of which `adapter` is the digest. Nothing of a prompt can be told from them.
     """
     borders = iter(BORDERS)
-    hashed, border, found = blake2b(adapter.encode(), digest_size=8), next(borders), list[int]()
+    # The zero ends the digest: no prompt can begin like one.
+    hashed = blake2b(f"{adapter or ''}\0".encode(), digest_size=8)
+    border, found = next(borders), list[int]()
     length = 0
     for part in _parts(request):
         begin = 0

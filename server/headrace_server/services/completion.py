@@ -42,12 +42,11 @@ class CompletionServicer:
             priority=message.priority,
             time_remaining=time_remaining(context),
             prefixes=(
-                fingerprints(message, message.adapter)
-                if choice or len(request.data) >= LONG_PROMPT
-                else ()
+                fingerprints(message, adapter) if choice or len(request.data) >= LONG_PROMPT else ()
             ),
             prompt_bytes=len(request.data),
             adapter=adapter,
             attributes=request_attributes(message),
         )
-        await self._relay.stream(CompletionRecord, request.data, terms, context.write)
+        with self._planner.using(adapter):
+            await self._relay.stream(CompletionRecord, request.data, terms, context.write)

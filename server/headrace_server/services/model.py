@@ -266,7 +266,8 @@ class ModelServicer(ModelServiceServicer):
             return
         with self._planner.leaving(manifest.digest):
             keys = self._planner.keys(manifest.digest)
-            if any(map(self._scheduler.in_use, keys)):
+            used = self._planner.uses_adapter(manifest.digest)
+            if used or any(map(self._scheduler.in_use, keys)):
                 raise ModelInUse(
                     f"{manifest.full_name} is serving requests; try again when they have ended",
                     model=manifest.full_name,

@@ -39,15 +39,14 @@ class ScoreServicer:
             keep_alive=seconds(message.keep_alive) if message.HasField("keep_alive") else None,
             priority=message.priority,
             time_remaining=time_remaining(context),
-            prefixes=(
-                fingerprints(message.input, message.adapter) if model.policy.replicas > 1 else ()
-            ),
+            prefixes=fingerprints(message.input, adapter) if model.policy.replicas > 1 else (),
             adapter=adapter,
             # No prompt's bytes: what a prompt takes is not to be learnt from many continuations.
             attributes=request_attributes(message),
         )
         method = f"/{SERVICE}/Score"
-        return await self._relay.unary(method, request.data, terms, _output, _close)
+        with self._planner.using(adapter):
+            return await self._relay.unary(method, request.data, terms, _output, _close)
 
 
 def _output(response: bytes) -> Output:

@@ -39,7 +39,7 @@ from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.planner import connect
 from headrace_server.scheduling.state import Policy
 from headrace_server.scheduling.ticket import Runner, Wanted
-from headrace_server.store.manifest import ImageFacts, Manifest, ModelFile
+from headrace_server.store.manifest import AdapterFacts, ImageFacts, Manifest, ModelFile
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Script = Callable[["FakeRunner", Any, Context], AsyncIterator[Any]]
@@ -238,16 +238,21 @@ FACTS = ImageFacts(
 )
 
 
-def put_manifest(home: Path, name: str, kind: str) -> None:
-    """Give the store under `home` a model that has no files."""
+def _digest(name: str) -> str:
+    return name.encode().hex().ljust(64, "0")
+
+
+def put_manifest(home: Path, name: str, kind: str, base: str | None = None) -> None:
+    """Give the store under `home` a model that has no files; `base`: of an adapter, which is
+    whole without any."""
     manifest = Manifest(
         name=name,
         tag="latest",
         kind=kind,
         format="mlx",
         architecture="llama",
-        digest="sha256:" + name.encode().hex().ljust(64, "0"),
-        files=(ModelFile("model.safetensors", 10, 64 * "0"),),
+        digest=f"sha256:{_digest(name)}",
+        files=() if base else (ModelFile("model.safetensors", 10, 64 * "0"),),
         tensor_bytes=100,
         parameters=50,
         context_length=128,
@@ -261,6 +266,7 @@ def put_manifest(home: Path, name: str, kind: str) -> None:
         source="test",
         created_at="2026-01-02T03:04:05+00:00",
         image=FACTS if kind == "image" else None,
+        adapter=AdapterFacts(f"{base}:latest", _digest(base), 4, 1, ("q",)) if base else None,
     )
     path = home / "models" / name / f"{manifest.tag}.json"
     path.parent.mkdir(parents=True)

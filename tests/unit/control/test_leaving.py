@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from headrace.errors import ModelInUse, ModelNotFound
+from headrace.errors import ModelInUse, ModelNotFound, UnsupportedParameter
 from headrace.v1 import model_pb2 as model
 from headrace.v1.completion_pb2 import StreamCompletionRequest
 from headrace.v1.completion_pb2_grpc import CompletionServiceStub
@@ -20,6 +22,7 @@ from headrace_server.app import App
 from headrace_server.config import ServerConfig
 from headrace_server.runners.diagnosis import Death
 from headrace_server.scheduling.planner import Planner
+from headrace_server.store import Store
 from tests.unit.control.fakes import Context, FakeLauncher, FakeRunner, put_manifest, started
 from tests.unit.control.test_services import error_of
 
@@ -87,6 +90,54 @@ async def test_a_busy_model_is_not_deleted_and_serves_on(channel: grpc.aio.Chann
     loaded = await models.LoadModel(model.LoadModelRequest(model="words"))
     assert loaded.runner.active_requests == 1
     stream.cancel()
+
+
+async def test_a_busy_adapter_is_not_deleted(
+    channel: grpc.aio.Channel, launcher: FakeLauncher, tmp_path: Path
+) -> None:
+    put_manifest(tmp_path, "pirate", "adapter", base="words")
+    models, completions = ModelServiceStub(channel), CompletionServiceStub(channel)
+    launcher.hold = True
+    request = StreamCompletionRequest(model="words", prompt="x", adapter="pirate")
+    stream: Any = completions.StreamCompletion(request)
+    runner = await asyncio.wait_for(launcher.launched.get(), 5)
+    deletion = model.DeleteModelRequest(model="pirate")
+    error = await error_of(models.DeleteModel(deletion))
+    assert isinstance(error, ModelInUse)
+    assert error.metadata["model"] == "pirate:latest"
+    runner.loaded.set()
+    while (await stream.read()).WhichOneof("event") != "started":
+        pass
+    assert isinstance(await error_of(models.DeleteModel(deletion)), ModelInUse)
+    stream.cancel()
+    await runner.cancelled.wait()
+    async with asyncio.timeout(5):
+        while True:  # The controller is done with it a moment after its runner is.
+            with suppress(grpc.aio.AioRpcError):
+                await models.DeleteModel(deletion)
+                break
+
+
+async def test_nobody_is_given_an_adapter_that_is_being_deleted(
+    channel: grpc.aio.Channel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_manifest(tmp_path, "pirate", "adapter", base="words")
+    deleting, go_on, delete = threading.Event(), threading.Event(), Store.delete
+
+    def slow(store: Store, name: str) -> int:
+        deleting.set()
+        assert go_on.wait(10)
+        return delete(store, name)
+
+    monkeypatch.setattr(Store, "delete", slow)
+    call = ModelServiceStub(channel).DeleteModel(model.DeleteModelRequest(model="pirate"))
+    assert await asyncio.to_thread(deleting.wait, 5)
+    request = StreamCompletionRequest(model="words", prompt="x", adapter="pirate")
+    error = await error_of(CompletionServiceStub(channel).StreamCompletion(request, timeout=5))
+    go_on.set()
+    await call
+    assert isinstance(error, UnsupportedParameter)
+    assert "pirate:latest is being deleted" in error.message
 
 
 async def test_a_runner_whose_model_has_no_name_any_more_goes(

@@ -4,7 +4,11 @@ import asyncio
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import pytest
+
+from headrace.host.machine import Machine
 from headrace_server.config import ServerConfig
 from headrace_server.hosting import Hosting
 from headrace_server.runners.spares import Activity
@@ -12,7 +16,7 @@ from headrace_server.scheduling.planner import Planner, policies
 from headrace_server.scheduling.state import Policy
 from headrace_server.store import AdapterFacts, Manifest, Store
 from tests.unit.control.fakes import put_manifest
-from tests.unit.host.machines import GIB, LINUX_CPU
+from tests.unit.host.machines import GIB, LINUX_CPU, LINUX_CUDA
 
 PLAIN = ServerConfig().options("a:latest")
 
@@ -45,9 +49,17 @@ async def test_keys_of_before_are_known_until_the_files_are_gone(tmp_path: Path)
     assert not planner.keys(manifest.digest)
 
 
-async def test_the_largest_adapters_of_a_model_count_for_its_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("machine", "dtype", "each"),
+    [(LINUX_CPU, "auto", 4), (LINUX_CPU, "stored", 4), (LINUX_CUDA, "auto", 2)],
+)
+async def test_the_largest_adapters_of_a_model_count_for_its_memory(
+    tmp_path: Path, machine: Machine, dtype: Literal["auto", "stored"], each: int
+) -> None:
+    """`each`: bytes of a number in memory, of adapters that are stored in half precision."""
+
     async def host() -> Hosting:
-        return Hosting(LINUX_CPU, {}, has_blas=True, problem="")
+        return Hosting(machine, {}, has_blas=True, problem="")
 
     def adapter(number: int, base: str) -> Manifest:
         facts = AdapterFacts("words:latest", base.removeprefix("sha256:"), 4, 1, ("q",))
@@ -56,21 +68,20 @@ async def test_the_largest_adapters_of_a_model_count_for_its_memory(tmp_path: Pa
         return replace(made, parameters=number, tensor_bytes=2 * number)
 
     put_manifest(tmp_path, "words", "text")
-    store, config = Store(tmp_path), ServerConfig(spare=False)
+    store, config = Store(tmp_path), ServerConfig(spare=False, dtype=dtype)
     words, hosting = store.get("words"), asyncio.create_task(host())
     planner = Planner(config, store, hosting, GIB, lambda _: None, lambda: Activity.QUIET)
     planner.store_has([words])
     plain = await planner.plan(words)
-    assert plain.dtype == "float32"
     adapters = [adapter(number, words.digest) for number in range(1, 11)]
     planner.store_has([words, *adapters, adapter(99, "sha256:other")])
     more = await planner.plan(words)
-    assert more.needs - plain.needs == 4 * sum(range(3, 11))
-    assert [each.needs for each in more.estimates] == [
-        each.needs + more.adapters for each in plain.estimates
+    assert more.needs - plain.needs == each * sum(range(3, 11))
+    assert [one.needs for one in more.estimates] == [
+        one.needs + more.adapter_bytes for one in plain.estimates
     ]
     assert (await planner.plan(words)) is more
     own = await planner.plan(adapters[-1])
-    assert (own.needs, own.estimates) == (40, ())
+    assert (own.needs, own.estimates) == (10 * each, ())
     planner.store_has([words])
     assert (await planner.plan(words)).needs == plain.needs

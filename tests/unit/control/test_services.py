@@ -332,7 +332,7 @@ async def test_a7_a_model_over_the_budget_is_too_large(tmp_path: Path) -> None:
 
 
 async def test_the_scheduler_knows_long_prompts_by_their_beginnings(
-    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+    channel: grpc.aio.Channel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Terms] = []
 
@@ -354,3 +354,14 @@ async def test_the_scheduler_knows_long_prompts_by_their_beginnings(
         async for _ in stub.StreamCompletion(request):
             pass
     assert [terms.prefixes for terms in asked] == [(), fingerprints(long)]
+    # An adapter is known by what it is, however it is called.
+    put_manifest(tmp_path, "pirate", "adapter", base="words")
+    asked.clear()
+    for name in ("pirate", "pirate:latest"):
+        async for _ in stub.StreamCompletion(
+            completion.StreamCompletionRequest(model="words", prompt=long.prompt, adapter=name)
+        ):
+            pass
+    one, other = asked
+    assert one.adapter
+    assert one.prefixes == other.prefixes == fingerprints(long, one.adapter)

@@ -370,7 +370,8 @@ class Turned(Module):
         self.inner = inner
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.inner(x.swapaxes(0, 1)).swapaxes(0, 1)
+        turned: mx.array = self.inner(x.swapaxes(0, 1)).swapaxes(0, 1)
+        return turned
 
 
 def test_a_layer_that_mixes_the_inputs_of_a_pass_is_refused(
