@@ -92,7 +92,7 @@ def _reusable(cache: PrefixCache[Run], tokens: Prefix, limit: int | None = None)
 def _nodes(cache: PrefixCache[Run]) -> dict[Prefix, _Node[Run]]:
     """All nodes but the root, by their prefixes, parents first."""
     found: dict[Prefix, _Node[Run]] = {}
-    waiting: list[tuple[Prefix, _Node[Run]]] = [((), cache._root(None))]
+    waiting: list[tuple[Prefix, _Node[Run]]] = [((), root) for root in cache._roots.values()]
     while waiting:
         prefix, node = waiting.pop()
         for first, child in node.children.items():
@@ -182,13 +182,14 @@ class Comparison(RuleBasedStateMachine):
             assert node.value.tokens == self.value(prefix)
         for node in nodes.values():
             assert node.value is not None or len(node.children) > 1, "a needless junction"
+        assert all(root.children for root in self.cache._roots.values())
 
     @invariant()
     def a_segment_was_used_after_those_that_need_it(self) -> None:
         order = {node: place for place, node in enumerate(self.cache._order)}
         for node in order if self.segments else ():
             assert node.parent
-            assert node.parent is self.cache._root(None) or order[node.parent] > order[node]
+            assert node.parent.parent is None or order[node.parent] > order[node]
 
     @invariant()
     def the_books_are_right(self) -> None:
@@ -423,3 +424,20 @@ def test_nothing_is_made_for_a_cache_without_a_budget(cache: PrefixCache[Run]) -
 def test_a_negative_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="negative"):
         _segments(-1)
+
+
+@pytest.mark.parametrize("cache", [_segments(10), _checkpoints(10)])
+def test_a_space_that_holds_nothing_takes_nothing(cache: PrefixCache[Run]) -> None:
+    def fail(start: int, end: int) -> Run:
+        raise Error
+
+    cache.match(_array((1, 2)), space="looked up")
+    with pytest.raises(Error):
+        cache.insert(_array((1, 2)), fail, "failed")
+    assert not cache.insert(_array((1,) * 9), Maker((1,) * 9), "too large")
+    assert not cache._roots
+    for number in range(5):  # Each goes for the next one.
+        assert cache.insert(_array((1, 2)), Maker((1, 2)), f"a{number}")
+        assert list(cache._roots) == [f"a{number}"]
+    cache.shrink(0)
+    assert not cache._roots

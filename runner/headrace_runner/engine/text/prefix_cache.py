@@ -179,7 +179,7 @@ class PrefixCache(Generic[V]):
         data = _packed(tokens)
         count = len(data) // _WIDTH
         path, length = self._walk(data, space)
-        last = path[-1] if path else self._root(space)
+        last = path[-1] if path else self._roots.get(space) or _Node(b"", 0)
         if length == count and (self._divide or not path or _is_whole(last, count)):
             self._use(path, count)
             return True
@@ -199,6 +199,8 @@ class PrefixCache(Generic[V]):
             last = path[-1] = self._cut(last, length, upper, lower)
         if length < count:
             leaf: _Node[V] = _Node(data[length * _WIDTH :], count)
+            if last.parent is None:
+                self._roots[space] = last
             last.adopt(leaf)
             path.append(leaf)
             self._tokens += count - length
@@ -226,18 +228,16 @@ class PrefixCache(Generic[V]):
             node.value = None
         self._order.clear()
         self._roots: dict[str | None, _Node[V]] = {}
+        """Of the spaces that hold something."""
         self._nbytes = self._tokens = 0
-
-    def _root(self, space: str | None) -> _Node[V]:
-        return self._roots.setdefault(space, _Node(b"", 0))
 
     def _walk(self, data: bytes, space: str | None) -> tuple[list[_Node[V]], int]:
         """The nodes of the longest path that agrees with `data`, and how many tokens agree.
 
         Of the last node's edge only a part may.
         """
-        node, path, length = self._root(space), [], 0
-        while child := node.children.get(data[length * _WIDTH : (length + 1) * _WIDTH]):
+        node, path, length = self._roots.get(space), list[_Node[V]](), 0
+        while node and (child := node.children.get(data[length * _WIDTH : (length + 1) * _WIDTH])):
             path.append(child)
             if not data.startswith(child.edge, length * _WIDTH):
                 return path, length + _agreement(child.edge, data, length)
@@ -291,7 +291,10 @@ class PrefixCache(Generic[V]):
         if not node.children:
             del parent.children[node.edge[:_WIDTH]]
             self._tokens -= node.end - node.start
-            if parent.parent and parent.value is None:
+            if parent.parent is None:
+                if not parent.children:
+                    self._roots = {s: root for s, root in self._roots.items() if root is not parent}
+            elif parent.value is None:
                 self._tidy(parent)
         elif len(node.children) == 1:
             (child,) = node.children.values()
