@@ -133,7 +133,7 @@ class Adapters:
             what = f"{adapter.name} cannot be applied to single requests: {error}"
             raise UnsupportedParameter(what, field="adapter") from error
         finally:
-            self._gaps = True  # Of one that could be added in part.
+            self._gaps = True  # Where it could be added in part alone.
             self.nbytes = self._adaptable.nbytes
         self._loaded[adapter.key] = None
         extra = {"adapter": adapter.name, "memory_bytes": self.nbytes - before}
