@@ -17,6 +17,7 @@ from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
 
 from headrace.errors import ModelCorrupt
+from headrace_runner.models.cpu import PackedLinear
 from headrace_runner.models.files import read_json
 from headrace_runner.models.safetensors import StoredTensor, damaged, read_header
 
@@ -68,19 +69,22 @@ def places_in(model: Any) -> dict[str, Place]:
     for layer, block in enumerate(model.layers):
         for key, module in block.named_modules():
             path = paths.get(id(module), "")
-            inputs = _inputs(module)
-            if inputs and path.rpartition(".")[0] in known:
-                found[path] = Place(path, layer, key, inputs, int(module.weight.shape[0]))
+            sizes = _sizes(module)
+            if sizes is not None and path.rpartition(".")[0] in known:
+                found[path] = Place(path, layer, key, *sizes)
     return found
 
 
-def _inputs(module: Any) -> int:
-    """Of a linear layer; 0 for anything else, a kind of its own included."""
+def _sizes(module: Any) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer; None for anything else, a kind of its own included."""
+    if type(module) is PackedLinear:
+        return module.sizes
     if type(module) is Linear:
-        return int(module.weight.shape[1])
+        return int(module.weight.shape[1]), int(module.weight.shape[0])
     if type(module) is QuantizedLinear:
-        return int(module.weight.shape[1]) * 32 // int(module.bits)
-    return 0
+        inputs = int(module.weight.shape[1]) * 32 // int(module.bits)
+        return inputs, int(module.weight.shape[0])
+    return None
 
 
 def read_shapes(directory: Path) -> dict[str, Shapes]:

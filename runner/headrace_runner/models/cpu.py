@@ -104,6 +104,11 @@ class PackedLinear(Module):
         if "bias" in layer:
             self.bias = layer["bias"]
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of an input, and of an output."""
+        return self._layout.inputs, self._layout.outputs
+
     def __call__(self, x: mx.array) -> mx.array:
         y: mx.array = _kernels().multiply(x, self.packed, self._layout)
         return y + self.bias if "bias" in self else y

@@ -18,6 +18,8 @@ from headrace_runner.engine.text.layout import Piece
 from headrace_runner.engine.text.layouts import choose_layout
 from headrace_runner.engine.text.windows import Prompt, Window
 from headrace_runner.models import cpu
+from headrace_runner.models.adapters import places_in
+from headrace_runner.models.lora import Adaptable, Mixture, Pair
 from tests.unit.engine.tiny import GREEDY, alone, tiny_model
 
 pytest.importorskip("headrace_kernels", reason="the kernels are not built: make kernels")
@@ -43,6 +45,23 @@ def kinds(model: Any) -> set[type]:
     return {type(layer) for layer in model.leaf_modules().values()} | {
         type(layer) for layer in model.modules()
     }
+
+
+def test_adapters_have_their_places_in_packed_layers_too() -> None:
+    model = quantised()
+    mine = packed(model)
+    assert places_in(mine) == places_in(model)
+    mixture = Mixture()
+    path = "model.layers.0.mlp.down_proj"
+    place = places_in(mine)[path]
+    pair = Pair(mx.ones((place.inputs, 2)), mx.full((2, place.outputs), 0.5))
+    x = mx.random.normal((2, 3, place.inputs))
+    before = mine.model.layers[0].mlp.down_proj(x)
+    Adaptable(mine, mixture).add("a", {path: pair})
+    with mixture.of([("a", 1), (None, 1)]):
+        after = mine.model.layers[0].mlp.down_proj(x)
+    assert mx.array_equal(after[1], before[1])
+    assert mx.allclose(after[0] - before[0], x[0].sum(-1, keepdims=True), atol=1e-2)
 
 
 @pytest.mark.parametrize("tied", [False, True])
