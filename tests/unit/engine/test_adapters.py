@@ -66,10 +66,11 @@ Load = Callable[[], LoadedModel]
 
 
 def write(folder: Path, model: Any) -> dict[str, AdapterRef]:
-    """Three adapters of a model, of different ranks and layers."""
+    """Three adapters of a model, of different layers; the ranks of two are the same."""
     refs = {}
     for seed, (name, keys) in enumerate(KEYS.items()):
-        made = make(model, seed=seed, rank=2 + 3 * seed, keys=keys, layers=2 if seed else 1)
+        rank, layers = (4, 4, 7)[seed], 2 if seed else 1
+        made = make(model, seed=seed, rank=rank, keys=keys, layers=layers)
         refs[name] = AdapterRef(name, name, write_mlx(folder / name, made))
     return refs
 
