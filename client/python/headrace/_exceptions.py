@@ -180,8 +180,10 @@ class Draining(HeadraceError):
     code = StatusCode.UNAVAILABLE
     reason = "DRAINING"
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__("shutting down; no new streams are taken", retry_after=retry_after)
+    def __init__(
+        self, retry_after: float, message: str = "shutting down; no new streams are taken"
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
 
 
 class QueueFull(HeadraceError):

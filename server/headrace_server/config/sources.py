@@ -20,6 +20,8 @@ from headrace_server.config.problems import ConfigError, Problem, line_of, neare
 from headrace_server.config.settings import BY_KEY, GENERAL, Key, ServerConfig, Setting
 from headrace_server.config.values import HttpsAddress, Kind, quoted, toml
 
+_OF_CLIENTS = frozenset({"token", "tls_ca", "client_cert", "client_key"})
+"""Variables of clients, which a shell may well have as well."""
 FILE_NAME = "config.toml"
 """Of the file that is read from the home where none is named."""
 MODELS = "models"
@@ -179,7 +181,7 @@ class _Reading:
                     what = f"{quoted(env[variable])} {error}"
                     self.problems.append(Problem(variable, 0, what))
                 break
-        known = {setting.key for setting in GENERAL} | {"config", "host"}
+        known = {setting.key for setting in GENERAL} | {"config", "host"} | _OF_CLIENTS
         for name in sorted(env):
             key = name.removeprefix(_PREFIX).lower()
             # Others may have variables of this prefix too; one that looks like ours is a slip.

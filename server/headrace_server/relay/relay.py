@@ -262,7 +262,8 @@ class Relay:
                 await self._carry_through(call, deadline)
         except TimeoutError:
             if self._ended:
-                raise Draining(1.0) from None
+                what = "the server shut down before the call was done; make it again"
+                raise Draining(1.0, what) from None
             raise DeadlineExceeded(f"the call was not done within {limit:g} s") from None
         finally:
             self._limits.discard(timeout)

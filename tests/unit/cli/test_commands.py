@@ -241,7 +241,10 @@ def test_models(fake: Fake, headrace: Run) -> None:
     assert "source" not in out
     assert json.loads(headrace("show", "m:1", "--json")[1])["created_at"].startswith("2023-11-14")
     assert headrace("show", "n")[0] == 3
-    assert headrace("rm", "m:1")[1] == "removed m:1, 98 MB freed\n"
+    code, out, err = headrace("rm", "nobody", "m:1", "none")
+    assert (code, out) == (3, "removed m:1, 98 MB freed\n")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert ["nobody" in errors[0], "none" in errors[1], len(errors)] == [True, True, 2], err
     assert fake.models == {}
 
 

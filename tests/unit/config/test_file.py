@@ -172,6 +172,7 @@ def test_a_file_that_is_no_text_is_told(file: Path) -> None:
 
 def test_a_slip_in_a_variable_is_told(file: Path) -> None:
     env = {"HEADRACE_MEMROY": "1GiB", "HEADRACE_TEST_HOME": "x", "HEADRACE_HOST": "localhost"}
+    env |= {"HEADRACE_TOKEN": "hr_x", "HEADRACE_TLS_CA": "ca.crt", "HEADRACE_CLIENT_CERT": "c.crt"}
     told = read(file, "", **env).warnings
     assert told == ("HEADRACE_MEMROY is not read; did you mean HEADRACE_MEMORY?",)
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "score": ("score", "Say how likely texts are behind a prompt."),
     "tokenize": ("tokenize", "Show the tokens of a text."),
     "pull": ("models", "Fetch a model into the store."),
-    "import": ("models", "Bring in a GGUF file or an MLX or Hugging Face directory."),
+    "import": ("models", "Bring in a GGUF file, an MLX or Hugging Face directory, an adapter."),
     "list": ("models", "List the models of the store."),
     "show": ("models", "Show one model."),
     "cp": ("models", "Give a model a second name."),

@@ -54,7 +54,7 @@ def dev(directory: Path, hosts: tuple[str, ...], days: int) -> None:
         raise click.BadParameter(str(error), param_hint="--host") from None
     at = directory
     click.echo(
-        f"wrote ca.crt, server.crt, server.key, client.crt and client.key to {at}\n\n"
+        f"wrote ca.crt, ca.key, server.crt, server.key, client.crt and client.key to {at}\n\n"
         f"serve:   headrace serve --tls-cert {at}/server.crt --tls-key {at}/server.key\n"
         f"         and, so that clients need a certificate too: --tls-client-ca {at}/ca.crt\n"
         f"call:    export HEADRACE_HOST=https://localhost HEADRACE_TLS_CA={at}/ca.crt\n"

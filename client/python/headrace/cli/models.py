@@ -11,6 +11,7 @@ import click
 from headrace.cli.connection import controller
 from headrace.cli.output import echo_fields, echo_json, echo_table, json_option, size
 from headrace.cli.progress import follow
+from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
     from headrace.types import AdapterTraits, ImageTraits, Model, Quantize
@@ -181,13 +182,22 @@ def cp_command(source: str, destination: str, as_json: bool) -> None:
 def rm_command(models: tuple[str, ...], as_json: bool) -> None:
     """Remove each MODEL, and its files when no other name holds them."""
     freed: dict[str, int] = {}
+    failed: list[HeadraceError] = []
     with controller(private=True) as client:
         for model in models:
-            freed[model] = client.delete_model(model)
+            try:
+                freed[model] = client.delete_model(model)
+            except HeadraceError as error:  # The others are removed all the same.
+                failed.append(error)
+                continue
             if not as_json:
                 click.echo(f"removed {model}, {size(freed[model])} freed")
     if as_json:
         echo_json([{"model": model, "freed_bytes": count} for model, count in freed.items()])
+    if failed:
+        for earlier in failed[:-1]:
+            click.echo(f"error: {earlier.message}", err=True)
+        raise failed[-1]
 
 
 def _echo_arrival(model: Model, as_json: bool) -> None:
