@@ -8,20 +8,25 @@ import {
   type MessageShape,
   toBinary,
 } from "@bufbuild/protobuf";
-import { invalid } from "./errors.js";
+import { Code } from "@connectrpc/connect";
+import { HeadraceError, invalid } from "./errors.js";
+
+/** The largest message that a server takes. One that is longer would cost the whole connection, with
+ * all the other calls on it, since Node sends on while the server has already refused. */
+const MAX_MESSAGE_BYTES = 32 << 20;
 
 /** The message of a call. Throws INVALID_REQUEST for fields that there are not, and for values that
- * Protobuf cannot carry. */
+ * Protobuf cannot carry; RESOURCE_EXHAUSTED for what is too large to be sent. */
 export function requestOf<I extends DescMessage>(
   method: DescMethod & { input: I },
   init: MessageInitShape<I>,
 ): MessageShape<I> {
   walk(method.input, init, "");
   const message = create(method.input, init);
-  try {
-    toBinary(method.input, message);
-  } catch (error) {
-    throw invalid(error instanceof Error ? error.message : String(error), "", error);
+  const { length } = encode(method.input, message);
+  if (length > MAX_MESSAGE_BYTES) {
+    const text = `the request has ${length} bytes, and a server takes at most ${MAX_MESSAGE_BYTES}`;
+    throw new HeadraceError(Code.ResourceExhausted, `${text}; it was not sent`);
   }
   return message;
 }
@@ -30,6 +35,14 @@ export function requestOf<I extends DescMessage>(
 export function modelOf(message: object): string | undefined {
   const model = "model" in message ? message.model : undefined;
   return typeof model === "string" && /^[\x20-\x7e]+$/.test(model) ? model : undefined;
+}
+
+function encode<I extends DescMessage>(desc: I, message: MessageShape<I>): Uint8Array {
+  try {
+    return toBinary(desc, message);
+  } catch (error) {
+    throw invalid(error instanceof Error ? error.message : String(error), "", error);
+  }
 }
 
 function walk(desc: DescMessage, value: unknown, path: string): void {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { before, test } from "node:test";
 import { context, createTraceState, ROOT_CONTEXT, trace } from "@opentelemetry/api";
 import { AsyncLocalStorageContextManager } from "@opentelemetry/context-async-hooks";
-import { Code, type HeadraceError, traceIdOf } from "headrace";
+import { Code, HeadraceError, traceIdOf } from "headrace";
 import { CompletionService, ModelService } from "headrace/v1";
 import { caught, open, serve } from "./server.js";
 
@@ -135,4 +135,26 @@ test("messages of 30 MiB come, and none of more than 32", async (t) => {
   assert.equal(model?.name.length, 30 << 20);
   const error = await caught<HeadraceError>(client.model.listRunners({}));
   assert.equal(error.code, Code.ResourceExhausted);
+});
+
+test("a request of more than 32 MiB is not sent, and other calls go on", async (t) => {
+  const { client, seen } = await noting(t);
+  const waiting = new AbortController();
+  const other = caught<HeadraceError>(client.model.listModels({}, { signal: waiting.signal }));
+  const model = "x".repeat(32 << 20);
+  const headers = { "headrace-model": "m" }; // No header carries that name.
+  for (const error of [
+    await caught<HeadraceError>(client.model.getModel({ model }, { headers })),
+    await caught<HeadraceError>(client.complete({ model }, { headers })),
+  ]) {
+    assert.ok(HeadraceError.is(error));
+    assert.deepEqual([error.code, error.reason], [Code.ResourceExhausted, ""]);
+    assert.match(error.message, /at most 33554432/);
+  }
+  await client.model.getModel({ model: "m" });
+  assert.equal(seen.length, 2);
+  waiting.abort();
+  assert.equal((await other).code, Code.Canceled);
+  // The field's tag and its length take five bytes: this is the largest that there is.
+  await client.model.getModel({ model: model.slice(5) }, { headers });
 });
