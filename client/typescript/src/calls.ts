@@ -16,12 +16,23 @@ import {
   type Transport,
 } from "@connectrpc/connect";
 import { invalid } from "./errors.js";
+import { checkOptions } from "./options.js";
 import { modelOf, requestOf } from "./requests.js";
 import { isRepeatable, nextAttempt, pause } from "./retry.js";
 import { aborted, fromConnectError } from "./status.js";
 import { injectTrace, note } from "./trace.js";
 
 const MODEL = "headrace-model";
+/** Those of Connect. */
+const CALL_OPTIONS: readonly (keyof CallOptions)[] = [
+  "timeoutMs",
+  "headers",
+  "signal",
+  "onHeader",
+  "onTrailer",
+  "contextValues",
+];
+const DEFAULTS: readonly (keyof CallDefaults)[] = ["timeoutMs", "token"];
 /** What gRPC's header for timeouts has room for, a day and more. */
 const LONGEST_MS = 99_999_999;
 
@@ -54,6 +65,7 @@ export class Calls {
 
   /** `target`: what errors call the server. */
   constructor(transport: Transport, target: string, defaults: CallDefaults) {
+    checkOptions(defaults, DEFAULTS, "a client");
     timeoutOf(defaults.timeoutMs);
     this.#transport = transport;
     this.#target = target;
@@ -81,7 +93,7 @@ export class Calls {
     options: CallOptions = {},
   ): Promise<MessageShape<O>> {
     const call = this.#call(options);
-    const message = this.#prepare(call, method, request);
+    const message = this.#prepare(call, method, request, options);
     const timeout = this.#timeout(options);
     const end = endOf(timeout);
     for (let made = 1; ; made++) {
@@ -127,7 +139,7 @@ export class Calls {
     request: MessageInitShape<I>,
     options: CallOptions,
   ): AsyncGenerator<MessageShape<O>, void, undefined> {
-    const message = this.#prepare(call, method, request);
+    const message = this.#prepare(call, method, request, options);
     const timeout = this.#timeout(options);
     const end = endOf(timeout);
     // The transport does not notice by itself that nobody iterates any more.
@@ -170,7 +182,9 @@ export class Calls {
     call: Call,
     method: DescMethodUnary<I, O> | DescMethodServerStreaming<I, O>,
     request: MessageInitShape<I>,
+    options: CallOptions,
   ): MessageShape<I> {
+    checkOptions(options, CALL_OPTIONS, "a call");
     const message = requestOf(method, request);
     const model = modelOf(message);
     if (model && !call.headers.has(MODEL)) call.headers.set(MODEL, model);
@@ -179,14 +193,19 @@ export class Calls {
 
   /** As Connect takes it: 0 for none. */
   #timeout(options: CallOptions): number {
-    return timeoutOf(options.timeoutMs ?? this.#defaults.timeoutMs);
+    const { timeoutMs = this.#defaults.timeoutMs } = options;
+    return timeoutOf(timeoutMs);
   }
 }
 
-function timeoutOf(ms: number | undefined): number {
+function timeoutOf(ms: unknown): number {
   if (ms === undefined || ms === Number.POSITIVE_INFINITY) return 0;
-  if (ms > 0 && ms <= LONGEST_MS) return Math.ceil(ms);
-  throw invalid(`${ms} is not 0 < timeoutMs <= ${LONGEST_MS}; Infinity is no limit`, "timeoutMs");
+  if (typeof ms === "number" && ms > 0 && ms <= LONGEST_MS) return Math.ceil(ms);
+  const given = typeof ms === "string" ? JSON.stringify(ms) : String(ms);
+  throw invalid(
+    `${given} is not 0 < timeoutMs <= ${LONGEST_MS}; Infinity is no limit`,
+    "timeoutMs",
+  );
 }
 
 /** When it is over, by `performance.now()`. */

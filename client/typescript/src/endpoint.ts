@@ -3,8 +3,10 @@
 import { readFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { invalid } from "./errors.js";
+import { checkOptions } from "./options.js";
 import { cleanToken, guardToken, isLoopback } from "./token.js";
 
+const TLS_OPTIONS: readonly (keyof TlsOptions)[] = ["ca", "cert", "key"];
 const PORT = 50151;
 const DEFAULT = `127.0.0.1:${PORT}`;
 
@@ -49,6 +51,7 @@ type Environment = Readonly<Record<string, string | undefined>>;
  * Throws INVALID_REQUEST for a token that would travel in the clear, for files that cannot be read,
  * and for options that have no effect. */
 export function resolveEndpoint(options: EndpointOptions, env: Environment): Endpoint {
+  if (options.tls !== undefined) checkOptions(options.tls, TLS_OPTIONS, "tls");
   const where = options.target || env.HEADRACE_HOST || DEFAULT;
   const [, scheme = "", rest = ""] = /^(https:\/\/|http:\/\/|unix:)?(.*)$/is.exec(where) ?? [];
   const token = cleanToken(options.token ?? env.HEADRACE_TOKEN ?? "");

@@ -6,10 +6,18 @@ import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-no
 import type { CallDefaults } from "./calls.js";
 import { HeadraceClient } from "./client.js";
 import { type Endpoint, type EndpointOptions, resolveEndpoint } from "./endpoint.js";
+import { checkOptions } from "./options.js";
 
 export type { EndpointOptions, TlsOptions } from "./endpoint.js";
 export * from "./index.js";
 
+const OPTIONS: readonly (keyof ClientOptions)[] = [
+  "target",
+  "token",
+  "tls",
+  "timeoutMs",
+  "interceptors",
+];
 /** The largest message that is received: twice what the contract allows a prompt. */
 const MAX_MESSAGE_BYTES = 32 << 20;
 
@@ -27,6 +35,7 @@ export class Client extends HeadraceClient {
   readonly #sessions: Http2SessionManager;
 
   constructor(options: ClientOptions = {}) {
+    checkOptions(options, OPTIONS, "a client");
     const endpoint = resolveEndpoint(options, process.env);
     const sessions = new Http2SessionManager(
       endpoint.authority,

@@ -5,9 +5,18 @@ import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import type { CallDefaults } from "./calls.js";
 import { HeadraceClient } from "./client.js";
 import { invalid } from "./errors.js";
+import { checkOptions } from "./options.js";
 import { cleanToken, guardToken, isLoopback } from "./token.js";
 
 export * from "./index.js";
+
+const OPTIONS: readonly (keyof ClientOptions)[] = [
+  "target",
+  "token",
+  "timeoutMs",
+  "interceptors",
+  "fetch",
+];
 
 /** Options of a client for browsers. */
 export interface ClientOptions extends CallDefaults {
@@ -25,6 +34,7 @@ export interface ClientOptions extends CallDefaults {
  * The constructor throws HeadraceError for options that cannot be. */
 export class Client extends HeadraceClient {
   constructor(options: ClientOptions = {}) {
+    checkOptions(options, OPTIONS, "a client");
     const target = options.target ?? globalThis.location?.origin ?? "";
     if (!/^https?:\/\//i.test(target) || !URL.canParse(target)) {
       throw invalid(`"${target}" is no server; write https://host:port`, "target");

@@ -4,7 +4,9 @@ import { mkdtemp } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { HeadraceError } from "headrace";
+import { createRouterTransport } from "@connectrpc/connect";
+import { HeadraceClient, HeadraceError } from "headrace";
+import { Client } from "headrace/node";
 import { type EndpointOptions, resolveEndpoint } from "#dist/endpoint";
 import { cleanToken } from "#dist/token";
 
@@ -87,4 +89,27 @@ test("a token is not sent in the clear to another machine", () => {
 test("TLS options have an effect, or are refused", () => {
   refused({ target: "127.0.0.1:1", tls: { ca: "x" } }, {}, /https:\/\/127.0.0.1:1/);
   refused({ target: "unix:/x", tls: {} }, {}, /Unix socket/);
+  const misspelt: object = { certt: "x" };
+  refused({ target: "https://models.local", tls: misspelt }, {}, /certt: tls has no such option/);
+});
+
+test("options that there are not are refused, and named", () => {
+  const cases: [unknown, RegExp][] = [
+    [{ targett: "models.local" }, /^targett: .* it has target, token/],
+    [{ target: "models.local", timeout: 5 }, /^timeout: .*timeoutMs/],
+    [{ target: "models.local", timeoutMs: "5" }, /^timeoutMs: "5"/],
+    ["models.local:7001", /must be an object with target/],
+    [null, /must be an object/],
+  ];
+  const transport = createRouterTransport(() => undefined);
+  assert.throws(
+    () => new HeadraceClient(transport, "here", { timeout: 5 } as object),
+    (error) => HeadraceError.is(error, "INVALID_REQUEST") && /^timeout: /.test(error.message),
+  );
+  for (const [options, text] of cases) {
+    assert.throws(
+      () => new Client(options as object),
+      (error) => HeadraceError.is(error, "INVALID_REQUEST") && text.test(error.message),
+    );
+  }
 });

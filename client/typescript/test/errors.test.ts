@@ -136,9 +136,23 @@ test("what Protobuf cannot carry, and fields that there are not, are refused", a
     assert.equal(error.violations[0]?.field ?? "", field);
     assert.match(error.message, text);
   }
-  for (const timeoutMs of [0, -1, Number.NaN, 1e9]) {
-    const error = await caught<HeadraceError>(client.model.listModels({}, { timeoutMs }));
+  for (const timeoutMs of [0, -1, Number.NaN, 1e9, null, "5"] as number[]) {
+    for (const call of [
+      client.model.listModels({}, { timeoutMs }),
+      client.complete({ model: "m" }, { timeoutMs }),
+    ]) {
+      const error = await caught<HeadraceError>(call);
+      assert.ok(HeadraceError.is(error, "INVALID_REQUEST"));
+      assert.match(error.message, /^timeoutMs: /);
+    }
+  }
+  const misspelt: object = { timeout: 5 };
+  for (const call of [
+    client.model.listModels({}, misspelt),
+    client.complete({ model: "m" }, misspelt),
+  ]) {
+    const error = await caught<HeadraceError>(call);
     assert.ok(HeadraceError.is(error, "INVALID_REQUEST"));
-    assert.match(error.message, /timeoutMs/);
+    assert.match(error.message, /^timeout: a call has no such option.*timeoutMs/);
   }
 });

@@ -54,6 +54,7 @@ test("what is no server, and a token in the clear, are refused", () => {
     { target: "localhost:8443" },
     { target: "http://models.local", token: "hr_x" },
     { target: "https://models.local", timeoutMs: 0 },
+    { target: "https://models.local", tls: {} },
   ]) {
     assert.throws(
       () => new Client(options),
