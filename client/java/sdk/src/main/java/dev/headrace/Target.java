@@ -3,6 +3,7 @@ package dev.headrace;
 import java.net.InetAddress;
 import java.net.UnknownHostException;
 import java.util.Locale;
+import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
 /** Where a server is. Opens nothing and asks no name service. */
@@ -15,6 +16,9 @@ final class Target {
   private static final Pattern LOOPBACK =
       Pattern.compile("127(\\.(25[0-5]|2[0-4]\\d|1?\\d?\\d)){3}");
   private static final Pattern IPV6 = Pattern.compile("[0-9a-fA-F:.]*:[0-9a-fA-F:.]*");
+
+  private static final Pattern ADDRESS =
+      Pattern.compile("(\\[[0-9a-fA-F:.]+(%[^\\[\\]]+)?]|[^\\[\\]:@?#/]+):(\\d{1,5})");
 
   private Target() {}
 
@@ -52,25 +56,46 @@ final class Target {
    * <p>"https://host:port" and "http://host:port" are host:port. A host without a port gets
    * Headrace's own, since gRPC's default is a web server's.
    *
-   * @throws HeadraceException the address has a path
+   * @throws HeadraceException the address has a path or spaces, or its port is none
    */
   static String resolve(String where) {
     String target = where;
     for (String scheme : new String[] {HTTPS, HTTP}) {
       if (hasPrefix(where, scheme)) { // It says whether there is TLS, and not where.
         target = where.substring(scheme.length()).replaceAll("/+$", "");
-        if (target.contains("/")) {
-          throw HeadraceException.invalid(
-              where + " has a path, and there is none; write https://host:port");
-        }
         if (target.isEmpty()) {
           return DEFAULT;
         }
+        return checked(withPort(target), where);
       }
     }
-    if (target.contains("/") || target.startsWith("unix:")) {
+    if (target.startsWith("unix:")) {
       return target;
     }
+    if (target.contains("://") && target.chars().noneMatch(Character::isWhitespace)) {
+      return target; // gRPC's own, such as dns:///host:port
+    }
+    return checked(withPort(target), where);
+  }
+
+  private static String checked(String target, String where) {
+    Matcher address = ADDRESS.matcher(target);
+    if (target.contains("/")) {
+      throw HeadraceException.invalid(
+          where + " has a path, and there is none; write https://host:port");
+    }
+    if (!address.matches() || target.chars().anyMatch(Character::isWhitespace)) {
+      throw HeadraceException.invalid(
+          where + " is no target; write host:port, https://host:port or unix:/path");
+    }
+    int port = Integer.parseInt(address.group(3));
+    if (port < 1 || port > 65535) {
+      throw HeadraceException.invalid(where + " is no target: a port is a number from 1 to 65535");
+    }
+    return target;
+  }
+
+  private static String withPort(String target) {
     if (target.startsWith("[")) {
       return target.contains("]:") ? target : target + ":" + DEFAULT_PORT;
     }

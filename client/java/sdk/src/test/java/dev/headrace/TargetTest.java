@@ -2,7 +2,9 @@ package dev.headrace;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import dev.headrace.v1.ErrorReason;
 import io.grpc.Status;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -22,16 +24,42 @@ class TargetTest {
     "::1, [::1]:50151",
     "[::1], [::1]:50151",
     "[::1]:7001, [::1]:7001",
+    "fe80::1%eth0, [fe80::1%eth0]:50151",
+    "gpu.example:65535, gpu.example:65535",
   })
   void isGivenAsGrpcTakesIt(String given, String expected) {
     assertEquals(expected, Target.resolve(given));
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"https://gpu.example/v1", "http://gpu.example:7001/v1/"})
-  void hasNoPath(String given) {
+  @ValueSource(
+      strings = {
+        "https://gpu.example/v1",
+        "http://gpu.example:7001/v1/",
+        "gpu.example/v1",
+        "gpu.example:7001/v1",
+        "127.0.0.1:99999",
+        "gpu.example:65536",
+        "gpu.example:0",
+        "gpu.example:abc",
+        "gpu.example:-1",
+        "gpu.example:",
+        "https://gpu.example:99999",
+        "[::1]:99999",
+        "[::1]:abc",
+        "[gpu.example]:7001",
+        "gpu.example:7001:7002",
+        ":7001",
+        "user@gpu.example",
+        "gpu example",
+        "gpu.example: 7001",
+        "dns:///gpu example:7001",
+      })
+  void thatIsNoneIsRefusedAndNamed(String given) {
     HeadraceException error = assertThrows(HeadraceException.class, () -> Target.resolve(given));
     assertEquals(Status.Code.INVALID_ARGUMENT, error.code());
+    assertEquals(ErrorReason.ERROR_REASON_INVALID_REQUEST, error.reason());
+    assertTrue(error.message().contains(given), error.message());
   }
 
   @ParameterizedTest
