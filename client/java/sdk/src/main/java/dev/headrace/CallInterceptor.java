@@ -100,6 +100,16 @@ final class CallInterceptor implements ClientInterceptor {
 
     @Override
     public synchronized void sendMessage(Q message) {
+      if (message instanceof Message request) {
+        try {
+          Texts.check(request);
+        } catch (HeadraceException refused) {
+          if (!begun) {
+            listener = null; // The stub cancels, and what has not begun then never does.
+          }
+          throw refused;
+        }
+      }
       if (!begun && headers != null && !headers.containsKey(MODEL)) {
         String model = modelOf(message);
         if (!model.isEmpty()) {

@@ -80,7 +80,7 @@ public final class HeadraceClient implements AutoCloseable {
    * connection, which closing either closes.
    *
    * @param timeout of each call as a whole, or {@link #NO_TIMEOUT}
-   * @throws HeadraceException INVALID_ARGUMENT: it is negative
+   * @throws HeadraceException INVALID_ARGUMENT: it is negative, or null
    */
   public HeadraceClient withTimeout(Duration timeout) {
     return new HeadraceClient(connection, untimed, valid(timeout));
@@ -106,7 +106,11 @@ public final class HeadraceClient implements AutoCloseable {
     }
   }
 
-  /** Generates token by token. Close the stream. */
+  /**
+   * Generates token by token. Close the stream.
+   *
+   * @throws HeadraceException INVALID_ARGUMENT: a text of the request is none
+   */
   public CompletionStream streamCompletion(StreamCompletionRequest request) {
     return new CompletionStream(channel, request);
   }
@@ -122,7 +126,11 @@ public final class HeadraceClient implements AutoCloseable {
     }
   }
 
-  /** Draws images, and tells how it goes. Close the stream. */
+  /**
+   * Draws images, and tells how it goes. Close the stream.
+   *
+   * @throws HeadraceException INVALID_ARGUMENT: a text of the request is none
+   */
   public ImageStream streamImage(StreamImageRequest request) {
     return new ImageStream(channel, request);
   }
@@ -151,6 +159,7 @@ public final class HeadraceClient implements AutoCloseable {
    * Begins a call with a stream of answers. Close the stream.
    *
    * @param method such as {@code ModelServiceGrpc.getWatchModelsMethod()}
+   * @throws HeadraceException INVALID_ARGUMENT: a text of the request is none
    */
   public <Q, R> ServerStream<R> stream(MethodDescriptor<Q, R> method, Q request) {
     return new ServerStream<>(channel, method, request);
@@ -163,6 +172,10 @@ public final class HeadraceClient implements AutoCloseable {
   }
 
   private static Duration valid(Duration timeout) {
+    if (timeout == null) {
+      throw HeadraceException.invalid(
+          "timeout: must not be null; HeadraceClient.NO_TIMEOUT lifts the limit");
+    }
     if (timeout.isNegative()) {
       throw HeadraceException.invalid("timeout: must not be negative, and is " + timeout);
     }
@@ -214,7 +227,11 @@ public final class HeadraceClient implements AutoCloseable {
       return this;
     }
 
-    /** How long a call may take as a whole, unless it says otherwise. Without it: no limit. */
+    /**
+     * How long a call may take as a whole, unless it says otherwise. Without it: no limit.
+     *
+     * @throws HeadraceException INVALID_ARGUMENT: it is negative, or null
+     */
     public Builder timeout(Duration timeout) {
       this.timeout = valid(timeout);
       return this;
@@ -254,8 +271,8 @@ public final class HeadraceClient implements AutoCloseable {
     /**
      * Makes the client, which connects at its first call.
      *
-     * @throws HeadraceException INVALID_ARGUMENT: a token would travel in the clear to another
-     *     machine, a file cannot be read, or options contradict each other
+     * @throws HeadraceException INVALID_ARGUMENT: the target is none, a token would travel in the
+     *     clear to another machine, a file cannot be read, or options contradict each other
      */
     public HeadraceClient build() {
       Endpoint endpoint =

@@ -121,6 +121,18 @@ public final class HeadraceException extends StatusRuntimeException {
         status, new Metadata(), "INVALID_REQUEST", Map.of(), null, List.of(), "");
   }
 
+  /** The same of a field of a request. */
+  static HeadraceException invalidField(String field, String description) {
+    return new HeadraceException(
+        Status.INVALID_ARGUMENT.withDescription(field + ": " + description),
+        new Metadata(),
+        "INVALID_REQUEST",
+        Map.of(),
+        null,
+        List.of(new FieldViolation(field, description)),
+        "");
+  }
+
   /** A stream that is not what the contract promises. */
   static HeadraceException broken(Status status, String message, String traceId) {
     return new HeadraceException(

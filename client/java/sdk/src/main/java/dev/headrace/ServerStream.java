@@ -27,6 +27,9 @@ public class ServerStream<T> implements Iterable<T>, Iterator<T>, AutoCloseable 
     Context before = context.attach();
     try {
       messages = ClientCalls.blockingServerStreamingCall(channel, method, options, request);
+    } catch (HeadraceException refused) {
+      close();
+      throw refused;
     } finally {
       context.detach(before);
     }

@@ -6,8 +6,11 @@ import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import dev.headrace.v1.ChatInput;
+import dev.headrace.v1.ChatMessage;
 import dev.headrace.v1.CompletionInput;
 import dev.headrace.v1.CountTokensRequest;
+import dev.headrace.v1.ErrorReason;
 import dev.headrace.v1.GetModelRequest;
 import dev.headrace.v1.GetModelResponse;
 import dev.headrace.v1.ListModelsRequest;
@@ -38,6 +41,7 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.function.Executable;
 
 /** Against a server in this process, over a real connection. */
 @Timeout(60)
@@ -90,6 +94,49 @@ class HeadraceClientTest {
     try (CompletionStream stream = client.streamCompletion(completion("a b"))) {
       assertTrue(stream.hasNext());
       assertEquals("a b", server.header("headrace-model"));
+    }
+  }
+
+  @Test
+  void halfASurrogatePairIsRefusedAndNotSent() throws InterruptedException {
+    ChatMessage whole = ChatMessage.newBuilder().setContent("\ud83d\ude00").build();
+    ChatMessage half = ChatMessage.newBuilder().setContent("x\ud83d").build();
+    StreamCompletionRequest completion =
+        StreamCompletionRequest.newBuilder()
+            .setModel("x")
+            .setChat(ChatInput.newBuilder().addMessages(whole).addMessages(half))
+            .build();
+    GetModelRequest unary = model("\ude00\ud83d");
+    Map<String, Executable> calls =
+        Map.of(
+            "chat.messages[1].content",
+            () -> client.streamCompletion(completion),
+            "model",
+            () -> client.call(ModelServiceGrpc.getGetModelMethod(), unary));
+    calls.forEach(
+        (field, call) -> {
+          HeadraceException error = assertThrows(HeadraceException.class, call);
+          assertEquals(ErrorReason.ERROR_REASON_INVALID_REQUEST, error.reason());
+          assertEquals(field, error.violations().get(0).field());
+        });
+    HeadraceException error =
+        assertThrows(
+            HeadraceException.class,
+            () -> ModelServiceGrpc.newBlockingStub(client.channel()).getModel(unary));
+    assertEquals(ErrorReason.ERROR_REASON_INVALID_REQUEST, error.reason());
+    client.call(ModelServiceGrpc.getGetModelMethod(), model("\ud83d\ude00"));
+    server.header("authorization");
+    assertTrue(server.calls.isEmpty());
+  }
+
+  @Test
+  void aTimeoutThatIsNoneIsRefused() {
+    for (Executable with :
+        List.<Executable>of(
+            () -> HeadraceClient.builder().timeout(null), () -> client.withTimeout(null))) {
+      HeadraceException error = assertThrows(HeadraceException.class, with);
+      assertEquals(ErrorReason.ERROR_REASON_INVALID_REQUEST, error.reason());
+      assertTrue(error.message().contains("NO_TIMEOUT"), error.message());
     }
   }
 
