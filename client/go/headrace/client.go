@@ -55,8 +55,8 @@ func secretOf(text string) secret { return func() string { return text } }
 // Without a port it is 50151. "" stands for the environment's HEADRACE_HOST, else
 // 127.0.0.1:50151.
 //
-// It fails with [ReasonInvalidRequest] where a token would travel in the clear to another machine,
-// and for files that cannot be used.
+// It fails with [ReasonInvalidRequest] for what is no target, where a token would travel in the clear
+// to another machine, and for files that cannot be used.
 func New(target string, opts ...Option) (*Client, error) {
 	var o options
 	for _, opt := range opts {

@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 const (
@@ -28,14 +30,15 @@ func resolveEndpoint(target string, o *options) (endpoint, error) {
 	if target == "" {
 		target = os.Getenv("HEADRACE_HOST")
 	}
+	target = strings.TrimSpace(target)
 	if target == "" {
 		target = defaultTarget
 	}
 	scheme, host := splitScheme(target)
-	if scheme != "" && strings.Contains(host, "/") {
-		return endpoint{}, invalid("%s has a path, and there is none; write https://host:port", target)
-	}
 	host = withPort(host)
+	if err := checkTarget(scheme, host, target); err != nil {
+		return endpoint{}, err
+	}
 	to := endpoint{target: host}
 	switch files := o.files; {
 	case o.tls != nil && files != tlsFiles{}:
@@ -103,6 +106,28 @@ func withPort(target string) string {
 	default: // an IPv6 address without its brackets
 		return net.JoinHostPort(target, defaultPort)
 	}
+}
+
+// checkTarget refuses what gRPC would find out at the first call only. What has a scheme of gRPC's,
+// such as dns:///, is left to it.
+func checkTarget(scheme, target, given string) error {
+	if isUnix(target) || scheme == "" && strings.Contains(target, "://") {
+		return nil
+	}
+	if strings.Contains(target, "/") {
+		return invalid("%s has a path, and there is none; write https://host:port", given)
+	}
+	host, port, err := net.SplitHostPort(target)
+	if err != nil || strings.ContainsFunc(host, unicode.IsSpace) || strings.ContainsAny(host, "@?#") {
+		return invalid("%s is no target; write host:port, https://host:port or unix:/path", given)
+	}
+	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
+		return invalid("%s is no target: a port is a number from 1 to 65535", given)
+	}
+	if _, err := netip.ParseAddr(host); strings.HasPrefix(target, "[") && err != nil {
+		return invalid("%s is no target: what is in brackets is an address of IPv6", given)
+	}
+	return nil
 }
 
 func isUnix(target string) bool {

@@ -38,11 +38,32 @@ func TestWhereATargetIs(t *testing.T) {
 		"unix:h.sock":               "unix:h.sock",
 		"dns:///gpu.example:7":      "dns:///gpu.example:7",
 		"https://dns:///gpu:7":      "",
+		" gpu.example:7\n":          "gpu.example:7",
+		"fe80::1%eth0":              "[fe80::1%eth0]:50151",
+		"passthrough:///gpu":        "passthrough:///gpu",
 		"https://gpu.example:7/api": "",
+		"gpu.example:7/api":         "",
+		"gpu.example/api":           "",
+		"gpu.example:99999":         "",
+		"gpu.example:65536":         "",
+		"gpu.example:0":             "",
+		"gpu.example:abc":           "",
+		"gpu.example:+7":            "",
+		"gpu.example:":              "",
+		"https://gpu.example:99999": "",
+		"[::1]:abc":                 "",
+		"[gpu]:7":                   "",
+		"gpu:7:8":                   "",
+		"gpu example":               "",
+		"user@gpu.example":          "",
 	} {
 		to, err := resolveEndpoint(given, &options{})
 		if to.target != wanted || (err != nil) != (wanted == "") {
 			t.Errorf("%q is at %q (%v), not %q", given, to.target, err, wanted)
+		}
+		if err != nil &&
+			(!errors.Is(err, ReasonInvalidRequest) || !strings.Contains(err.Error(), given)) {
+			t.Errorf("%q is refused by %v", given, err)
 		}
 		if secure := strings.EqualFold(given[:min(5, len(given))], "https"); wanted != "" &&
 			secure != (to.tls != nil) {
