@@ -55,7 +55,8 @@ impl Client {
 
     /// The same connection with another default for how long a call may take. `None`: no limit.
     ///
-    /// A single call may also say it itself, by [`tonic::Request::set_timeout`].
+    /// A single call may also say it itself, by [`tonic::Request::set_timeout`], which panics for more
+    /// than gRPC can carry, 99,999,999 hours. Here any will do.
     #[must_use]
     pub fn with_timeout(&self, timeout: impl Into<Option<Duration>>) -> Self {
         let mut client = self.clone();

@@ -1,6 +1,6 @@
 //! Where a server is, and as whom it is called. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::Error;
 
@@ -41,12 +41,19 @@ impl Target {
         };
         let host = text[scheme..].trim_end_matches('/');
         let host = if host.is_empty() { DEFAULT_HOST } else { host };
-        if host.contains(['/', '@', '?', '#']) || host.contains(char::is_whitespace) {
+        let address = with_port(host);
+        let (name, port) = address.rsplit_once(':').expect("it has a port");
+        if !is_host(name) {
             return Err(Error::invalid(format!(
                 "{text} is no target; write host:port, https://host:port or unix:/path"
             )));
         }
-        Ok(Self { address: with_port(host), tls })
+        if !is_port(port) {
+            return Err(Error::invalid(format!(
+                "{text} is no target: a port is a number from 1 to 65535"
+            )));
+        }
+        Ok(Self { address, tls })
     }
 
     /// Whether only this machine can be meant: a Unix socket, or a loopback address.
@@ -83,6 +90,19 @@ fn with_port(host: &str) -> String {
         _ if host.starts_with('[') => format!("{host}:{DEFAULT_PORT}"),
         _ => format!("[{host}]:{DEFAULT_PORT}"), // an IPv6 address without its brackets
     }
+}
+
+fn is_host(host: &str) -> bool {
+    if let Some(address) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        let (bare, _) = address.split_once('%').unwrap_or((address, "")); // without its zone
+        return bare.parse::<Ipv6Addr>().is_ok();
+    }
+    let foreign = |c: char| c.is_whitespace() || "/@?#:[]".contains(c);
+    !host.is_empty() && !host.contains(foreign)
+}
+
+fn is_port(port: &str) -> bool {
+    port.bytes().all(|digit| digit.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|n| n > 0)
 }
 
 /// The token as it is sent: what a file or a header may have around it is left out.
@@ -128,7 +148,26 @@ mod tests {
 
     #[test]
     fn what_is_no_target_is_refused() {
-        for text in ["https://a/path", "dns:///a", "a b", "user@a", "unix:", "unix:///"] {
+        for text in [
+            "https://a/path",
+            "dns:///a",
+            "a b",
+            "user@a",
+            "unix:",
+            "unix:///",
+            "a:99999",
+            "a:65536",
+            "a:0",
+            "a:+1",
+            "a:abc",
+            "a:",
+            ":7",
+            "https://a:99999",
+            "[::1]:99999",
+            "[a]:7",
+            "[a]:7]:8",
+            "a:7:8",
+        ] {
             let error = Target::parse(text).unwrap_err();
             assert_eq!(error.reason_name(), "INVALID_REQUEST", "{text}");
             assert!(error.message().contains(text), "{error}");
