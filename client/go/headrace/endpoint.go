@@ -118,14 +118,14 @@ func checkTarget(scheme, target, given string) error {
 		return invalid("%s has a path, and there is none; write https://host:port", given)
 	}
 	host, port, err := net.SplitHostPort(target)
+	if err == nil && target[0] == '[' {
+		_, err = netip.ParseAddr(host)
+	}
 	if err != nil || strings.ContainsFunc(host, unicode.IsSpace) || strings.ContainsAny(host, "@?#") {
 		return invalid("%s is no target; write host:port, https://host:port or unix:/path", given)
 	}
 	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
 		return invalid("%s is no target: a port is a number from 1 to 65535", given)
-	}
-	if _, err := netip.ParseAddr(host); strings.HasPrefix(target, "[") && err != nil {
-		return invalid("%s is no target: what is in brackets is an address of IPv6", given)
 	}
 	return nil
 }
