@@ -15,8 +15,8 @@ from headrace.client import Client
 from headrace.errors import InvalidRequest
 from headrace.types import FinishReason
 from tests.e2e.harness import MODEL, Controller, headrace
-from tests.lengths import length
 from tests.e2e.pages import examples, first_line, run_example
+from tests.lengths import length
 
 
 def _object(**properties: Any) -> dict[str, Any]:
