@@ -4,10 +4,15 @@ import (
 	"context"
 	"io"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 )
+
+// clockSlack is by how much what breaks a call off for its deadline may be ahead of it.
+const clockSlack = 50 * time.Millisecond
 
 // stream is a stream of gRPC whose errors are typed. One with a single request begins when that is
 // sent, since the request's model is in its headers.
@@ -32,10 +37,24 @@ func (s *stream) open(ctx context.Context) error {
 
 // ended gives what the stream ended with: the first that was heard of.
 func (s *stream) ended(err error) error {
+	if isLate(s.ctx, err) {
+		err = context.DeadlineExceeded
+	}
 	s.cancel()
 	err = failure(err, s.call.traceID())
 	s.end.CompareAndSwap(nil, &err)
 	return *s.end.Load()
+}
+
+// isLate says whether a call was broken off because its deadline has come: the clock of a proxy may
+// be ahead by a little, and it says nothing but RST_STREAM.
+func isLate(ctx context.Context, err error) bool {
+	deadline, ok := ctx.Deadline()
+	if !ok || err == nil || err == io.EOF || time.Until(deadline) > clockSlack {
+		return false
+	}
+	failed := FromError(err)
+	return failed.Code == codes.Unavailable && failed.Reason == ""
 }
 
 func (s *stream) SendMsg(message any) error {

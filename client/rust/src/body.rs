@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http_body::{Body as HttpBody, Frame};
 use prost::bytes::Bytes;
@@ -19,6 +20,9 @@ pub(crate) struct Call {
     pub(crate) trace: TraceId,
     pub(crate) deadline: Option<Instant>,
 }
+
+/// By how much what breaks a call off for its deadline may be ahead of it.
+const CLOCK_SLACK: Duration = Duration::from_millis(50);
 
 impl Call {
     pub(crate) fn late(&self) -> Status {
@@ -48,7 +52,8 @@ impl Call {
     }
 
     fn broken_off(&self) -> Status {
-        if self.deadline.is_some_and(|at| at <= Instant::now()) {
+        // The clock of a proxy may be ahead by a little.
+        if self.deadline.is_some_and(|at| at <= Instant::now() + CLOCK_SLACK) {
             return self.late();
         }
         let message = format!("{} or a proxy before it broke the call off", self.target);
