@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,6 +15,7 @@ import pytest_asyncio
 from headrace import AsyncClient
 from headrace.cli.authority import Authority
 from headrace.errors import HeadraceError, RateLimited, Unauthenticated, Unavailable
+from headrace.v1.completion_pb2 import StreamCompletionRequest
 from tests.e2e.harness import MODEL, Controller, headrace
 
 PROMPT = "The capital of France is"
@@ -108,6 +110,22 @@ async def test_a_token_is_charged_for_what_the_model_does(
             await client.complete(MODEL, PROMPT, max_tokens=1)
         assert caught.value.metadata == {"limit": "tokens_per_minute"}
         assert caught.value.retry_after is not None
+
+
+async def test_a_token_is_charged_for_what_a_request_brings_to_be_carried_on(
+    guarded: Controller, certificates: Path
+) -> None:
+    stream = "/headrace.v1.CompletionService/StreamCompletion"
+    secret = token(guarded, "--tokens-per-minute", "20")
+    metadata = (("authorization", f"Bearer {secret}"),)
+    request = StreamCompletionRequest(model=MODEL, prompt="a", max_tokens=31)
+    request.resume_token_ids.extend([7042] * 30)  # 1, 30 and 1
+    async with grpc.aio.secure_channel(guarded.target, credentials(certificates)) as channel:
+        ask: Any = channel.unary_stream(stream, request_serializer=type(request).SerializeToString)
+        assert [data async for data in ask(request, metadata=metadata, timeout=120)]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await anext(aiter(ask(request, metadata=metadata, timeout=120)))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_requests_at_once_are_bounded_and_end_with_the_stream(

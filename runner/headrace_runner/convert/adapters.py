@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt, UnsupportedModel
 from headrace_runner.convert.directory import copy
-from headrace_runner.convert.facts import dumps
+from headrace_runner.convert.facts import NO_FACTS_OF_TEXT, dumps
 from headrace_runner.convert.peft import PEFT_WEIGHTS, read_peft
 from headrace_runner.convert.progress import Meter, Report
 from headrace_runner.models.adapters import (
@@ -34,14 +34,6 @@ from headrace_runner.models.safetensors import damaged, main_type, read_header
 _KEPT = ("README.md", "LICENSE*")
 _TYPES = ("F32", "F16", "BF16")
 _FUSED = "fuse it into its base (`mlx_lm.fuse`) and import the model that this gives"
-_NO_FACTS: Mapping[str, Any] = {
-    "context_length": 0,
-    "layers": 0,
-    "kv_heads": 0,
-    "head_dim": 0,
-    "vocab_size": 0,
-    "chat_template": None,
-}
 
 
 def is_adapter(source: Path, *, asked: bool) -> bool:
@@ -92,7 +84,7 @@ def adapter_facts(
         "kind": "adapter",
         "format": "mlx",
         "architecture": architecture,
-        **_NO_FACTS,
+        **NO_FACTS_OF_TEXT,
         "parameters": sum(tensor.elements for tensor in stored),
         "tensor_bytes": sum(tensor.nbytes for tensor in stored),
         "quantization": main_type(stored),

@@ -10,6 +10,16 @@ from typing import Any
 from headrace_runner.models.files import license_of, read_json, read_text
 from headrace_runner.models.safetensors import StoredTensor, main_type, parameters_in, read_tensors
 
+NO_FACTS_OF_TEXT: Mapping[str, Any] = {
+    "context_length": 0,
+    "vocab_size": 0,
+    "layers": 0,
+    "kv_heads": 0,
+    "head_dim": 0,
+    "chat_template": None,
+}
+"""Those that only a language model has."""
+
 
 def read_facts(
     directory: Path, quantization: str | None = None, license: str | None = None

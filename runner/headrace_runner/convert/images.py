@@ -8,20 +8,12 @@ from typing import Any
 
 from headrace.errors import ModelCorrupt
 from headrace_runner.convert.directory import copy
+from headrace_runner.convert.facts import NO_FACTS_OF_TEXT
 from headrace_runner.convert.progress import Meter, Report
 from headrace_runner.models.pipeline import ImageFamily, Phase, smallest_drawing
 
 _QUICK_BYTES = 256 << 20
 """Weights up to which a model is tried out before it may be published."""
-_OF_TEXT = {
-    "context_length": 0,
-    "layers": 0,
-    "kv_heads": 0,
-    "head_dim": 0,
-    "vocab_size": 0,
-    "chat_template": None,
-    "license": None,
-}
 
 
 def import_images(
@@ -46,7 +38,8 @@ def image_facts(directory: Path, family: ImageFamily) -> dict[str, Any]:
     working = family.working_bytes(directory, traits.width, traits.height, 1)
     return {
         "format": "mlx",
-        **_OF_TEXT,
+        **NO_FACTS_OF_TEXT,
+        "license": None,
         **family.facts(directory),
         "kind": "image",
         "image": {**asdict(traits), "working_bytes": working},

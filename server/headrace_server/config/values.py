@@ -168,22 +168,21 @@ def _patience(text: str) -> float:
 
 def _keep_alive(text: str) -> float:
     # On a command line a negative time, which the contract has for it, would look like an option.
-    if text == "forever":
-        return math.inf
-    try:
-        value = _seconds(text)
-    except ValueError:
-        raise ValueError(f"{_NO_TIME}, nor forever") from None
+    value = _seconds_or_forever(text)
     return math.inf if value < 0 else value
 
 
-def _lifetime(text: str) -> float:
+def _seconds_or_forever(text: str) -> float:
     if text == "forever":
         return math.inf
     try:
-        value = _seconds(text)
+        return _seconds(text)
     except ValueError:
         raise ValueError(f"{_NO_TIME}, nor forever") from None
+
+
+def _lifetime(text: str) -> float:
+    value = _seconds_or_forever(text)
     if value < 1:
         raise ValueError("is less than a second; or give forever")
     return value

@@ -5,9 +5,9 @@ A call outlives its runner: when that dies, hangs or is being stopped, another g
 `relay` ties them together.
 """
 
-from headrace_server.relay.completions import CompletionRecord
+from headrace_server.relay.completions import CompletionRecord, carried_tokens
 from headrace_server.relay.images import ImageRecord
 from headrace_server.relay.record import duration
 from headrace_server.relay.relay import Relay, Terms
 
-__all__ = ["CompletionRecord", "ImageRecord", "Relay", "Terms", "duration"]
+__all__ = ["CompletionRecord", "ImageRecord", "Relay", "Terms", "carried_tokens", "duration"]

@@ -36,17 +36,25 @@ class _Choice:
     """Four bytes for each token: this is all that a stream keeps of its output."""
 
 
+def carried_tokens(request: StreamCompletionRequest) -> int:
+    """Tokens that a client's request brings to be carried on."""
+    choices = sum(len(choice.token_ids) for choice in request.resume_choices)
+    return len(request.resume_token_ids) + choices
+
+
 class CompletionRecord(StreamRecord):
     """The record of a StreamCompletion."""
 
-    __slots__ = ("_choices", "_last_token_at", "_request", "_told", "first_token_at")
+    __slots__ = ("_carried", "_choices", "_last_token_at", "_request", "_told", "first_token_at")
 
     method = "/headrace.v1.CompletionService/StreamCompletion"
 
-    def __init__(self, request: bytes, arrived: float) -> None:
-        """`request`: a StreamCompletionRequest, as the client sent it."""
+    def __init__(self, request: bytes, arrived: float, carried: int = 0) -> None:
+        """`request`: a StreamCompletionRequest, as the client sent it. `carried`: tokens that it
+        brings to be carried on."""
         super().__init__(arrived)
         self._request = request
+        self._carried = carried
         self._told: CompletionStarted | None = None
         """What the client was told of the beginning. Every attempt is held to it."""
         self._choices: dict[int, _Choice] = {}
@@ -101,14 +109,8 @@ class CompletionRecord(StreamRecord):
             per_token=self.seconds_per_token(),
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.tokens_made,
-            carried_tokens=0 if self._told is None else self._brought(),
+            carried_tokens=0 if self._told is None else self._carried,
         )
-
-    def _brought(self) -> int:
-        """Tokens that the client's own request resumed."""
-        request = StreamCompletionRequest.FromString(self._request)
-        choices = sum(len(choice.token_ids) for choice in request.resume_choices)
-        return len(request.resume_token_ids) + choices
 
     def waiting(self, wait: Wait) -> bytes:
         progress = CompletionProgress(

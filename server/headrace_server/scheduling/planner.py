@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +32,8 @@ from headrace_server.runners.spares import Activity, is_wanted
 from headrace_server.runners.spec import RunnerSpec
 from headrace_server.runners.supervisor import OnSpan, RunningRunner, Supervisor
 from headrace_server.scheduling import estimates
+from headrace_server.scheduling.adapters import MOST, Adapters
+from headrace_server.scheduling.adapters import needs as adapter_needs
 from headrace_server.scheduling.estimates import Dtype, Estimate
 from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import Policy
@@ -42,8 +42,6 @@ from headrace_server.store import Manifest, Store
 
 logger = logging.getLogger(__name__)
 
-_ADAPTERS = 8
-"""Of one model, in the memory of a runner."""
 _REPORT_TIMEOUT = 5.0
 """Seconds for a runner to say what it holds."""
 _LOOK_TIMEOUT = 1.0
@@ -145,10 +143,7 @@ class Planner:
         self._keys: dict[str, set[str]] = {}
         self._models: dict[str, Model] = {}
         """By full name, as they were planned last."""
-        self._adapters: dict[str, tuple[Manifest, ...]] = {}
-        """By the digest of their base."""
-        self._adapter_uses: Counter[str] = Counter()
-        """Requests with each adapter, by its digest: those that wait, too."""
+        self.adapters = Adapters()
 
     def set_config(self, config: ServerConfig, memory: int) -> None:
         """Plan by other settings from now on. What has been planned stays as it is."""
@@ -165,7 +160,7 @@ class Planner:
         # Device and BLAS stay as they are, and are perhaps not known yet. The budget may change.
         options = self.options(manifest)
         auto = None
-        if _is_auto(manifest, options):
+        if _asked(manifest, options) is None:
             auto = self._auto_dtype(manifest, "cpu", has_blas=True)
         return runner_key(manifest.digest, options, auto)
 
@@ -175,19 +170,9 @@ class Planner:
 
     def store_has(self, manifests: Iterable[Manifest]) -> None:
         """Plan by what the store has now: forget the keys of other files, and know the adapters."""
-        found: dict[str, list[Manifest]] = {}
-        digests = set()
-        for manifest in manifests:
-            digests.add(manifest.digest)
-            if manifest.adapter is not None:
-                found.setdefault(f"sha256:{manifest.adapter.base_digest}", []).append(manifest)
-        adapters = {base: tuple(mine) for base, mine in found.items()}
-        changed = {
-            base
-            for base in adapters.keys() | self._adapters.keys()
-            if adapters.get(base) != self._adapters.get(base)
-        }
-        self._adapters = adapters
+        models = tuple(manifests)
+        digests = {manifest.digest for manifest in models}
+        changed = self.adapters.set(models)
         for digest in self._keys.keys() - digests:
             del self._keys[digest]
         kept = digests - changed
@@ -221,7 +206,8 @@ class Planner:
     def adapter(self, model: Model, name: str | None) -> Manifest | None:
         """The adapter of a model that a request names; where it says None, that of the settings.
 
-        None for "": no adapter. Looks at manifests alone: nothing may be awaited behind `model`.
+        None for "": no adapter. Looks at manifests alone: nothing may be awaited behind `model`,
+        nor from here until `adapters.using`.
         Raises UnsupportedParameter, ModelCorrupt.
         """
         wanted = model.options.adapter if name is None else name
@@ -240,26 +226,6 @@ class Planner:
             raise UnsupportedParameter(what, field="adapter") from None
 
     @contextmanager
-    def using(self, adapter: str | None) -> Iterator[None]:
-        """While a request is served with the adapter of this digest, its wait included.
-
-        Nothing may be awaited between `adapter` and this."""
-        if adapter is None:
-            yield
-            return
-        self._adapter_uses[adapter] += 1
-        try:
-            yield
-        finally:
-            self._adapter_uses[adapter] -= 1
-            if not self._adapter_uses[adapter]:
-                del self._adapter_uses[adapter]
-
-    def uses_adapter(self, digest: str) -> bool:
-        """Whether a request is served with this adapter, or waits to be."""
-        return digest in self._adapter_uses
-
-    @contextmanager
     def leaving(self, digest: str) -> Iterator[None]:
         """While the files of a model are removed: nobody is given it."""
         self._leaving.add(digest)
@@ -275,22 +241,17 @@ class Planner:
             return known
         hosting = await asyncio.shield(self._hosting)
         options = self.options(manifest)
-        dtype: Dtype
-        if options.dtype == "auto" or _is_auto(manifest, options):
-            dtype = self._auto_dtype(manifest, hosting.machine.device, has_blas=hosting.has_blas)
-        else:
-            dtype = options.dtype
+        device = hosting.machine.device
+        dtype = _asked(manifest, options)
+        if dtype is None:
+            dtype = self._auto_dtype(manifest, device, has_blas=hosting.has_blas)
         if manifest.adapter is not None:
-            needs = _adapter_bytes(manifest, hosting.machine.device)
+            needs = adapter_needs(manifest, device)
         else:
             needs = estimates.before_load(
                 manifest, dtype=dtype, concurrency=options.max_concurrency, context=options.context
             )
-        sizes = (
-            _adapter_bytes(adapter, hosting.machine.device)
-            for adapter in self._adapters.get(manifest.digest, ())
-        )
-        adapters = sum(heapq.nlargest(_ADAPTERS, sizes))
+        adapters = self.adapters.needs(manifest.digest, device)
         key = self.key(manifest)
         model = Model(manifest, options, key, dtype, needs + adapters, adapters)
         self._keys.setdefault(model.digest, set()).add(model.key)
@@ -334,7 +295,7 @@ class Planner:
             prefix_cache=options.prefix_cache,
             drafts=options.drafts,
             adapters=self._store.snapshots if wanted.manifest.kind == "text" else None,
-            max_adapters=_ADAPTERS,
+            max_adapters=MOST,
             stall_timeout=self._config.stall_timeout,
             log_level=self._config.log_level,
             core_dumps=self._config.core_dumps,
@@ -384,16 +345,13 @@ class Planner:
         return max(expected, memory.active_bytes + memory.cache_bytes)
 
 
-def _is_auto(manifest: Manifest, options: ModelOptions) -> bool:
-    """Whether the type of the weights follows from the machine. So it does for int8 where that has
-    nothing to work on; a runner that finds more reasons says so."""
+def _asked(manifest: Manifest, options: ModelOptions) -> Dtype | None:
+    """The type of the weights that was asked for; None where it follows from the machine. So it
+    does for int8 where that has nothing to work on; a runner that finds more reasons says so."""
     quantised = manifest.kind == "text" and bool(manifest.quantization)
-    return options.dtype == "auto" or (options.dtype == "int8" and not quantised)
-
-
-def _adapter_bytes(adapter: Manifest, device: Device) -> int:
-    """In a runner's memory: it keeps them in float32 on a CPU, whatever type its model has."""
-    return estimates.weight_bytes(adapter, "float32" if device == "cpu" else "stored")
+    if options.dtype == "auto" or (options.dtype == "int8" and not quantised):
+        return None
+    return options.dtype
 
 
 async def reports_of(lives: Iterable[Life]) -> list[RunnerReport | None]:

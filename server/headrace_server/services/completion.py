@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import grpc.aio
 
 from headrace.telemetry.generation import request_attributes
 from headrace.v1.completion_pb2 import StreamCompletionRequest
-from headrace_server.relay import CompletionRecord, Relay, Terms
+from headrace_server.relay import CompletionRecord, Relay, Terms, carried_tokens
 from headrace_server.scheduling.planner import Planner
 from headrace_server.scheduling.prefixes import fingerprints
 from headrace_server.scheduling.timing import LONG_PROMPT
@@ -48,5 +50,6 @@ class CompletionServicer:
             adapter=adapter,
             attributes=request_attributes(message),
         )
-        with self._planner.using(adapter):
-            await self._relay.stream(CompletionRecord, request.data, terms, context.write)
+        with self._planner.adapters.using(adapter):
+            record = partial(CompletionRecord, carried=carried_tokens(message))
+            await self._relay.stream(record, request.data, terms, context.write)

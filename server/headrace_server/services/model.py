@@ -266,7 +266,7 @@ class ModelServicer(ModelServiceServicer):
             return
         with self._planner.leaving(manifest.digest):
             keys = self._planner.keys(manifest.digest)
-            used = self._planner.uses_adapter(manifest.digest)
+            used = self._planner.adapters.in_use(manifest.digest)
             if used or any(map(self._scheduler.in_use, keys)):
                 raise ModelInUse(
                     f"{manifest.full_name} is serving requests; try again when they have ended",

@@ -45,7 +45,7 @@ class ScoreServicer:
             attributes=request_attributes(message),
         )
         method = f"/{SERVICE}/Score"
-        with self._planner.using(adapter):
+        with self._planner.adapters.using(adapter):
             return await self._relay.unary(method, request.data, terms, _output, _close)
 
 

@@ -16,7 +16,7 @@ from headrace.v1.completion_pb2 import (
     StreamCompletionResponse,
     TokenLogprob,
 )
-from headrace_server.relay.completions import CompletionRecord
+from headrace_server.relay.completions import CompletionRecord, carried_tokens
 from headrace_server.relay.record import (
     MAX_DEATHS,
     MAX_KILLS,
@@ -120,7 +120,8 @@ class Play:
         else:
             request.resume_token_ids.extend([1] * RESUMED)
         self.now = data.draw(steps)
-        self.record = CompletionRecord(request.SerializeToString(), self.now)
+        carried = carried_tokens(request)
+        self.record = CompletionRecord(request.SerializeToString(), self.now, carried)
         self.view = View()
 
     def pass_time(self) -> float:
