@@ -10,7 +10,7 @@ import type {
   TokenLogprob,
   ToolCallPart,
 } from "./gen/headrace/v1/completion_pb.js";
-import { broken, EventStream, type Fold } from "./streams.js";
+import { broken, checkOrder, EventStream, type Fold } from "./streams.js";
 
 /** A call that the model asks for, put together. */
 export interface CompletedToolCall {
@@ -69,17 +69,16 @@ export class CompletionFold implements Fold<StreamCompletionResponse, Completion
   }
 
   add({ event }: StreamCompletionResponse): void {
-    if (this.#completed) throw broken("the stream went on after it had been completed");
+    checkOrder(event.case, this.#started, this.#completed);
     switch (event.case) {
       case "started":
-        if (this.#started) throw broken("the stream started twice");
         this.#started = event.value;
         break;
       case "delta":
+        this.#append(event.value);
+        break;
       case "completed":
-        if (!this.#started) throw broken("the stream sent output before it had started");
-        if (event.case === "delta") this.#append(event.value);
-        else this.#complete(event.value);
+        this.#complete(event.value);
         break;
     }
   }

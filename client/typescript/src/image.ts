@@ -11,7 +11,7 @@ import type {
   ImageStarted,
   StreamImageResponse,
 } from "./gen/headrace/v1/image_pb.js";
-import { broken, EventStream, type Fold } from "./streams.js";
+import { broken, checkOrder, EventStream, type Fold } from "./streams.js";
 
 /** One finished file, and what the server says of it: seed, size, media type, checksum. */
 export interface DrawnImage {
@@ -47,17 +47,16 @@ export class ImageFold implements Fold<StreamImageResponse, Images> {
   }
 
   add({ event }: StreamImageResponse): void {
-    if (this.#completed) throw broken("the stream went on after it had been completed");
+    checkOrder(event.case, this.#started, this.#completed);
     switch (event.case) {
       case "started":
-        if (this.#started) throw broken("the stream started twice");
         this.#started = event.value;
         break;
       case "chunk":
+        this.#append(event.value);
+        break;
       case "completed":
-        if (!this.#started) throw broken("the stream sent output before it had started");
-        if (event.case === "chunk") this.#append(event.value);
-        else this.#complete(event.value);
+        this.#complete(event.value);
         break;
     }
   }

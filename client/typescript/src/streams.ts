@@ -3,6 +3,8 @@
 import { Code } from "@connectrpc/connect";
 import type { Messages } from "./calls.js";
 import { HeadraceError } from "./errors.js";
+import type { StreamCompletionResponse } from "./gen/headrace/v1/completion_pb.js";
+import type { StreamImageResponse } from "./gen/headrace/v1/image_pb.js";
 
 /** Puts the events of a stream together. Pure. */
 export interface Fold<Event, Result> {
@@ -69,6 +71,26 @@ export class EventStream<Event, Result> implements AsyncIterable<Event> {
 
   #error(code: Code, message: string): HeadraceError {
     return new HeadraceError(code, message, { traceId: this.traceId });
+  }
+}
+
+/** Throws where the next event breaks the order of every stream: it starts once, sends output after
+ * that, and nothing once it has been completed. */
+export function checkOrder(
+  next: (StreamCompletionResponse | StreamImageResponse)["event"]["case"],
+  started: unknown,
+  completed: unknown,
+): void {
+  if (completed) throw broken("the stream went on after it had been completed");
+  switch (next) {
+    case "started":
+      if (started) throw broken("the stream started twice");
+      break;
+    case "delta":
+    case "chunk":
+    case "completed":
+      if (!started) throw broken("the stream sent output before it had started");
+      break;
   }
 }
 
