@@ -8,7 +8,6 @@ import dev.headrace.v1.StreamCompletionResponse;
 import dev.headrace.v1.TokenLogprob;
 import dev.headrace.v1.ToolCall;
 import dev.headrace.v1.ToolCallPart;
-import io.grpc.Status;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -16,32 +15,18 @@ import java.util.TreeMap;
 import java.util.function.Supplier;
 
 /** Puts the messages of a completion together, and holds the stream to its word. */
-final class CompletionFold {
-  private final Supplier<String> traceId;
+final class CompletionFold
+    extends StreamFold<StreamCompletionResponse, CompletionStarted, CompletionCompleted> {
   private final Map<Integer, Output> outputs = new TreeMap<>();
-  private CompletionStarted started;
-  private CompletionCompleted completed;
 
   CompletionFold(Supplier<String> traceId) {
-    this.traceId = traceId;
+    super(traceId);
   }
 
-  /**
-   * Takes the next message.
-   *
-   * @throws HeadraceException INTERNAL: the stream breaks its contract
-   */
-  void add(StreamCompletionResponse message) {
-    if (completed != null) {
-      throw broken("the stream went on after it had been completed");
-    }
+  @Override
+  void take(StreamCompletionResponse message) {
     switch (message.getEventCase()) {
-      case STARTED -> {
-        if (started != null) {
-          throw broken("the stream started twice");
-        }
-        started = message.getStarted();
-      }
+      case STARTED -> start(message.getStarted());
       case DELTA -> {
         requireStarted();
         CompletionDelta delta = message.getDelta();
@@ -68,13 +53,6 @@ final class CompletionFold {
     completed = last;
   }
 
-  /** Throws HeadraceException, INTERNAL, where the stream has not been completed. */
-  void requireCompleted() {
-    if (completed == null) {
-      throw broken("the stream ended without being completed: what came of it is not whole");
-    }
-  }
-
   /** The whole, of a stream that was completed. */
   Completion result() {
     List<Completion.Choice> choices =
@@ -82,16 +60,6 @@ final class CompletionFold {
             .map(last -> outputs.getOrDefault(last.getIndex(), new Output()).choice(last))
             .toList();
     return new Completion(choices, started, completed, traceId.get());
-  }
-
-  private void requireStarted() {
-    if (started == null) {
-      throw broken("the stream sent output before it had started");
-    }
-  }
-
-  private HeadraceException broken(String message) {
-    return HeadraceException.broken(Status.INTERNAL, message, traceId.get());
   }
 
   /** What has come of one choice. */

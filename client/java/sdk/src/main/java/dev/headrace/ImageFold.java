@@ -17,39 +17,23 @@ import java.util.Map;
 import java.util.function.Supplier;
 
 /** Puts the messages of a stream of images together, each file held against its checksum. */
-final class ImageFold {
+final class ImageFold extends StreamFold<StreamImageResponse, ImageStarted, ImageCompleted> {
   private final int count;
-  private final Supplier<String> traceId;
   private final Map<Integer, ByteString> files = new HashMap<>();
   private final List<Images.Image> images = new ArrayList<>();
-  private ImageStarted started;
-  private ImageCompleted completed;
 
   /**
    * @param count images that were asked for
    */
   ImageFold(int count, Supplier<String> traceId) {
+    super(traceId);
     this.count = count;
-    this.traceId = traceId;
   }
 
-  /**
-   * Takes the next message.
-   *
-   * @throws HeadraceException INTERNAL: the stream breaks its contract; DATA_LOSS: a file has not
-   *     the checksum that the server names
-   */
-  void add(StreamImageResponse message) {
-    if (completed != null) {
-      throw broken("the stream went on after it had been completed");
-    }
+  @Override
+  void take(StreamImageResponse message) {
     switch (message.getEventCase()) {
-      case STARTED -> {
-        if (started != null) {
-          throw broken("the stream started twice");
-        }
-        started = message.getStarted();
-      }
+      case STARTED -> start(message.getStarted());
       case CHUNK -> {
         requireStarted();
         append(message.getChunk());
@@ -99,26 +83,9 @@ final class ImageFold {
     return new Images.Image(result, data);
   }
 
-  /** Throws HeadraceException, INTERNAL, where the stream has not been completed. */
-  void requireCompleted() {
-    if (completed == null) {
-      throw broken("the stream ended without being completed: what came of it is not whole");
-    }
-  }
-
   /** The images, of a stream that was completed. */
   Images result() {
     return new Images(List.copyOf(images), started, completed, traceId.get());
-  }
-
-  private void requireStarted() {
-    if (started == null) {
-      throw broken("the stream sent output before it had started");
-    }
-  }
-
-  private HeadraceException broken(String message) {
-    return HeadraceException.broken(Status.INTERNAL, message, traceId.get());
   }
 
   private static String sha256(ByteString data) {
