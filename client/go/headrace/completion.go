@@ -104,10 +104,10 @@ func (s *CompletionStream) Text() iter.Seq2[string, error] {
 }
 
 type completionFold struct {
-	choices   int32
-	started   *headracev1.CompletionStarted
-	parts     map[int32]*choiceParts
-	completed *headracev1.CompletionCompleted
+	order[headracev1.CompletionStarted, headracev1.CompletionCompleted]
+
+	choices int32
+	parts   map[int32]*choiceParts
 }
 
 type choiceParts struct {
@@ -119,19 +119,12 @@ type choiceParts struct {
 }
 
 func (f *completionFold) add(message *headracev1.StreamCompletionResponse) error {
-	if f.completed != nil {
-		return broken("the stream went on after it had been completed")
+	output := message.GetDelta() != nil || message.GetCompleted() != nil
+	if err := f.next(message.GetStarted(), output); err != nil {
+		return err
 	}
 	switch event := message.GetEvent().(type) {
-	case *headracev1.StreamCompletionResponse_Started:
-		if f.started != nil {
-			return broken("the stream started twice")
-		}
-		f.started = event.Started
 	case *headracev1.StreamCompletionResponse_Delta:
-		if f.started == nil {
-			return broken("the stream sent output before it had started")
-		}
 		index := event.Delta.GetChoice()
 		if index < 0 || index >= f.choices {
 			return broken("the stream sent output of a choice that was not asked for")
@@ -141,9 +134,6 @@ func (f *completionFold) add(message *headracev1.StreamCompletionResponse) error
 		}
 		return f.parts[index].add(event.Delta)
 	case *headracev1.StreamCompletionResponse_Completed:
-		if f.started == nil {
-			return broken("the stream sent output before it had started")
-		}
 		return f.complete(event.Completed)
 	}
 	return nil

@@ -16,6 +16,29 @@ type fold[M, R any] interface {
 	result(traceID string) (*R, error)
 }
 
+// order is that of every stream: it starts once, sends output after that, and nothing once it has
+// been completed.
+type order[S, C any] struct {
+	started   *S
+	completed *C
+}
+
+// next takes the next message: what it starts the stream with, if it does, and whether it is
+// output, the last included.
+func (o *order[S, C]) next(started *S, output bool) error {
+	switch {
+	case o.completed != nil:
+		return broken("the stream went on after it had been completed")
+	case started != nil && o.started != nil:
+		return broken("the stream started twice")
+	case started != nil:
+		o.started = started
+	case output && o.started == nil:
+		return broken("the stream sent output before it had started")
+	}
+	return nil
+}
+
 // Stream is a stream that knows how it has to end: its messages are of the type M, and what they
 // come to is an R. One that stops early or breaks the contract ends with an error, never quietly.
 //

@@ -63,27 +63,20 @@ func (c *Client) StreamImages(
 }
 
 type imageFold struct {
-	count     int
-	started   *headracev1.ImageStarted
-	files     map[int32][]byte
-	images    []Image
-	completed *headracev1.ImageCompleted
+	order[headracev1.ImageStarted, headracev1.ImageCompleted]
+
+	count  int
+	files  map[int32][]byte
+	images []Image
 }
 
 func (f *imageFold) add(message *headracev1.StreamImageResponse) error {
-	if f.completed != nil {
-		return broken("the stream went on after it had been completed")
+	output := message.GetChunk() != nil || message.GetCompleted() != nil
+	if err := f.next(message.GetStarted(), output); err != nil {
+		return err
 	}
 	switch event := message.GetEvent().(type) {
-	case *headracev1.StreamImageResponse_Started:
-		if f.started != nil {
-			return broken("the stream started twice")
-		}
-		f.started = event.Started
 	case *headracev1.StreamImageResponse_Chunk:
-		if f.started == nil {
-			return broken("the stream sent output before it had started")
-		}
 		chunk := event.Chunk
 		file := f.files[chunk.GetIndex()]
 		if chunk.GetOffset() != int64(len(file)) {
@@ -91,9 +84,6 @@ func (f *imageFold) add(message *headracev1.StreamImageResponse) error {
 		}
 		f.files[chunk.GetIndex()] = append(file, chunk.GetData()...)
 	case *headracev1.StreamImageResponse_Completed:
-		if f.started == nil {
-			return broken("the stream sent output before it had started")
-		}
 		return f.complete(event.Completed)
 	}
 	return nil
