@@ -7,7 +7,7 @@ use futures_core::Stream;
 use tonic::{Response, Streaming};
 
 use crate::Error;
-use crate::events::{self, Events};
+use crate::events::{self, Events, Order};
 use crate::v1::stream_completion_response::Event;
 use crate::v1::{
     ChoiceResult, CompletionCompleted, CompletionDelta, CompletionStarted, FinishReason,
@@ -174,9 +174,8 @@ impl Stream for Texts<'_> {
 /// Folds the events of a stream into the whole, and holds the stream to its word. Pure.
 #[derive(Default)]
 struct Fold {
-    started: Option<CompletionStarted>,
+    order: Order<CompletionStarted, CompletionCompleted>,
     choices: Vec<Choice>,
-    completed: Option<CompletionCompleted>,
 }
 
 /// More choices than a request may ask for are a server's mistake, and not to be made room for.
@@ -192,22 +191,16 @@ impl events::Fold for Fold {
     }
 
     fn add(&mut self, event: &Event) -> Result<(), Error> {
-        if self.completed.is_some() {
-            return Err(Error::broken("the stream went on after it had been completed"));
-        }
+        self.order.require_incomplete()?;
         match event {
             Event::Progress(_) => {}
-            Event::Started(started) => {
-                if self.started.replace(started.clone()).is_some() {
-                    return Err(Error::broken("the stream started twice"));
-                }
-            }
+            Event::Started(started) => self.order.start(started)?,
             Event::Delta(delta) => {
-                self.require_started()?;
+                self.order.require_started()?;
                 self.choice(delta.choice)?.add(delta)?;
             }
             Event::Completed(completed) => {
-                self.require_started()?;
+                self.order.require_started()?;
                 for result in &completed.choices {
                     self.choice(result.index)?.result = result.clone();
                 }
@@ -215,30 +208,23 @@ impl events::Fold for Fold {
                     let message = "the stream was completed without the ends of its choices";
                     return Err(Error::broken(message));
                 }
-                self.completed = Some(completed.clone());
+                self.order.completed = Some(completed.clone());
             }
         }
         Ok(())
     }
 
     fn is_complete(&self) -> bool {
-        self.completed.is_some()
+        self.order.completed.is_some()
     }
 
     fn whole(self, trace_id: String) -> Option<Completion> {
-        let (started, completed) = self.started.zip(self.completed)?;
+        let (started, completed) = self.order.started.zip(self.order.completed)?;
         Some(Completion { choices: self.choices, started, completed, trace_id })
     }
 }
 
 impl Fold {
-    fn require_started(&self) -> Result<(), Error> {
-        match self.started {
-            Some(_) => Ok(()),
-            None => Err(Error::broken("the stream sent output before it had started")),
-        }
-    }
-
     fn choice(&mut self, index: i32) -> Result<&mut Choice, Error> {
         let index = usize::try_from(index).unwrap_or(MOST_CHOICES);
         if index >= MOST_CHOICES {

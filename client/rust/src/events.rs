@@ -31,6 +31,37 @@ pub(crate) trait Fold {
     fn whole(self, trace_id: String) -> Option<Self::Whole>;
 }
 
+/// The order of every stream: it starts once, sends output after that, and nothing once it has been
+/// completed.
+#[derive(Default)]
+pub(crate) struct Order<S, C> {
+    pub(crate) started: Option<S>,
+    pub(crate) completed: Option<C>,
+}
+
+impl<S: Clone, C> Order<S, C> {
+    pub(crate) fn start(&mut self, started: &S) -> Result<(), Error> {
+        match self.started.replace(started.clone()) {
+            None => Ok(()),
+            Some(_) => Err(Error::broken("the stream started twice")),
+        }
+    }
+
+    pub(crate) fn require_started(&self) -> Result<(), Error> {
+        match self.started {
+            Some(_) => Ok(()),
+            None => Err(Error::broken("the stream sent output before it had started")),
+        }
+    }
+
+    pub(crate) fn require_incomplete(&self) -> Result<(), Error> {
+        match self.completed {
+            None => Ok(()),
+            Some(_) => Err(Error::broken("the stream went on after it had been completed")),
+        }
+    }
+}
+
 /// A stream and its fold. It ends quietly only when it is complete.
 pub(crate) struct Events<F: Fold> {
     /// None: it is over, or failed. Dropping it cancels the call.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tonic::{Code, Response, Streaming};
 
 use crate::Error;
-use crate::events::{self, Events};
+use crate::events::{self, Events, Order};
 use crate::v1::stream_image_response::Event;
 use crate::v1::{ImageChunk, ImageCompleted, ImageResult, ImageStarted, StreamImageResponse};
 
@@ -96,10 +96,9 @@ impl fmt::Debug for Image {
 /// Folds the events of a stream into files, and holds the stream to its word. Pure.
 struct Fold {
     count: i32,
-    started: Option<ImageStarted>,
+    order: Order<ImageStarted, ImageCompleted>,
     files: BTreeMap<i32, Vec<u8>>,
     images: Vec<Image>,
-    completed: Option<ImageCompleted>,
 }
 
 impl events::Fold for Fold {
@@ -112,35 +111,29 @@ impl events::Fold for Fold {
     }
 
     fn add(&mut self, event: &Event) -> Result<(), Error> {
-        if self.completed.is_some() {
-            return Err(Error::broken("the stream went on after it had been completed"));
-        }
+        self.order.require_incomplete()?;
         match event {
             Event::Progress(_) | Event::Preview(_) => {}
-            Event::Started(started) => {
-                if self.started.replace(started.clone()).is_some() {
-                    return Err(Error::broken("the stream started twice"));
-                }
-            }
+            Event::Started(started) => self.order.start(started)?,
             Event::Chunk(chunk) => {
-                self.require_started()?;
+                self.order.require_started()?;
                 self.add_chunk(chunk)?;
             }
             Event::Completed(completed) => {
-                self.require_started()?;
+                self.order.require_started()?;
                 self.complete(completed)?;
-                self.completed = Some(completed.clone());
+                self.order.completed = Some(completed.clone());
             }
         }
         Ok(())
     }
 
     fn is_complete(&self) -> bool {
-        self.completed.is_some()
+        self.order.completed.is_some()
     }
 
     fn whole(self, trace_id: String) -> Option<Images> {
-        let (started, completed) = self.started.zip(self.completed)?;
+        let (started, completed) = self.order.started.zip(self.order.completed)?;
         Some(Images { images: self.images, started, completed, trace_id })
     }
 }
@@ -148,14 +141,7 @@ impl events::Fold for Fold {
 impl Fold {
     /// `count`: images that were asked for.
     fn new(count: i32) -> Self {
-        Self { count, started: None, files: BTreeMap::new(), images: Vec::new(), completed: None }
-    }
-
-    fn require_started(&self) -> Result<(), Error> {
-        match self.started {
-            Some(_) => Ok(()),
-            None => Err(Error::broken("the stream sent output before it had started")),
-        }
+        Self { count, order: Order::default(), files: BTreeMap::new(), images: Vec::new() }
     }
 
     fn add_chunk(&mut self, chunk: &ImageChunk) -> Result<(), Error> {
