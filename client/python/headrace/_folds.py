@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NoReturn, Protocol, TypeVar
+from typing import Generic, NoReturn, Protocol, TypeVar
 
 from grpc import StatusCode
 
@@ -20,6 +20,8 @@ from headrace.v1 import completion_pb2, model_pb2
 MessageT_contra = TypeVar("MessageT_contra", contravariant=True)
 EventT_co = TypeVar("EventT_co", covariant=True)
 ResultT_co = TypeVar("ResultT_co", covariant=True)
+StartedT = TypeVar("StartedT")
+CompletedT = TypeVar("CompletedT")
 
 
 class Fold(Protocol[MessageT_contra, EventT_co, ResultT_co]):
@@ -40,20 +42,45 @@ class Fold(Protocol[MessageT_contra, EventT_co, ResultT_co]):
         """
 
 
-class CompletionFold:
+class Ordered(Generic[StartedT, CompletedT]):
+    """A stream that starts once, before it sends any output, and says nothing behind its end."""
+
+    def __init__(self) -> None:
+        self._started: StartedT | None = None
+        self._completed: CompletedT | None = None
+
+    def _require_open(self) -> None:
+        if self._completed is not None:
+            raise broken("the stream went on after it had been completed")
+
+    def _start(self, event: StartedT) -> None:
+        if self._started is not None:
+            raise broken("the stream started twice")
+        self._started = event
+
+    def _require_started(self) -> StartedT:
+        if self._started is None:
+            raise broken("the stream sent output before it had started")
+        return self._started
+
+    def _require_completed(self) -> CompletedT:
+        if self._completed is None:
+            raise incomplete()
+        return self._completed
+
+
+class CompletionFold(Ordered[types.Started, types.Completed]):
     """Folds a completion."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._begin = time.perf_counter()
         self._first_token: float | None = None
-        self._started: types.Started | None = None
-        self._completed: types.Completed | None = None
         self._deltas: list[types.Delta] = []
 
     def add(self, message: completion_pb2.StreamCompletionResponse) -> types.CompletionEvent | None:
         """Takes the next message; gives its event."""
-        if self._completed:
-            raise broken("the stream went on after it had been completed")
+        self._require_open()
         self._check_choices(message)
         event = _convert.completion_event(message)
         match event:
@@ -63,9 +90,7 @@ class CompletionFold:
                     self._first_token = time.perf_counter() - self._begin
                 self._deltas.append(event)
             case types.Started():
-                if self._started:
-                    raise broken("the stream started twice")
-                self._started = event
+                self._start(event)
             case types.Completed():
                 self._require_started()
                 self._completed = event
@@ -73,8 +98,7 @@ class CompletionFold:
 
     def result(self, trace_id: str) -> types.Completion:
         """The whole completion."""
-        if not self._completed:
-            raise incomplete()
+        completed = self._require_completed()
         deltas = self._deltas
         return types.Completion(
             text="".join(delta.text for delta in deltas),
@@ -82,7 +106,7 @@ class CompletionFold:
             token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
             logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
             started=self._require_started(),
-            completed=self._completed,
+            completed=completed,
             time_to_first_token=self._first_token,
             trace_id=trace_id,
             tool_calls=_tool_calls(part for delta in deltas for part in delta.tool_calls),
@@ -97,11 +121,6 @@ class CompletionFold:
             case "completed":
                 if [choice.index for choice in message.completed.choices] != [0]:
                     raise broken("the stream was completed without just the one choice asked for")
-
-    def _require_started(self) -> types.Started:
-        if self._started is None:
-            raise broken("the stream sent output before it had started")
-        return self._started
 
 
 class TransferFold:

@@ -6,23 +6,22 @@ import hashlib
 import time
 
 from headrace import _convert, types
-from headrace._folds import broken, incomplete
+from headrace._folds import Ordered, broken
 from headrace.errors import DataLoss
 from headrace.v1 import image_pb2
 
 
-class ImageFold:
+class ImageFold(Ordered[types.ImageStarted, types.ImageCompleted]):
     """Folds a stream of images."""
 
     def __init__(self, count: int) -> None:
         """`count`: images that were asked for."""
+        super().__init__()
         self._count = count
         self._begin = time.perf_counter()
         self._first_preview: float | None = None
-        self._started: types.ImageStarted | None = None
         self._files: dict[int, bytearray] = {}
         self._images: tuple[types.ImageResult, ...] = ()
-        self._completed: types.ImageCompleted | None = None
 
     def add(self, message: image_pb2.StreamImageResponse) -> types.ImageEvent | None:
         """Takes the next message; gives its event.
@@ -31,8 +30,7 @@ class ImageFold:
             RpcFailed: the stream breaks its contract.
             DataLoss: a file has not the checksum that the server names.
         """
-        if self._completed:
-            raise broken("the stream went on after it had been completed")
+        self._require_open()
         event = _convert.image_event(message)
         match event:
             case types.ImageChunk(index, offset, data):
@@ -45,9 +43,7 @@ class ImageFold:
                 if self._first_preview is None:
                     self._first_preview = time.perf_counter() - self._begin
             case types.ImageStarted():
-                if self._started:
-                    raise broken("the stream started twice")
-                self._started = event
+                self._start(event)
             case types.ImageCompleted():
                 self._require_started()
                 self._images = tuple(map(self._checked, message.completed.images))
@@ -60,12 +56,11 @@ class ImageFold:
 
     def result(self, trace_id: str) -> types.Images:
         """All images."""
-        if not self._completed:
-            raise incomplete()
+        completed = self._require_completed()
         return types.Images(
             images=self._images,
             started=self._require_started(),
-            completed=self._completed,
+            completed=completed,
             time_to_first_preview=self._first_preview,
             trace_id=trace_id,
         )
@@ -78,8 +73,3 @@ class ImageFold:
                 "checksum that the server names; ask again with the same seed"
             )
         return _convert.image_result(result, data)
-
-    def _require_started(self) -> types.ImageStarted:
-        if self._started is None:
-            raise broken("the stream sent output before it had started")
-        return self._started
