@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from headrace.errors import SourceUnavailable
 from headrace_server.store import Store
 from tests.blas import open_blas
+from tests.e2e.harness import borrow_home
 from tests.examples import examples
 
 MODEL = "smollm2:135m"
 MINILM = "minilm:l6"
+PAINTER = "emoji:64"
 
 
 def _test_home() -> Path:
@@ -48,6 +51,17 @@ def model_home() -> Path:
     """A HEADRACE_HOME that has SmolLM2. Shared by all tests: read it, and write nowhere else."""
     home = _test_home()
     asyncio.run(Store(home).pull(MODEL))
+    return home
+
+
+@pytest.fixture(scope="session")
+def drawing_home(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A HEADRACE_HOME that has SmolLM2 and the model that draws. Only read it."""
+    home = borrow_home(model_home, tmp_path_factory.mktemp("drawing") / "home")
+    try:
+        asyncio.run(Store(home).pull(PAINTER))
+    except SourceUnavailable:
+        pytest.skip(f"this checkout has no weights of {PAINTER}")
     return home
 
 

@@ -3,25 +3,20 @@ says. What its calls do is tested in `client/go` itself and in tests/conformance
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 import shutil
-import subprocess
-import tomllib
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from headrace.errors import SourceUnavailable
-from headrace_server.store import Store
-from tests.e2e.harness import MODEL, Controller, borrow_home
+from tests.clients import shell
+from tests.clients.shell import ROOT, version
+from tests.e2e.harness import MODEL, Controller
 from tests.tools import needed
 
-ROOT = Path(__file__).parents[2]
 SDK = ROOT / "client" / "go"
-PAINTER = "emoji:64"
+run = partial(shell.run, folder=SDK)
 
 pytestmark = [
     pytest.mark.toolchain,
@@ -45,30 +40,6 @@ func main() {
 """
 
 
-def run(*command: str | Path, cwd: Path = SDK, host: str = "") -> str:
-    """The output of a command that has to end well. `host`: of a controller, for examples."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**inherited, "HEADRACE_HOST": host},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-def version() -> str:
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        found: str = tomllib.load(file)["project"]["version"]
-    return found
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The module as the Go command packs it: its own files, and nothing around them."""
@@ -79,18 +50,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(SDK / name, copy / name)
     return copy
-
-
-@pytest.fixture(scope="module")
-def controller(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    """With the models that the examples name."""
-    home = borrow_home(model_home, tmp_path_factory.mktemp("go-home") / "home")
-    try:
-        asyncio.run(Store(home).pull(PAINTER))
-    except SourceUnavailable:
-        pytest.skip("this checkout has no weights of emoji:64")
-    with Controller(home, listen="127.0.0.1:0") as running:
-        yield running
 
 
 def test_it_is_formatted_and_its_module_file_in_order() -> None:
@@ -119,22 +78,22 @@ def test_its_generated_code_is_what_the_contract_gives(tmp_path: Path) -> None:
 
 
 def test_the_module_is_whole_and_has_no_faults(published: Path) -> None:
-    run("go", "vet", "./...", cwd=published)
+    run("go", "vet", "./...", folder=published)
     assert (published / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert f'const Version = "{version()}"' in (published / "headrace" / "doc.go").read_text()
 
 
 def test_a_program_of_ones_own_gets_it_as_the_readme_says(published: Path, tmp_path: Path) -> None:
     (tmp_path / "main.go").write_text(_PROGRAM)
-    run("go", "mod", "init", "example.com/mine", cwd=tmp_path)
+    run("go", "mod", "init", "example.com/mine", folder=tmp_path)
     readme = (SDK / "README.md").read_text(encoding="utf-8")
     (install,) = re.findall(r"```console\n(\$ go mod edit.*?)```", readme, re.DOTALL)
     assert f"headrace.dev/go@v{version()} " in install
     for command in re.findall(r"^\$ (.+)$", install, re.MULTILINE):
         words = command.replace("/path/to/the/checkout/client/go", str(published)).split()
-        run(*words, cwd=tmp_path)
-    assert run("go", "run", ".", cwd=tmp_path) == f"headrace: INVALID_REQUEST {version()}\n"
-    wanted = run("go", "list", "-m", "all", cwd=tmp_path)
+        run(*words, folder=tmp_path)
+    assert run("go", "run", ".", folder=tmp_path) == f"headrace: INVALID_REQUEST {version()}\n"
+    wanted = run("go", "list", "-m", "all", folder=tmp_path)
     assert "protovalidate" not in wanted
 
 

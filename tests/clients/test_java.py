@@ -5,12 +5,8 @@ What it promises with the others is in tests/conformance.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
-import subprocess
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -19,14 +15,11 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 
 from headrace.cli.authority import Authority
-from headrace.errors import SourceUnavailable
-from headrace_server.store import Store
-from tests.e2e.harness import MODEL, Controller, borrow_home
+from tests.clients.shell import ROOT, run, version
+from tests.e2e.harness import MODEL, Controller
 from tests.tools import needed
 
-ROOT = Path(__file__).parents[2]
 JAVA = ROOT / "client" / "java"
-PAINTER = "emoji:64"
 
 _FENCE = re.compile(r"^```java\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _RULES = {"buf/validate/validate.proto"}
@@ -44,34 +37,13 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def built() -> Path:
     """The library's jar, once all of its own checks have passed: they fail the build."""
-    run("mvn", "-q", "-B", "verify", cwd=JAVA)
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    return JAVA / "sdk" / "target" / f"headrace-{version}.jar"
-
-
-@pytest.fixture(scope="module")
-def controller(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    home = borrow_home(model_home, tmp_path_factory.mktemp("java") / "home")
-    try:
-        asyncio.run(Store(home).pull(PAINTER))
-    except SourceUnavailable:
-        pytest.skip("this checkout has no weights of emoji:64")
-    with Controller(home, listen="127.0.0.1:0") as running:
-        yield running
-
-
-def run(*command: str, cwd: Path, environment: dict[str, str] | None = None) -> str:
-    """What a program writes to its standard output; it has to end well."""
-    ended = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert ended.returncode == 0, (ended.stdout + ended.stderr)[-8000:]
-    return ended.stdout
+    run("mvn", "-q", "-B", "verify", folder=JAVA)
+    return JAVA / "sdk" / "target" / f"headrace-{version()}.jar"
 
 
 def descriptors(protos: Path, image: Path) -> dict[str, Message]:
     """The files of the contract below a directory, without options and with what they import."""
-    run(needed("buf"), "build", "--exclude-source-info", "-o", str(image), cwd=protos)
+    run(needed("buf"), "build", "--exclude-source-info", "-o", str(image), folder=protos)
     files = FileDescriptorSet.FromString(image.read_bytes()).file
     found: dict[str, Message] = {}
     for file in files:
@@ -127,7 +99,7 @@ def test_the_readme_runs(built: Path, controller: Controller, tmp_path: Path) ->
     (tmp_path / "Readme.java").write_text(program(*parts), encoding="utf-8")
     libraries = f"{built}:{JAVA}/examples/target/lib/*"
     command = ("java", "-cp", libraries, "Readme.java")
-    told = run(*command, cwd=tmp_path, environment=controller.environment)
+    told = run(*command, folder=tmp_path, host=controller.target)
     answers = told.split("----\n")
     assert len(answers) == len(parts)
     assert answers[0].strip()
@@ -169,6 +141,6 @@ def program(hello: str, *parts: str) -> str:
 
 def test_the_example_runs(built: Path, controller: Controller) -> None:
     jar = built.parents[2] / "examples" / "target" / "examples.jar"
-    told = run("java", "-jar", str(jar), cwd=JAVA, environment=controller.environment)
+    told = run("java", "-jar", str(jar), folder=JAVA, host=controller.target)
     assert told.startswith(f"{MODEL}, 134")
     assert re.search(r"^FINISH_REASON_\w+, \d+ tokens, trace [0-9a-f]{32}$", told, re.MULTILINE)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import tarfile
 import tomllib
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import ANSWER, MODEL, QUESTION, Controller, borrow_home
+from tests.clients import shell
+from tests.clients.shell import ROOT, version
+from tests.e2e.harness import ANSWER, MODEL, QUESTION, Controller
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "client" / "rust"
 
 pytestmark = [
@@ -25,65 +23,47 @@ pytestmark = [
 ]
 
 
-def cargo(*arguments: str, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run cargo in the SDK's folder; `more`: variables of its environment."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-    ended = subprocess.run(
-        ["cargo", *arguments],
-        cwd=FOLDER,
-        env={**inherited, "CARGO_TARGET_DIR": str(FOLDER / "target"), **more},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert not check or ended.returncode == 0, (ended.stdout + ended.stderr)[-8000:]
-    return ended
+def cargo(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run cargo in the SDK's folder, however it ends; `more`: variables of its environment."""
+    target = str(FOLDER / "target")
+    return shell.ended("cargo", *arguments, folder=FOLDER, CARGO_TARGET_DIR=target, **more)
 
 
-@pytest.fixture(scope="module")
-def controller(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    home = borrow_home(model_home, tmp_path_factory.mktemp("rust") / "home")
-    with Controller(home) as running:
-        yield running
-
-
-def manifest() -> dict[str, object]:
-    """What the workspace's packages have in common."""
-    read = tomllib.loads((FOLDER / "Cargo.toml").read_text(encoding="utf-8"))
-    common: dict[str, object] = read["workspace"]["package"]
-    return common
+def check(*arguments: str, **more: str) -> None:
+    """The same for a command that has to end well."""
+    ended = cargo(*arguments, **more)
+    assert ended.returncode == 0, (ended.stdout + ended.stderr)[-8000:]
 
 
 def test_its_version_is_headraces() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert manifest()["version"] == project["version"]
+    read = tomllib.loads((FOLDER / "Cargo.toml").read_text(encoding="utf-8"))
+    assert read["workspace"]["package"]["version"] == version()
 
 
 def test_it_is_formatted() -> None:
-    cargo("fmt", "--all", "--check")
+    check("fmt", "--all", "--check")
 
 
 def test_the_linter_has_nothing_to_say() -> None:
-    cargo("clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings")
+    check("clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings")
 
 
 def test_its_documentation_can_be_built() -> None:
-    cargo("doc", "--quiet", "--locked", "--no-deps", "-p", "headrace", RUSTDOCFLAGS="-D warnings")
+    check("doc", "--quiet", "--locked", "--no-deps", "-p", "headrace", RUSTDOCFLAGS="-D warnings")
 
 
 def test_its_own_tests_pass() -> None:
-    cargo("test", "--quiet", "--locked", "--workspace")
+    check("test", "--quiet", "--locked", "--workspace")
 
 
 def test_it_builds_without_opentelemetry() -> None:
     only = ("-p", "headrace", "--no-default-features", "--lib")
-    cargo("clippy", "--quiet", "--locked", *only, "--", "-D", "warnings")
+    check("clippy", "--quiet", "--locked", *only, "--", "-D", "warnings")
 
 
 def test_what_is_published_builds_by_itself() -> None:
-    cargo("package", "--quiet", "--locked", "--allow-dirty", "-p", "headrace")
-    name = f"headrace-{manifest()['version']}"
+    check("package", "--quiet", "--locked", "--allow-dirty", "-p", "headrace")
+    name = f"headrace-{version()}"
     with tarfile.open(FOLDER / "target" / "package" / f"{name}.crate") as archive:
         files = {member.name.removeprefix(f"{name}/"): member for member in archive.getmembers()}
     assert all(member.isfile() for member in files.values())
@@ -94,7 +74,7 @@ def test_what_is_published_builds_by_itself() -> None:
 def test_the_examples_run(controller: Controller) -> None:
     def example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = ("run", "--quiet", "--locked", "--example", name, "--", *arguments)
-        return cargo(*command, check=False, HEADRACE_HOST=controller.target)
+        return cargo(*command, host=controller.target)
 
     tour = example("tour")
     assert tour.returncode == 0, tour.stderr

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import tarfile
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from headrace.cli.authority import Authority
-from headrace.errors import SourceUnavailable
-from headrace_server.store import Store
-from tests.clients.typescript import FOLDER, ROOT, build, run
-from tests.e2e.harness import MODEL, Controller, borrow_home
+from tests.clients.shell import ROOT, version
+from tests.clients.typescript import FOLDER, build, run
+from tests.e2e.harness import MODEL, Controller
 
 pytestmark = [pytest.mark.toolchain, pytest.mark.timeout(300)]
 
-PAINTER = "emoji:64"
 EXAMPLES = re.findall(
     r"^```js\n(.*?)^```$",
     (FOLDER / "README.md").read_text(encoding="utf-8"),
@@ -65,18 +60,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def controller(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
-    """With SmolLM2, and the model that draws."""
-    home = borrow_home(model_home, tmp_path_factory.mktemp("typescript") / "home")
-    try:
-        asyncio.run(Store(home).pull(PAINTER))
-    except SourceUnavailable:
-        pytest.skip(f"this checkout has no weights of {PAINTER}")
-    with Controller(home, "--preload", MODEL) as running:
-        yield running
-
-
 def test_style() -> None:
     run("npm", "run", "--silent", "check")
 
@@ -87,8 +70,7 @@ def test_unit_tests() -> None:
 
 def test_it_is_of_the_same_version_and_licence() -> None:
     manifest = json.loads((FOLDER / "package.json").read_text(encoding="utf-8"))
-    ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert (manifest["version"], manifest["license"]) == (ours["version"], ours["license"])
+    assert (manifest["version"], manifest["license"]) == (version(), "Apache-2.0")
     assert (FOLDER / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
@@ -113,7 +95,7 @@ def test_the_readme_is_true(project: Path, controller: Controller) -> None:
     settings = {**_SETTINGS, "files": names}
     (project / "tsconfig.json").write_text(json.dumps(settings), encoding="utf-8")
     run(str(FOLDER / "node_modules" / ".bin" / "tsc"), "-p", ".", folder=project)
-    told = [run("node", name, folder=project, environment=controller.environment) for name in names]
+    told = [run("node", name, folder=project, host=controller.target) for name in names]
     tour, stream, image, error, *others = told
     assert " Paris" in tour
     assert MODEL in tour
@@ -126,5 +108,5 @@ def test_the_readme_is_true(project: Path, controller: Controller) -> None:
 
 def test_the_example(controller: Controller) -> None:
     asked = ("node", "examples/complete.mjs", MODEL, "Name a colour.")
-    output = run(*asked, environment=controller.environment)
+    output = run(*asked, host=controller.target)
     assert re.search(r"\n(LENGTH|END_OF_TEXT), \d+ tokens, trace [0-9a-f]{32}\n$", output)

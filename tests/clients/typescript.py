@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import PATIENCE
+from tests.clients import shell
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "client" / "typescript"
+FOLDER = shell.ROOT / "client" / "typescript"
+run = partial(shell.run, folder=FOLDER)
+"""In its folder, unless another is named."""
 
 
 def need_node() -> None:
@@ -20,23 +20,6 @@ def need_node() -> None:
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"the TypeScript SDK needs {program}")
-
-
-def run(*command: str, folder: Path = FOLDER, environment: Mapping[str, str] | None = None) -> str:
-    """The output of a command that has to end well."""
-    ended = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=4 * PATIENCE,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout[-8000:]
-    return ended.stdout
 
 
 def install(folder: Path = FOLDER) -> None:

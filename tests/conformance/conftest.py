@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from headrace.cli.authority import Authority
-from headrace.errors import SourceUnavailable
-from headrace_server.store import Store
 from tests.conformance.drivers import SDKS, Driver, Sdk
 from tests.conformance.scripted import Scripted
-from tests.e2e.harness import MODEL, Controller, borrow_home
+from tests.e2e.harness import MODEL, Controller
 
 PAINTER = "emoji:64"
 
@@ -49,17 +46,6 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
 
 
 @pytest.fixture(scope="session")
-def home(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with SmolLM2, and with the model that draws."""
-    made = borrow_home(model_home, tmp_path_factory.mktemp("conformance") / "home")
-    try:
-        asyncio.run(Store(made).pull(PAINTER))
-    except SourceUnavailable:
-        pytest.skip("this checkout has no weights of emoji:64")
-    return made
-
-
-@pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a server, of a client, and of a client whom nobody knows."""
     directory = tmp_path_factory.mktemp("tls")
@@ -80,9 +66,9 @@ def of_client(certificates: Path, who: Path | None = None) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def plain(home: Path) -> Iterator[Controller]:
+def plain(drawing_home: Path) -> Iterator[Controller]:
     """A controller on loopback, for everybody."""
-    with Controller(home, "--preload", MODEL, listen="127.0.0.1:0") as running:
+    with Controller(drawing_home, "--preload", MODEL, listen="127.0.0.1:0") as running:
         yield running
 
 

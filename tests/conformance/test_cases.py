@@ -24,7 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="session")
 def front(
-    home: Path, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+    drawing_home: Path, certificates: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Front]:
     """Envoy, which wants a certificate, before a controller that wants one."""
     envoy()
@@ -34,7 +34,7 @@ def front(
     options = ("--preload", MODEL, *tls, "--tls-client-ca", at / "ca.crt")
     directory = tmp_path_factory.mktemp("front") / "envoy"
     with (
-        Controller(home, *map(str, options), listen=f"127.0.0.1:{port}"),
+        Controller(drawing_home, *map(str, options), listen=f"127.0.0.1:{port}"),
         Front(directory, certificates, mutual=True) as running,
     ):
         running.controllers([port])

@@ -21,7 +21,7 @@ UNLOAD = "/headrace.v1.ModelService/UnloadModel"
 
 @pytest.fixture(scope="session")
 def guarded(
-    home: Path, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+    drawing_home: Path, certificates: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Controller]:
     """A controller that lets nobody in but with a certificate and a token."""
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.json"
@@ -29,7 +29,7 @@ def guarded(
     at = certificates
     options = ["--tls-cert", at / "server.crt", "--tls-key", at / "server.key"]
     options += ["--tls-client-ca", at / "ca.crt", "--tokens", tokens]
-    with Controller(home, *map(str, options), listen="127.0.0.1:0") as running:
+    with Controller(drawing_home, *map(str, options), listen="127.0.0.1:0") as running:
         running.environment["HEADRACE_TOKENS"] = str(tokens)
         yield running
 
@@ -102,9 +102,9 @@ def test_images_are_those_that_another_sdk_gets(driver: Driver, plain: Controlle
     assert len({image["sha256"] for image in answer["images"]}) == 2
 
 
-def test_a_controller_that_goes_and_comes_back(driver: Driver, home: Path) -> None:
+def test_a_controller_that_goes_and_comes_back(driver: Driver, drawing_home: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
-    with Controller(home, listen=address) as first:
+    with Controller(drawing_home, listen=address) as first:
         driver.at(address, timeout=20)
         assert driver.ask("call", method=LIST)["error"] is None
         request = {"model": MODEL, "prompt": "x", "maxTokens": 4000, "stop": {"ignoreEos": True}}
@@ -115,7 +115,7 @@ def test_a_controller_that_goes_and_comes_back(driver: Driver, home: Path) -> No
         assert (ended["code"], ended["reason"]) == ("UNAVAILABLE", "")
     gone = driver.ask("call", method=LIST, timeout=10)["error"]
     assert (gone["code"], gone["reason"]) == ("UNAVAILABLE", "")
-    with Controller(home, listen=address):
+    with Controller(drawing_home, listen=address):
         assert eventually(lambda: driver.ask("call", method=LIST, timeout=10)["error"] is None), (
             "it does not connect again"
         )

@@ -16,8 +16,10 @@ def read_text(model_dir: Path, name: str) -> str | None:
         return (model_dir / name).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelCorrupt(file=name) from error
+    except UnicodeDecodeError as error:
+        raise _unreadable(name, "is not UTF-8") from error
+    except OSError as error:
+        raise _unreadable(name, f"cannot be read ({error.strerror})") from error
 
 
 def read_json(model_dir: Path, name: str) -> dict[str, Any]:
@@ -31,10 +33,15 @@ def read_json(model_dir: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelCorrupt(file=name) from error
+        raise _unreadable(name, f"is no JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ModelCorrupt(file=name)
+        raise _unreadable(name, "is no JSON object")
     return value
+
+
+def _unreadable(name: str, what: str) -> ModelCorrupt:
+    # It may be read before it is in the store, too: nothing is to be removed then.
+    return ModelCorrupt(f"the model's file {name!r} {what}; get the model again", file=name)
 
 
 def license_of(model_dir: Path) -> str | None:

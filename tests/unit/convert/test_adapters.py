@@ -212,7 +212,12 @@ REFUSED_MLX: list[tuple[str, type[HeadraceError], str, Callable[[Path], object]]
         r"pickles",
         lambda s: (s / WEIGHTS).rename(s / "adapter_model.bin"),
     ),
-    ("no JSON", ModelCorrupt, r"adapter_config", lambda s: (s / CONFIG).write_text("{")),
+    (
+        "no JSON",
+        ModelCorrupt,
+        r"adapter_config.*is no JSON \(.*get the model again",
+        lambda s: (s / CONFIG).write_text("{"),
+    ),
     ("no scale", ModelCorrupt, r"lora_parameters\.scale", lambda s: (s / CONFIG).write_text("{}")),
 ]
 
