@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TypedDict
 
 import mlx.core as mx
 
@@ -24,6 +25,23 @@ def is_allocation_failure(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and any(sign in text for sign in _ALLOCATION_SIGNS)
+
+
+class InUse(TypedDict):
+    """Bytes that MLX has, as an engine's stats have them."""
+
+    active_bytes: int
+    peak_bytes: int
+    cache_bytes: int
+
+
+def in_use() -> InUse:
+    """Bytes that MLX has now."""
+    return {
+        "active_bytes": mx.get_active_memory(),
+        "peak_bytes": mx.get_peak_memory(),
+        "cache_bytes": mx.get_cache_memory(),
+    }
 
 
 def give_back() -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import TypedDict
 
 from opentelemetry import metrics
 
+from headrace.telemetry import names
 from headrace.telemetry.names import HistogramSpec
 
 _meter = metrics.get_meter("headrace.runner")
@@ -45,3 +47,27 @@ class Tally:
     def read(self) -> Distribution:
         """All that was counted so far."""
         return Distribution(self._bounds, tuple(self._counts), self._sum)
+
+
+class StepReadings(TypedDict):
+    """Of an engine's steps, as its stats have them."""
+
+    step_seconds: Distribution
+    step_rows: Distribution
+
+
+class Steps:
+    """An engine's steps: how long each took, and of how many rows it was."""
+
+    def __init__(self) -> None:
+        self._seconds = Tally(names.ENGINE_STEP_DURATION)
+        self._rows = Tally(names.ENGINE_BATCH_SIZE)
+
+    def add(self, seconds: float, rows: int) -> None:
+        """Count one."""
+        self._seconds.add(seconds)
+        self._rows.add(rows)
+
+    def read(self) -> StepReadings:
+        """All that was counted so far."""
+        return {"step_seconds": self._seconds.read(), "step_rows": self._rows.read()}

@@ -16,12 +16,11 @@ import mlx.core as mx
 import numpy as np
 
 from headrace.errors import HeadraceError, InsufficientMemory, InternalError
-from headrace.telemetry import names
 from headrace_runner.engine.embedding.line import Line, Row
 from headrace_runner.engine.embedding.request import EmbeddingRequest, Event, Finished, Started
-from headrace_runner.engine.memory import give_back, is_allocation_failure
+from headrace_runner.engine.memory import give_back, in_use, is_allocation_failure
 from headrace_runner.engine.stream import Failed
-from headrace_runner.engine.tally import Tally
+from headrace_runner.engine.tally import Steps
 from headrace_runner.engine.worker import Deliver, EngineStats
 from headrace_runner.models.encoders.architectures import BATCH_TOKENS
 from headrace_runner.models.encoders.encoder import Vectors
@@ -78,8 +77,7 @@ class EmbeddingWorker:
         self._batch: list[Row] = []
         self._budget = limits.batch_tokens
         """Of the next batch: less for a while after memory ran out."""
-        self._step_seconds = Tally(names.ENGINE_STEP_DURATION)
-        self._step_rows = Tally(names.ENGINE_BATCH_SIZE)
+        self._steps = Steps()
         self.stats = EngineStats(weights_bytes=embedder.weights_bytes)
         embedder.embed([[0] * 8, [0]])
         mx.clear_cache()
@@ -154,8 +152,7 @@ class EmbeddingWorker:
     def _finish(self, batch: Sequence[Row], vectors: Vectors, began: int) -> None:
         now = time.perf_counter_ns()
         self._budget = min(2 * self._budget, self._limits.batch_tokens)
-        self._step_seconds.add((now - began) / 1e9)
-        self._step_rows.add(len(batch))
+        self._steps.add((now - began) / 1e9, len(batch))
         tokens = sum(row.length for row in batch)
         self.stats = replace(
             self.stats,
@@ -214,11 +211,8 @@ class EmbeddingWorker:
     def _measure(self) -> None:
         self.stats = replace(
             self.stats,
-            active_bytes=mx.get_active_memory(),
-            peak_bytes=mx.get_peak_memory(),
-            cache_bytes=mx.get_cache_memory(),
-            step_seconds=self._step_seconds.read(),
-            step_rows=self._step_rows.read(),
+            **in_use(),
+            **self._steps.read(),
         )
 
 

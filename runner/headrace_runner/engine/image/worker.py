@@ -16,7 +16,6 @@ from itertools import count
 import mlx.core as mx
 
 from headrace.errors import HeadraceError, InsufficientMemory, InternalError
-from headrace.telemetry import names
 from headrace_runner.engine.image.batch import Batch
 from headrace_runner.engine.image.line import Line, Piece
 from headrace_runner.engine.image.memory import (
@@ -36,9 +35,9 @@ from headrace_runner.engine.image.request import (
     Progress,
     Started,
 )
-from headrace_runner.engine.memory import give_back, is_allocation_failure
+from headrace_runner.engine.memory import give_back, in_use, is_allocation_failure
 from headrace_runner.engine.stream import Failed
-from headrace_runner.engine.tally import Tally
+from headrace_runner.engine.tally import Steps
 from headrace_runner.engine.worker import Deliver, EngineStats
 from headrace_runner.models.pipeline import (
     Drawing,
@@ -133,8 +132,7 @@ class ImageWorker:
         self._batch: Batch | None = None
         self._batches = count(1)
         self._pace = Pace()
-        self._step_seconds = Tally(names.ENGINE_STEP_DURATION)
-        self._step_rows = Tally(names.ENGINE_BATCH_SIZE)
+        self._steps = Steps()
         self._measured_at = 0.0
         self.stats = EngineStats(weights_bytes=pipeline.weights_bytes)
         pipeline.draw([smallest_drawing(pipeline.traits)], _WarmUp(check_wanted))
@@ -217,8 +215,7 @@ class ImageWorker:
         """More of the phase is done. Raises _Unwanted where it is for nobody."""
         seconds = batch.advance(done, time.perf_counter_ns())
         if batch.phase is Phase.DENOISING:
-            self._step_seconds.add(seconds)
-            self._step_rows.add(len(batch.pieces))
+            self._steps.add(seconds, len(batch.pieces))
         self._check(batch)
         self._tell_drawn_for(batch)
         if batch.phase is Phase.DENOISING and done < batch.total:
@@ -370,16 +367,12 @@ class ImageWorker:
         self._measured_at = time.monotonic()
         self.stats = replace(
             self.stats,
-            active_bytes=mx.get_active_memory(),
-            peak_bytes=mx.get_peak_memory(),
-            cache_bytes=mx.get_cache_memory(),
+            **in_use(),
         )
         self._count()
 
     def _count(self) -> None:
-        self.stats = replace(
-            self.stats, step_seconds=self._step_seconds.read(), step_rows=self._step_rows.read()
-        )
+        self.stats = replace(self.stats, **self._steps.read())
 
 
 class _Watch:

@@ -21,10 +21,9 @@ from headrace.errors import (
     InternalError,
     InvalidRequest,
 )
-from headrace.telemetry import names
-from headrace_runner.engine.memory import give_back, is_allocation_failure
+from headrace_runner.engine.memory import give_back, in_use, is_allocation_failure
 from headrace_runner.engine.stream import Failed
-from headrace_runner.engine.tally import Tally
+from headrace_runner.engine.tally import Steps
 from headrace_runner.engine.text.adapters import Adapters
 from headrace_runner.engine.text.batch import TextBatch
 from headrace_runner.engine.text.guide import GrammarError
@@ -104,8 +103,7 @@ class TextWorker:
         self._totals = dict.fromkeys(
             ("prompts", "cached_prompts", "prompt_tokens", "cached_tokens", "output_tokens"), 0
         )
-        self._step_seconds = Tally(names.ENGINE_STEP_DURATION)
-        self._step_rows = Tally(names.ENGINE_BATCH_SIZE)
+        self._steps = Steps()
         self._measured_at = 0.0
         self.stats = EngineStats(weights_bytes=loaded.weights_bytes)
         _warm_up(self._batch)
@@ -228,8 +226,7 @@ class TextWorker:
             self._shed(error)
             return
         now = time.perf_counter_ns()
-        self._step_seconds.add((now - began) / 1e9)
-        self._step_rows.add(rows)
+        self._steps.add((now - began) / 1e9, rows)
         for progress in prefilled:
             self._note(progress, began, now)
         ended: set[int] = set()
@@ -418,9 +415,7 @@ class TextWorker:
             kv_limit_bytes=self._room.limit,
             prefix_bytes=self._layout.remembered_bytes,
             adapters_bytes=self._room.adapters_bytes,
-            active_bytes=mx.get_active_memory(),
-            peak_bytes=mx.get_peak_memory(),
-            cache_bytes=mx.get_cache_memory(),
+            **in_use(),
         )
         self._count()
 
@@ -432,12 +427,7 @@ class TextWorker:
 
     def _count(self) -> None:
         """Who has an answer may ask at once what was counted for it."""
-        self.stats = replace(
-            self.stats,
-            step_seconds=self._step_seconds.read(),
-            step_rows=self._step_rows.read(),
-            **self._totals,
-        )
+        self.stats = replace(self.stats, **self._steps.read(), **self._totals)
 
 
 def _warm_up(batch: TextBatch) -> None:
