@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -15,8 +16,8 @@ from tests.e2e.harness import Controller, alive
 
 _LOOK = 0.02
 """Seconds between two looks for a line of which nothing tells."""
-_SETTLE = 20.0
-"""Seconds for the last traces of what has ended."""
+_SETTLE = 45.0
+"""Seconds for the last traces of what has ended. gRPC keeps a thread for 20 after its last work."""
 _MEMORY_GROWTH = 48 << 20
 """Bytes by which a process may be larger at the end: what the allocator keeps of the busiest
 moments does not grow with the kills."""
@@ -31,6 +32,7 @@ class Footprint:
     files: int
     """Open files, sockets and pipes."""
     threads: int
+    """But for a controller's that wait in asyncio's pool, which has a bound."""
     tasks: tuple[str, ...] = ()
     """Names of a controller's asyncio tasks."""
     processes: int = 1
@@ -62,22 +64,22 @@ def of_process(pid: int) -> Footprint:
 async def of_controller(controller: Controller) -> Footprint:
     """Of one that was started as `tests.chaos.controller`."""
     process = of_process(controller.pid)
-    seen = len(_task_lists(controller))
+    seen = len(_told(controller))
     controller.send(signal.SIGUSR1)
-    while len(lists := _task_lists(controller)) == seen:  # noqa: ASYNC110 - it is a file
+    while len(told := _told(controller)) == seen:  # noqa: ASYNC110 - it is a file
         await asyncio.sleep(_LOOK)
     return Footprint(
         process.memory,
         process.files,
-        process.threads,
-        tasks=tuple(lists[-1]),
+        process.threads - told[-1]["waiting"],
+        tasks=tuple(told[-1]["names"]),
         processes=len(controller.processes()),
         sockets=sum(1 for _ in controller.sockets.iterdir()),
     )
 
 
-def _task_lists(controller: Controller) -> list[list[str]]:
-    return [line["names"] for line in controller.log() if line["message"] == TASKS]
+def _told(controller: Controller) -> list[dict[str, Any]]:
+    return [line for line in controller.log() if line["message"] == TASKS]
 
 
 async def settled(look: Callable[[], Awaitable[Footprint]], before: Footprint) -> Footprint:
