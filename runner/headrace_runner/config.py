@@ -104,7 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> RunnerConfig:
         choices=("auto", "float32", "int8", "stored"),
         default="auto",
         help="float32: weights are widened; stored: they stay; int8: they stay, and products are "
-        "of 8-bit integers on a CPU; auto: the faster of the first two that fits",
+        "of 8-bit integers on a CPU; auto: int8 where it can be, else the faster that fits",
     )
     add("--context", type=_positive, metavar="TOKENS", help="prompt and output (default: model's)")
     add(

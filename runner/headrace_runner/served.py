@@ -80,13 +80,15 @@ def weights_type(
     """The type to load the weights in. "int8" is one only of `text_weights_type`."""
     if config.dtype in ("float32", "stored"):
         return config.dtype
-    return choose_dtype(
+    chosen = choose_dtype(
         machine.device,
         parameters,
         stored_bytes,
         machine.memory_available,
         "LD_PRELOAD" in os.environ,
     )
+    assert chosen != "int8"  # For kernels alone.
+    return chosen
 
 
 def text_weights_type(
@@ -96,11 +98,12 @@ def text_weights_type(
     stored_bytes: int,
     why_not_int8: Callable[[], str],
 ) -> Literal["float32", "int8", "stored"]:
-    """The same for a model for text. `why_not_int8` is asked where that is wanted."""
-    if config.dtype == "int8":
+    """The same for a model for text, "int8" where that can be. `why_not_int8` is asked then."""
+    if config.dtype in ("auto", "int8"):
         if not (reason := why_not_int8()):
             return "int8"
-        logger.warning("--dtype int8: %s; the weights are loaded as by --dtype auto", reason)
+        level = logging.WARNING if config.dtype == "int8" else logging.DEBUG
+        logger.log(level, "no products of 8-bit integers: %s", reason)
     return weights_type(config, machine, parameters, stored_bytes)
 
 

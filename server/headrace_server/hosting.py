@@ -5,6 +5,7 @@ Slow: it reads package metadata and may prepare a BLAS library. Run it in a thre
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -12,8 +13,11 @@ from headrace.host import checks
 from headrace.host.blas import BlasError, find_blas
 from headrace.host.compiler import has_cxx
 from headrace.host.environment import runner_environment
+from headrace.host.kernels import Kernels, find_kernels
 from headrace.host.machine import Machine
 from headrace_server.config import ServerConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Hosting:
     environment: dict[str, str]
     """Of every runner."""
     has_blas: bool
+    kernels: Kernels
     problem: str
     """Why no runner can be started here, with the remedy; empty where one can."""
 
@@ -40,4 +45,14 @@ def prepare(machine: Machine, config: ServerConfig) -> Hosting:
     environment = runner_environment(
         os.environ, machine, blas=blas, has_cxx=has_cxx(), threads=config.threads
     )
-    return Hosting(machine, environment, blas is not None, "; ".join(problems))
+    if machine.device == "cpu":
+        kernels = find_kernels()
+        if not kernels.path:
+            logger.info(
+                "no kernels for this CPU, so quantised models are computed in float32: %s; "
+                "`headrace doctor` says what helps",
+                kernels.reason,
+            )
+    else:
+        kernels = Kernels(reason=f"they are for a CPU, and MLX computes on {machine.device} here")
+    return Hosting(machine, environment, blas is not None, kernels, "; ".join(problems))

@@ -19,19 +19,15 @@ from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_map
 from mlx_lm.models import activations
 
-from headrace.host.kernels import OFF, SWITCH
+from headrace.host.kernels import OFF, SWITCH, cover, cover_layer
 from headrace_runner.models.device import on_cpu
-
-_BITS = (4, 8)
-_GROUPS = (32, 64, 128)
 
 
 def why_not(config: Mapping[str, Any]) -> str:
     """Why a model of this config.json cannot be computed with the kernels here; "" if it can."""
     if not on_cpu():
         return "MLX does not compute on a CPU here"
-    quantization = config.get("quantization")
-    if not isinstance(quantization, dict) or not _covered(quantization):
+    if not cover(config):
         return "the model is not quantised to 4 or 8 bits in groups of 32, 64 or 128"
     try:
         _kernels()
@@ -47,9 +43,9 @@ def pack(model: Any) -> None:
         kernels.set_threads(int(threads))
 
     def packed(layer: Module) -> Module:
-        if type(layer) is QuantizedLinear and _covered(vars(layer)):
+        if type(layer) is QuantizedLinear and cover_layer(vars(layer)):
             return PackedLinear(layer)
-        if type(layer) is QuantizedEmbedding and _covered(vars(layer)):
+        if type(layer) is QuantizedEmbedding and cover_layer(vars(layer)):
             return PackedEmbedding(layer)
         if type(layer) is RMSNorm:
             return PackedNorm(layer)
@@ -146,14 +142,6 @@ def _pack(layer: Any) -> tuple[mx.array, Any]:
     parts = layer["weight"], layer["scales"], layer["biases"]
     layout = _kernels().layout_of(*parts, layer.group_size, layer.bits)
     return _kernels().pack(*parts, layout), layout
-
-
-def _covered(quantization: Mapping[str, Any]) -> bool:
-    return (
-        quantization.get("mode", "affine") == "affine"
-        and quantization.get("bits") in _BITS
-        and quantization.get("group_size") in _GROUPS
-    )
 
 
 @lru_cache

@@ -262,7 +262,7 @@ SETTINGS = (
         "models",
         values.one_of("auto", "float32", "int8", "stored"),
         "type of the weights in memory; int8: as stored, with products of 8-bit integers on a CPU; "
-        "auto: the faster one of float32 and stored that fits",
+        "auto: int8 where the kernels for it are, else the faster one of the others that fits",
         live=True,
     ),
     Setting(

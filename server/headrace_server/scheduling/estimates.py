@@ -6,7 +6,9 @@ says that it takes beside the weights, to draw one image of its own size or to e
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
+
+from headrace.host.dtype import Dtype
 
 MIB = 1 << 20
 UNKNOWN_WEIGHTS = 8 << 30
@@ -45,9 +47,6 @@ class Shape(Protocol):
     def image(self) -> Working | None: ...
     @property
     def embedding(self) -> Working | None: ...
-
-
-Dtype = Literal["float32", "int8", "stored"]
 
 
 def before_load(shape: Shape, *, dtype: Dtype, concurrency: int, context: int | None) -> int:

@@ -18,8 +18,7 @@ from headrace.errors import (
     UnsupportedCapability,
     UnsupportedParameter,
 )
-from headrace.host.dtype import choose_dtype
-from headrace.host.machine import Device
+from headrace.host.dtype import Dtype
 from headrace.rpc.options import channel_options
 from headrace.telemetry import propagation
 from headrace.v1.runner_pb2 import GetRunnerRequest
@@ -31,10 +30,10 @@ from headrace_server.runners.lifecycle import Limits as LifeLimits
 from headrace_server.runners.spares import Activity, is_wanted
 from headrace_server.runners.spec import RunnerSpec
 from headrace_server.runners.supervisor import OnSpan, RunningRunner, Supervisor
-from headrace_server.scheduling import estimates
+from headrace_server.scheduling import estimates, weights
 from headrace_server.scheduling.adapters import MOST, Adapters
 from headrace_server.scheduling.adapters import needs as adapter_needs
-from headrace_server.scheduling.estimates import Dtype, Estimate
+from headrace_server.scheduling.estimates import Estimate
 from headrace_server.scheduling.loading import Load
 from headrace_server.scheduling.state import Policy
 from headrace_server.scheduling.ticket import Life, Runner, Wanted
@@ -106,13 +105,13 @@ def policy_of(options: ModelOptions) -> Policy:
     )
 
 
-def runner_key(digest: str, options: ModelOptions, auto: Dtype | None = None) -> str:
+def runner_key(digest: str, options: ModelOptions, by_budget: Dtype | None = None) -> str:
     """The key of the runners that serve these files with these options.
 
-    `auto`: what a `dtype` of that name comes to, by the memory budget; None: another was asked for.
+    `by_budget`: the type of the weights, where the memory budget has a say in it.
     """
     own = f"{digest} {options.of_the_runner}"
-    return f"{own} {auto}" if auto else own
+    return f"{own} {by_budget}" if by_budget else own
 
 
 class Planner:
@@ -157,12 +156,10 @@ class Planner:
 
     def key(self, manifest: Manifest) -> str:
         """The key of the runners that serve a model of the store."""
-        # Device and BLAS stay as they are, and are perhaps not known yet. The budget may change.
+        # What the machine has stays as it is, and is perhaps not known yet.
         options = self.options(manifest)
-        auto = None
-        if _asked(manifest, options) is None:
-            auto = self._auto_dtype(manifest, "cpu", has_blas=True)
-        return runner_key(manifest.digest, options, auto)
+        by_budget = weights.by_budget(manifest, options, self._memory)
+        return runner_key(manifest.digest, options, by_budget)
 
     def keys(self, digest: str) -> frozenset[str]:
         """Every key that models of these files have had so far."""
@@ -242,9 +239,8 @@ class Planner:
         hosting = await asyncio.shield(self._hosting)
         options = self.options(manifest)
         device = hosting.machine.device
-        dtype = _asked(manifest, options)
-        if dtype is None:
-            dtype = self._auto_dtype(manifest, device, has_blas=hosting.has_blas)
+        directory = self._store.path(manifest)
+        dtype = weights.dtype_of(manifest, options, directory, self._memory, hosting)
         if manifest.adapter is not None:
             needs = adapter_needs(manifest, device)
         else:
@@ -257,11 +253,6 @@ class Planner:
         self._keys.setdefault(model.digest, set()).add(model.key)
         self._models[model.name] = model
         return model
-
-    def _auto_dtype(self, manifest: Manifest, device: Device, *, has_blas: bool) -> Dtype:
-        return choose_dtype(
-            device, manifest.parameters, manifest.tensor_bytes, self._memory, has_blas
-        )
 
     async def launch(self, runner_id: str, wanted: Wanted, load: Load) -> Runner:
         """Start a runner. It is told of the load, and what is said of it is part of that.
@@ -301,12 +292,8 @@ class Planner:
             core_dumps=self._config.core_dumps,
             report_spans=self._on_span is not None,
         )
-        if options.dtype == "auto" and wanted.dtype == "stored" and hosting.has_blas:
-            logger.info(
-                "the weights stay as they are stored, since float32 would take more than half of "
-                "the memory budget; on a CPU that is much slower",
-                extra={"model": wanted.name, "memory_bytes": self._memory},
-            )
+        directory, memory = spec.model_dir, self._memory
+        weights.tell(wanted.manifest, options, directory, memory, hosting, wanted.dtype)
         environment: dict[str, str] = {}
         propagation.inject_env(environment, load.context)
         return self._supervisor.start(spec, environment, load.lines)
@@ -343,15 +330,6 @@ class Planner:
         )
         expected += wanted.adapter_bytes
         return max(expected, memory.active_bytes + memory.cache_bytes)
-
-
-def _asked(manifest: Manifest, options: ModelOptions) -> Dtype | None:
-    """The type of the weights that was asked for; None where it follows from the machine. So it
-    does for int8 where that has nothing to work on; a runner that finds more reasons says so."""
-    quantised = manifest.kind == "text" and bool(manifest.quantization)
-    if options.dtype == "auto" or (options.dtype == "int8" and not quantised):
-        return None
-    return options.dtype
 
 
 async def reports_of(lives: Iterable[Life]) -> list[RunnerReport | None]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from headrace.host.dtype import Dtype
 from headrace_server.scheduling import estimates
 from headrace_server.scheduling.estimates import MIB
 
@@ -59,7 +60,7 @@ def test_the_runner_s_report_replaces_the_weights_alone() -> None:
 
 @pytest.mark.parametrize("other", [Model(image=Working()), Model(embedding=Working())])
 def test_another_kind_has_no_kv_cache_and_takes_what_its_manifest_says(other: Model) -> None:
-    cases: tuple[tuple[estimates.Dtype, int], ...] = (
+    cases: tuple[tuple[Dtype, int], ...] = (
         ("stored", 100 * MIB),
         ("float32", 540_000_000),
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 
+from headrace.host.kernels import Kernels
 from headrace.host.machine import Machine
 from headrace_server.config import ServerConfig
 from headrace_server.hosting import Hosting
@@ -34,7 +35,7 @@ def test_names_that_share_runners_get_what_any_of_them_asks_for() -> None:
 
 async def test_keys_of_before_are_known_until_the_files_are_gone(tmp_path: Path) -> None:
     async def host() -> Hosting:
-        return Hosting(LINUX_CPU, {}, has_blas=True, problem="")
+        return Hosting(LINUX_CPU, {}, has_blas=True, kernels=Kernels(), problem="")
 
     put_manifest(tmp_path, "words", "text")
     store, config = Store(tmp_path), ServerConfig(spare=False)
@@ -59,7 +60,7 @@ async def test_the_largest_adapters_of_a_model_count_for_its_memory(
     """`each`: bytes of a number in memory, of adapters that are stored in half precision."""
 
     async def host() -> Hosting:
-        return Hosting(machine, {}, has_blas=True, problem="")
+        return Hosting(machine, {}, has_blas=True, kernels=Kernels(), problem="")
 
     def adapter(number: int, base: str) -> Manifest:
         facts = AdapterFacts("words:latest", base.removeprefix("sha256:"), 4, 1, ("q",))

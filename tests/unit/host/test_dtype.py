@@ -1,4 +1,4 @@
-"""When float32 is chosen."""
+"""Which type of the weights is chosen."""
 
 from __future__ import annotations
 
@@ -30,3 +30,14 @@ def test_choose_dtype(
     device: Device, parameters: int, stored: int, available: int, has_blas: bool, expected: Dtype
 ) -> None:
     assert choose_dtype(device, parameters, stored, available, has_blas) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", "int8"), ("metal", "stored"), ("cuda", "stored")]
+)
+@pytest.mark.parametrize("has_blas", [True, False])
+def test_the_kernels_are_for_a_cpu_with_or_without_a_blas(
+    device: Device, expected: Dtype, has_blas: bool
+) -> None:
+    found = choose_dtype(device, 9 * SMALL, SMALL, SMALL, has_blas, by_kernels=True)
+    assert found == expected

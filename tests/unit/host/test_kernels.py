@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from headrace.host.kernels import PACKAGE, find_kernels
+from headrace.host.kernels import PACKAGE, cover, find_kernels
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
@@ -67,3 +68,25 @@ def test_the_real_one_takes_the_path_that_it_is_told() -> None:
         pytest.skip("the kernels are not built: make kernels")
     assert find_kernels(environment(Path(), HEADRACE_KERNELS="portable")).path == "portable"
     assert "no path sse" in find_kernels(environment(Path(), HEADRACE_KERNELS="sse")).reason
+
+
+FOUR = {"bits": 4, "group_size": 32}
+SIX = {"bits": 6, "group_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        (None, False),
+        (FOUR, True),
+        ({"bits": 8, "group_size": 128, "mode": "affine"}, True),
+        ({"bits": 4, "group_size": 32, "mode": "mxfp4"}, False),
+        ({"bits": 4, "group_size": 16}, False),
+        (SIX, False),
+        (FOUR | {"lm_head": {"bits": 8, "group_size": 64}, "model.layers.0.mlp.gate": False}, True),
+        (FOUR | {"lm_head": SIX}, False),
+    ],
+)
+def test_what_they_cover(quantization: dict[str, Any] | None, expected: bool) -> None:
+    assert cover({"quantization": quantization}) == expected
+    assert not cover({})

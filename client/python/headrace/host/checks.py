@@ -139,8 +139,8 @@ def _blas(blas: Blas | None, packages: Mapping[str, str]) -> Finding:
 def _kernels(kernels: Kernels) -> Finding:
     if kernels.path:
         others = f" ({', '.join(kernels.others)} would work too)" if kernels.others else ""
-        return Finding("ok", "kernels", f"{kernels.path}{others}, for --dtype int8")
-    message = f"none for --dtype int8: {kernels.reason}"
+        return Finding("ok", "kernels", f"{kernels.path}{others}, for quantised models")
+    message = f"none, so quantised models are computed in float32: {kernels.reason}"
     return Finding("hint", "kernels", message, "`make kernels` builds them, with a C++ compiler")
 
 

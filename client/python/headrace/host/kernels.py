@@ -1,4 +1,4 @@
-"""Are the kernels for a CPU there (the package headrace-kernels), and which would be used?"""
+"""The kernels for a CPU (the package headrace-kernels): which are there, and what they cover."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 PACKAGE = "headrace-kernels"
 SWITCH = "HEADRACE_KERNELS"
 """The variable that names the path to use: a name of the package's, or `OFF`."""
 OFF = "off"
-_TIMEOUT = 60.0  # seconds
+_TIMEOUT = 20.0  # seconds
+_BITS = (4, 8)
+_GROUPS = (32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,24 @@ class Kernels:
     """Those that would work as well."""
     reason: str = ""
     """Why there is none."""
+
+
+def cover(config: Mapping[str, Any]) -> bool:
+    """Whether they know how a model of this config.json is quantised, in all of its layers."""
+    quantization = config.get("quantization")
+    if not isinstance(quantization, dict) or not cover_layer(quantization):
+        return False
+    # Layers with a way of their own are named beside it; False: not quantised.
+    return all(cover_layer(each) for each in quantization.values() if isinstance(each, dict))
+
+
+def cover_layer(quantization: Mapping[str, Any]) -> bool:
+    """The same for one layer, of its `bits`, `group_size` and `mode`."""
+    return (
+        quantization.get("mode", "affine") == "affine"
+        and quantization.get("bits") in _BITS
+        and quantization.get("group_size") in _GROUPS
+    )
 
 
 def find_kernels(environ: Mapping[str, str] = os.environ) -> Kernels:
