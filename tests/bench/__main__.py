@@ -21,6 +21,7 @@ from tests.bench import (
     hop,
     images,
     llama,
+    prefill,
     prefix,
     report,
     servers,
@@ -41,6 +42,7 @@ _NAMES = [contender.name for contender in CONTENDERS]
 _EPILOG = """\
 what to measure:
   speed     tokens a second beside the bare loop and the peers (default)
+  prefill   tokens of a prompt a second, and the memory that it takes
   prefix    time to first token with a shared prefix, cold and warm
   fairness  inter-token time of running streams while a long prompt arrives
   soak      memory of a runner over many requests, a third of them cancelled
@@ -104,6 +106,13 @@ async def _speed(setting: Setting, arguments: argparse.Namespace) -> Outcome:
     return report.speed(await speed.run(setting, plan, _note))
 
 
+async def _prefill(setting: Setting, arguments: argparse.Namespace) -> Outcome:
+    texts = prefill.texts(arguments.rounds, token_counter(setting))
+    chosen = servers.compared(arguments.skip, slots=1, context=prefill.CONTEXT)
+    observe = partial(prefill.observe, texts=texts)
+    return prefill.outcome(*await servers.with_each(setting, chosen, observe, _note))
+
+
 async def _prefix(setting: Setting, arguments: argparse.Namespace) -> Outcome:
     count = token_counter(setting)
     prefixes = [long_text(index, prefix.PREFIX_TOKENS, count) for index in range(arguments.rounds)]
@@ -158,6 +167,7 @@ async def _telemetry(setting: Setting, arguments: argparse.Namespace) -> Outcome
 
 _COMMANDS: dict[str, Callable[[Setting, argparse.Namespace], Awaitable[Outcome]]] = {
     "speed": _speed,
+    "prefill": _prefill,
     "prefix": _prefix,
     "fairness": _fairness,
     "soak": _soak,
@@ -168,7 +178,7 @@ _COMMANDS: dict[str, Callable[[Setting, argparse.Namespace], Awaitable[Outcome]]
     "telemetry": _telemetry,
     "structured": _structured,
 }
-_WITH_PEERS = ("speed", "prefix", "fairness")
+_WITH_PEERS = ("speed", "prefill", "prefix", "fairness")
 
 
 def _note(text: str) -> None:
@@ -189,7 +199,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--rounds",
         type=_positive,
         metavar="N",
-        help="rounds of speed, prefix, images, telemetry and structured (default: 3)",
+        help="rounds of speed, prefill, prefix, images, telemetry and structured (default: 3)",
     )
     add("--tokens", type=_positive, metavar="N", help="output tokens a stream (default: 64)")
     add("--streams", type=_counts, metavar="N,N", help="streams at once (default: 1,8,16,32)")

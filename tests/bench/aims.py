@@ -33,11 +33,14 @@ class Aim:
 
 
 AIMS = (
-    *(Aim("path", "bare", "overall", streams, least=0.95) for streams in (1, 8, 16, 32)),
+    *(Aim("exact", "bare", "overall", streams, least=0.95) for streams in (1, 8, 16, 32)),
     *(Aim("path", "runner", "overall", streams, least=0.97) for streams in (1, 8, 16, 32)),
     Aim("path", "stock", "overall", 8, least=10),
-    Aim("path", "tuned", "overall", 32, least=1.3),
-    Aim("path", "tuned", "ttft_p50", 16, most=0.5),
+    Aim("exact", "tuned", "overall", 32, least=1.3),
+    Aim("exact", "tuned", "ttft_p50", 16, most=0.5),
+    Aim("path", "llama", "overall", 1, least=0.6),
+    Aim("path", "llama", "overall", 8, least=1),
+    Aim("path", "llama", "overall", 32, least=1),
 )
 
 

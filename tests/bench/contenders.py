@@ -96,6 +96,7 @@ CONTENDERS = (
     Contender("bare", "bare MLX loop", _bare),
     Contender("runner", "runner alone", partial(_served, servers.runner)),
     Contender("path", servers.OURS, partial(_served, servers.path)),
+    Contender("exact", servers.EXACT, partial(_served, servers.exact)),
     Contender("tuned", "mlx_lm.server, tuned", partial(_served, servers.tuned)),
     Contender(
         "stock",
@@ -105,6 +106,5 @@ CONTENDERS = (
         max_tokens=MappingProxyType({16: 8, 32: 8}),
         costly=frozenset({16, 32}),
     ),
-    # On two cores it takes minutes for 16 and 32 streams.
-    Contender("llama", "llama.cpp's server", _llama, rounds=1),
+    Contender("llama", servers.LLAMA, _llama),
 )

@@ -23,6 +23,8 @@ _STDOUT = "1"
 """Where children report that they are ready; they log elsewhere."""
 
 OURS = "whole path"
+EXACT = "whole path, float32"
+LLAMA = "llama.cpp's server"
 RowT = TypeVar("RowT")
 
 Server = Callable[[Setting], AbstractAsyncContextManager[Stream]]
@@ -43,9 +45,9 @@ async def runner_process(setting: Setting, *options: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def runner(setting: Setting) -> AsyncIterator[Stream]:
-    """The runner alone, with room for the greatest number of streams."""
+    """The runner alone, with room for the greatest number of streams and weights as it sees fit."""
     async with (
-        runner_process(setting, "--max-concurrency", "32") as address,
+        runner_process(setting, "--dtype", "auto", "--max-concurrency", "32") as address,
         AsyncClient(address) as client,
     ):
         yield partial(grpc_stream, client, MODEL)
@@ -74,10 +76,15 @@ async def controller(
 
 
 @asynccontextmanager
-async def path(setting: Setting) -> AsyncIterator[Stream]:
-    """The whole path: controller and runner."""
-    async with controller(setting) as (_, address), AsyncClient(address) as client:
+async def path(setting: Setting, *options: str) -> AsyncIterator[Stream]:
+    """The whole path: controller and runner, with weights as they see fit."""
+    async with controller(setting, *options) as (_, address), AsyncClient(address) as client:
         yield partial(grpc_stream, client, MODEL)
+
+
+def exact(setting: Setting) -> AbstractAsyncContextManager[Stream]:
+    """The same with float32 weights."""
+    return path(setting, "--dtype", "float32")
 
 
 def tuned(setting: Setting) -> AbstractAsyncContextManager[Stream]:
@@ -120,8 +127,9 @@ def compared(skip: Sequence[str], slots: int, context: int) -> list[tuple[str, S
     """
     known: dict[str, tuple[str, Server]] = {
         "path": (OURS, path),
+        "exact": (EXACT, exact),
         "tuned": ("mlx_lm.server, tuned", tuned),
-        "llama": ("llama.cpp's server", partial(llama, slots=slots, context=context)),
+        "llama": (LLAMA, partial(llama, slots=slots, context=context)),
     }
     return [one for name, one in known.items() if name not in skip]
 

@@ -134,10 +134,10 @@ async def test_no_aim_compares_different_numbers_of_tokens(setting: Setting) -> 
 
 
 async def test_the_table_says_which_aims_hold(setting: Setting) -> None:
-    results = await measured(setting, steady("bare", 0.1), steady("path", 0.2))
+    results = await measured(setting, steady("bare", 0.1), steady("exact", 0.2))
     page = io.StringIO()
     report.show(report.speed(results), setting.facts(), Console(file=page, width=report.WIDTH))
-    (line,) = [line for line in page.getvalue().splitlines() if "path / bare" in line]
+    (line,) = [line for line in page.getvalue().splitlines() if "exact / bare" in line]
     assert "0.50" in line
     assert "≥ 0.95" in line
     assert "missed" in line
