@@ -102,8 +102,8 @@ def text_weights_type(
     if config.dtype in ("auto", "int8"):
         if not (reason := why_not_int8()):
             return "int8"
-        level = logging.WARNING if config.dtype == "int8" else logging.DEBUG
-        logger.log(level, "no products of 8-bit integers: %s", reason)
+        if config.dtype == "int8":
+            logger.warning("--dtype int8: %s; the weights are loaded as by --dtype auto", reason)
     return weights_type(config, machine, parameters, stored_bytes)
 
 

@@ -20,11 +20,14 @@ CONTEXT = 100_000
 
 FRESH = 1024
 """Tokens that the `fresh` runner holds."""
+EXACT = ("--dtype", "float32")
+"""What answers are compared with is computed in float32 by mlx-lm."""
 
 
 @pytest.fixture(scope="session")
 def smollm2_runner(model_home: Path, smollm2_dir: Path) -> Iterator[Child]:
-    with serving(model_home, smollm2_dir, "--name", MODEL, "--digest", "sha256:abc") as child:
+    arguments = ("--name", MODEL, "--digest", "sha256:abc")
+    with serving(model_home, smollm2_dir, *arguments, *EXACT) as child:
         yield child
         assert child.process.poll() is None, child.log
 
@@ -41,7 +44,7 @@ async def api(smollm2_runner: Child) -> AsyncIterator[Api]:
 def fresh_runner(model_home: Path, smollm2_dir: Path) -> Iterator[Child]:
     arguments = ("--name", MODEL, "--prefix-cache", "0", "--no-drafts", "--context", str(FRESH))
     program = "tests.integration.runner.faulty"
-    with serving(model_home, smollm2_dir, *arguments, program=program) as child:
+    with serving(model_home, smollm2_dir, *arguments, *EXACT, program=program) as child:
         yield child
         assert child.process.poll() is None, child.log
 

@@ -40,7 +40,8 @@ children skate on it.
 @pytest.fixture(scope="module")
 def int8_runner(model_home: Path, smollm2_dir: Path) -> Iterator[Child]:
     """To it every prompt is new, and every token gets its own step."""
-    arguments = ("--name", MODEL, "--dtype", "int8", "--prefix-cache", "0", "--no-drafts")
+    # No type is asked for: this is the one for it.
+    arguments = ("--name", MODEL, "--prefix-cache", "0", "--no-drafts")
     with serving(model_home, smollm2_dir, *arguments) as child:
         yield child
         assert child.process.poll() is None, child.log
