@@ -130,6 +130,11 @@ class PackedEmbedding(Module):
         super().__init__()  # type: ignore[no-untyped-call]
         self.packed, self._layout = _pack(layer)
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of a vector, and how many there are: inputs and outputs of a head."""
+        return self._layout.inputs, self._layout.outputs
+
     def __call__(self, tokens: mx.array) -> mx.array:
         return _kernels().take(tokens, self.packed, self._layout)  # type: ignore[no-any-return]
 
