@@ -1,9 +1,9 @@
 """Quantised products for MLX on a CPU, by 8-bit integers.
 
-`layout_of` and `pack` take a matrix in MLX's affine quantisation; `multiply` and `take` compute
-with it. All functions of arrays are lazy, as MLX's own are. What they compute is the same to the
-bit by any path (the instructions that are used), with any number of threads, whatever rows are
-computed together.
+`layout_of` and `pack` take a matrix in MLX's affine quantisation, or several; `multiply`,
+`gather_multiply` and `take` compute with it. All functions of arrays are lazy, as MLX's own are.
+What they compute is the same to the bit by any path (the instructions that are used), with any
+number of threads, whatever rows are computed together.
 
 The environment variable HEADRACE_KERNELS names the path to use instead of the fastest. Importing
 this raises ImportError where it cannot work: with another version of MLX, or a path that is not
@@ -24,6 +24,8 @@ if (_mlx_version := version("mlx")) != MLX_VERSION:
 from headrace_kernels._ext import (  # noqa: E402 (the version is checked first)
     Layout,
     attend,
+    gather_multiply,
+    gelu,
     layout_of,
     multiply,
     pack,
@@ -42,6 +44,8 @@ __all__ = [
     "MLX_VERSION",
     "Layout",
     "attend",
+    "gather_multiply",
+    "gelu",
     "layout_of",
     "multiply",
     "pack",

@@ -3,12 +3,14 @@
 import mlx.core as mx
 
 class Layout:
-    """What a packed matrix is: the array that holds it knows only bytes."""
+    """What packed matrices are, one or several: the array that holds them knows only bytes."""
 
     @property
     def inputs(self) -> int: ...
     @property
     def outputs(self) -> int: ...
+    @property
+    def matrices(self) -> int: ...
     @property
     def bits(self) -> int: ...
     @property
@@ -17,14 +19,15 @@ class Layout:
 def layout_of(
     weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
 ) -> Layout:
-    """The layout of a matrix as `mlx.core.quantize` gives it, [outputs, inputs].
+    """The layout of a matrix as `mlx.core.quantize` gives it, [outputs, inputs], or of several,
+    [matrices, outputs, inputs].
 
     `bits` is 4 or 8, `group_size` 32, 64 or 128; scales and biases are float32, float16 or
     bfloat16, and stay so.
     """
 
 def pack(weight: mx.array, scales: mx.array, biases: mx.array, layout: Layout) -> mx.array:
-    """The matrix as the kernels read it: [lines, 64] of uint8, about as many bytes as before."""
+    """The matrices as the kernels read them: [lines, 64] of uint8, as many bytes or a few more."""
 
 def multiply(x: mx.array, packed: mx.array, layout: Layout) -> mx.array:
     """x [..., inputs] times the matrix, transposed: [..., outputs], in the type of x.
@@ -33,14 +36,30 @@ def multiply(x: mx.array, packed: mx.array, layout: Layout) -> mx.array:
     most. The rest is exact but for the rounding of float32. A row with NaN or infinity gives NaN.
     """
 
+def gather_multiply(x: mx.array, indices: mx.array, packed: mx.array, layout: Layout) -> mx.array:
+    """As `multiply`, of each row of x, [..., inputs], and the matrix of its index, [...].
+
+    Rows and indices are broadcast to one shape, which that of the result begins with. It reads each
+    matrix once for all rows that have its index, in whatever order they are. An index beyond the
+    last matrix gives some matrix, without an error.
+    """
+
 def take(indices: mx.array, packed: mx.array, layout: Layout) -> mx.array:
     """Rows of the matrix by their numbers, [..., inputs], in float32. For embeddings.
 
-    A number beyond the last row gives some row, without an error.
+    Of several matrices the numbers of each go on after those of the last. A number beyond the last
+    row gives some row, without an error.
     """
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, of float32 arrays of one shape."""
+
+def gelu(x: mx.array, by_tanh: bool) -> mx.array:
+    """x times the share of a normal distribution below x, of a float32 array.
+
+    `by_tanh`: what is often taken for it, (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2.
+    Off by at most 4e-7 of x, as far as float32 tells.
+    """
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
     """x / sqrt(mean(x * x) + eps) * weight over the last axis, of float32 arrays."""

@@ -18,6 +18,7 @@ NB_MODULE(_ext, m) {
   nb::class_<Layout>(m, "Layout")
       .def_ro("inputs", &Layout::inputs)
       .def_ro("outputs", &Layout::outputs)
+      .def_ro("matrices", &Layout::matrices)
       .def_prop_ro("bits", [](const Layout& layout) { return layout.format.bits; })
       .def_prop_ro("group_size", [](const Layout& layout) { return layout.format.group; });
 
@@ -25,8 +26,10 @@ NB_MODULE(_ext, m) {
         "bits"_a);
   m.def("pack", &headrace::pack, "weight"_a, "scales"_a, "biases"_a, "layout"_a);
   m.def("multiply", &headrace::multiply, "x"_a, "packed"_a, "layout"_a);
+  m.def("gather_multiply", &headrace::gather_multiply, "x"_a, "indices"_a, "packed"_a, "layout"_a);
   m.def("take", &headrace::take, "indices"_a, "packed"_a, "layout"_a);
   m.def("swiglu", &headrace::swiglu, "gate"_a, "x"_a);
+  m.def("gelu", &headrace::gelu, "x"_a, "by_tanh"_a);
   m.def("rms_norm", &headrace::rms_norm, "x"_a, "weight"_a, "eps"_a);
   m.def("rotate", &headrace::rotate, "x"_a, "cos"_a, "sin"_a, "turned"_a, "neighbours"_a);
   m.def("attend", &headrace::attend, "queries"_a, "keys"_a, "values"_a, "scale"_a,

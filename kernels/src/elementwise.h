@@ -45,6 +45,34 @@ void swiglu(const float* gate, const float* x, float* out, int64_t size) {
   std::memcpy(out + at, &last, 4 * (size - at));
 }
 
+// x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x))) / 2, of which tanh is one of exp.
+HEADRACE_INLINE F16 gelu_by_tanh(F16 x) {
+  const F16 twice = x * (1.0f + 0.044715f * x * x) * 1.5957691216f;
+  return x / (1.0f + exponential(-twice));
+}
+
+// x times the share of a normal distribution below x. What lies beyond |x|: a series by Abramowitz
+// and Stegun (7.1.26), which is off by 1e-7 at most.
+HEADRACE_INLINE F16 gelu(F16 x) {
+  constexpr float kFactors[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+  const F16 size = bits<F16>(bits<I16>(x) & 0x7fffffff);
+  const F16 t = 1.0f / (1.0f + size * (0.3275911f * 0.70710678f));
+  F16 series = 1.061405429f * t;
+  for (float factor : kFactors) series = (series + factor) * t;
+  const F16 beyond = 0.5f * series * exponential(x * x * -0.5f);
+  return x * (x < 0.0f ? beyond : 1.0f - beyond);
+}
+
+void gelu(const float* x, bool by_tanh, float* out, int64_t size) {
+  for (int64_t at = 0; at < size; at += 16) {
+    const int64_t bytes = 4 * (size - at < 16 ? size - at : 16);
+    F16 some = {};
+    std::memcpy(&some, x + at, bytes);
+    some = by_tanh ? gelu_by_tanh(some) : gelu(some);
+    std::memcpy(out + at, &some, bytes);
+  }
+}
+
 void rms_norm(const float* x, const float* weight, float eps, float* out, int64_t size) {
   F16 squares = {};
   const int64_t whole = size / 16 * 16;

@@ -29,6 +29,34 @@ class SwiGlu : public OnCpu {
   }
 };
 
+class Gelu : public OnCpu {
+ public:
+  explicit Gelu(bool by_tanh) : by_tanh_(by_tanh) {}
+  const char* name() const override { return "HeadraceGelu"; }
+  bool is_equivalent(const Primitive& other) const override {
+    return by_tanh_ == static_cast<const Gelu&>(other).by_tanh_;
+  }
+  // Models call it within what they compile for any shape.
+  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
+    return {inputs[0].shape()};
+  }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    const float* x = in_order(inputs[0]);
+    float* out = allocate<float>(outputs[0]);
+    dispatch([x, out, size = int64_t(outputs[0].size()), by_tanh = by_tanh_] {
+      constexpr int64_t kPiece = kAlone / 4;
+      pool().run((size + kPiece - 1) / kPiece, [&](int piece) {
+        const int64_t first = piece * kPiece;
+        path().gelu(x + first, by_tanh, out + first, std::min(kPiece, size - first));
+      });
+    });
+  }
+
+ private:
+  bool by_tanh_;
+};
+
 class RmsNorm : public OnCpu {
  public:
   explicit RmsNorm(float eps) : eps_(eps) {}
@@ -146,6 +174,11 @@ mx::array swiglu(const mx::array& gate, const mx::array& x) {
   check(gate.shape() == x.shape(), "gate and x are of one shape");
   check(gate.dtype() == mx::float32 && x.dtype() == mx::float32, "gate and x are float32");
   return mx::array(x.shape(), mx::float32, std::make_shared<SwiGlu>(), {gate, x});
+}
+
+mx::array gelu(const mx::array& x, bool by_tanh) {
+  check(x.dtype() == mx::float32, "x is float32");
+  return mx::array(x.shape(), mx::float32, std::make_shared<Gelu>(by_tanh), {x});
 }
 
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {

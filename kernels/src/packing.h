@@ -22,11 +22,6 @@ void pack_block(const Format& format, const Matrix& matrix, int64_t block, uint8
 void unpack_row(const Format& format, const uint8_t* blocks, int64_t inputs, int64_t output,
                 float* to);
 
-// The bytes of a packed matrix: a header, blocks, and room to have these begin on a line.
-inline int64_t packed_bytes(const Format& format, int64_t inputs, int64_t outputs) {
-  return kHeader + blocks_of(outputs) * int64_t(format.block_bytes(inputs));
-}
-
 // Where the blocks of a packed matrix begin: a copy may lie elsewhere on its line.
 const uint8_t* blocks_in(const uint8_t* packed);
 

@@ -67,6 +67,9 @@ struct Path {
   // silu(gate) * x.
   void (*swiglu)(const float* gate, const float* x, float* out, int64_t size);
 
+  // x times the share of a normal distribution below x, or what stands for it, by tanh.
+  void (*gelu)(const float* x, bool by_tanh, float* out, int64_t size);
+
   // x / sqrt(mean(x * x) + eps) * weight, of one row. No weight: as if it were 1.
   void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t size);
 

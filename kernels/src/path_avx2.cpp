@@ -45,7 +45,7 @@ struct Avx2 {
 
 }  // namespace
 
-const Path kAvx2 = {"avx2", Avx2::tile, round_row, multiply<Avx2>,
-                    swiglu, rms_norm,   rotate,    attend};
+const Path kAvx2 = {"avx2", Avx2::tile, round_row, multiply<Avx2>, swiglu,
+                    gelu,   rms_norm,   rotate,    attend};
 
 }  // namespace headrace

@@ -29,7 +29,8 @@ struct Avx512Vnni {
 
 }  // namespace
 
-const Path kAvx512Vnni = {"avx512vnni", Avx512Vnni::tile, round_row, multiply<Avx512Vnni>,
-                          swiglu,       rms_norm,         rotate,    attend};
+const Path kAvx512Vnni = {
+    "avx512vnni", Avx512Vnni::tile, round_row, multiply<Avx512Vnni>, swiglu, gelu,
+    rms_norm,     rotate,           attend};
 
 }  // namespace headrace

@@ -24,7 +24,7 @@ struct Portable {
 
 }  // namespace
 
-const Path kPortable = {"portable", Portable::tile, round_row, multiply<Portable>,
-                        swiglu,     rms_norm,       rotate,    attend};
+const Path kPortable = {"portable", Portable::tile, round_row, multiply<Portable>, swiglu, gelu,
+                        rms_norm,   rotate,         attend};
 
 }  // namespace headrace

@@ -11,30 +11,41 @@ namespace headrace {
 
 namespace mx = mlx::core;
 
-// What a packed matrix is; the array that holds it knows only bytes.
+// What packed matrices are, of which there is one or several alike; the array that holds them knows
+// only bytes.
 struct Layout {
   Format format;
   int64_t inputs;
   int64_t outputs;
+  int64_t matrices;
 };
 
-// Of a matrix in MLX's affine quantisation, `weight` [outputs, inputs * bits / 32] of uint32.
+// Of a matrix in MLX's affine quantisation, `weight` [outputs, inputs * bits / 32] of uint32, or of
+// several, [matrices, outputs, inputs * bits / 32].
 // Throws std::invalid_argument for what the kernels cannot compute.
 Layout layout_of(const mx::array& weight, const mx::array& scales, const mx::array& biases,
                  int group_size, int bits);
 
-// The matrix packed: bytes, in lines of 64.
+// The matrices packed: bytes, in lines of 64.
 mx::array pack(const mx::array& weight, const mx::array& scales, const mx::array& biases,
                const Layout& layout);
 
 // x [..., inputs] times the matrix, [..., outputs], in the type of x.
 mx::array multiply(const mx::array& x, const mx::array& packed, const Layout& layout);
 
-// Rows of the matrix by their numbers, [..., inputs] of float32.
+// Rows of x [..., inputs], each times the matrix of its index, [..., outputs], in the type of x.
+// Indices and rows are broadcast to one shape.
+mx::array gather_multiply(const mx::array& x, const mx::array& indices, const mx::array& packed,
+                          const Layout& layout);
+
+// Rows of the matrices by their numbers, [..., inputs] of float32. Of several they go on.
 mx::array take(const mx::array& indices, const mx::array& packed, const Layout& layout);
 
 // silu(gate) * x, of float32.
 mx::array swiglu(const mx::array& gate, const mx::array& x);
+
+// x times the share of a normal distribution below x, or what stands for it, by tanh; of float32.
+mx::array gelu(const mx::array& x, bool by_tanh);
 
 // x / sqrt(mean(x * x) + eps) * weight over the last axis, of float32.
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);

@@ -23,7 +23,7 @@ TYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 @dataclass(frozen=True)
 class Matrix:
-    """A packed matrix, [outputs, inputs], beside what it was made from."""
+    """A packed matrix, [outputs, inputs], or several, beside what it was made from."""
 
     parts: tuple[mx.array, mx.array, mx.array]
     layout: Any
@@ -46,6 +46,16 @@ class Matrix:
         y = kernels.multiply(x, self.packed, self.layout)
         return np.array(y.astype(mx.float32))
 
+    def gathered(self, x: mx.array, indices: mx.array) -> npt.NDArray[np.float32]:
+        """The products of rows with the matrices of their indices, by the kernels."""
+        y = kernels.gather_multiply(x, indices, self.packed, self.layout)
+        return np.array(y.astype(mx.float32))
+
+    def __getitem__(self, number: int) -> Matrix:
+        """One of several, by itself."""
+        weight, scales, biases = (part[number] for part in self.parts)
+        return packed(weight, scales, biases, self.layout.group_size, self.layout.bits)
+
     def _spread(self) -> tuple[Doubles, Doubles, Doubles]:
         weight, scales, biases = self.parts
         bits, group = self.layout.bits, self.layout.group_size
@@ -67,6 +77,20 @@ def matrix(
 ) -> Matrix:
     """A random one."""
     wide = mx.random.normal((outputs, inputs), key=mx.random.key(seed)).astype(dtype)
+    return packed(*mx.quantize(wide, group, bits), group, bits)
+
+
+def matrices(
+    count: int,
+    outputs: int,
+    inputs: int,
+    group: int,
+    bits: int,
+    dtype: mx.Dtype = mx.float32,
+    seed: int = 0,
+) -> Matrix:
+    """Some random ones alike."""
+    wide = mx.random.normal((count, outputs, inputs), key=mx.random.key(seed)).astype(dtype)
     return packed(*mx.quantize(wide, group, bits), group, bits)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,10 @@ Floats = npt.NDArray[np.float32]
 
 def swiglu(gate: Floats, x: Floats) -> Floats:
     return np.array(kernels.swiglu(mx.array(gate), mx.array(x)))
+
+
+def gelu(x: Floats, by_tanh: bool) -> Floats:
+    return np.array(kernels.gelu(mx.array(x), by_tanh))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -37,6 +43,34 @@ def test_swiglu_of_what_is_extreme(path: str) -> None:
     assert np.isnan(found[[0, 8, 9]]).all()
     assert (found[1:5] == 0).all()
     assert found[6:8].tolist() == [np.float32(1e30), np.inf]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("by_tanh", [False, True])
+@pytest.mark.parametrize("size", [1, 15, 16, 100, 20_001])
+def test_gelu(size: int, by_tanh: bool, path: str) -> None:
+    kernels.use(path)
+    x = np.linspace(-12, 12, size, dtype=np.float32)
+    wide = x.astype(np.float64)
+    if by_tanh:
+        share = (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3))) / 2
+    else:
+        share = np.array([(1 + math.erf(each / math.sqrt(2))) / 2 for each in wide])
+    off = np.abs(gelu(x, by_tanh) - wide * share)
+    assert (off <= 4e-7 * np.abs(wide)).all(), (off / np.abs(wide)).max()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("by_tanh", [False, True])
+def test_gelu_of_what_is_extreme(by_tanh: bool, path: str) -> None:
+    kernels.use(path)
+    x = np.array([-np.inf, np.nan, -1e30, -200, -0.0, 0, 1e-40, 1e30, np.inf], np.float32)
+    found = gelu(x, by_tanh)
+    # Minus infinity times nothing at all: MLX has NaN there as well.
+    assert np.isnan(found[:2]).all()
+    assert (found[2:6] == 0).all()
+    assert abs(found[6] - 5e-41) < 2e-45
+    assert found[7:].tolist() == [np.float32(1e30), np.inf]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -88,8 +122,24 @@ def test_all_paths_give_the_same_bits() -> None:
             kernels.use(path)
             kernels.set_threads(threads)
             norm = kernels.rms_norm(mx.array(x), mx.array(x[0]), 1e-5)
-            found.add(swiglu(x, x + 1).tobytes() + np.array(norm).tobytes())
+            results = swiglu(x, x + 1), gelu(x, False), gelu(x, True), np.array(norm)
+            found.add(b"".join(result.tobytes() for result in results))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("by_tanh", [False, True])
+def test_a_number_gives_the_same_wherever_it_is(by_tanh: bool) -> None:
+    x = np.random.default_rng(0).normal(size=1001).astype(np.float32) * 3
+    whole = gelu(x, by_tanh)
+    for first, last in ((0, 1), (3, 20), (17, 1001), (1000, 1001)):
+        assert gelu(x[first:last], by_tanh).tobytes() == whole[first:last].tobytes()
+
+
+def test_gelu_in_what_is_compiled_for_any_shape() -> None:
+    compiled = mx.compile(lambda gate, x: kernels.gelu(gate, True) * x, shapeless=True)
+    for shape in ((3, 5), (7, 40)):
+        x = mx.random.normal(shape)
+        assert mx.array_equal(compiled(x, x), kernels.gelu(x, True) * x)
 
 
 def test_arrays_that_lie_in_pieces() -> None:
@@ -97,6 +147,8 @@ def test_arrays_that_lie_in_pieces() -> None:
     wide = mx.array(np.pad(x, [(0, 0), (0, 7)]))[:, :30]
     across = mx.array(np.ascontiguousarray(x.T)).T
     same = mx.broadcast_to(mx.array(x[:1]), (20, 30))
+    for each in (wide, across):
+        assert np.array_equal(gelu(x, False), np.array(kernels.gelu(each, False)))
     assert np.array_equal(swiglu(x, x), np.array(kernels.swiglu(wide, across)))
     assert np.array_equal(swiglu(x[:1], x[:1])[0], np.array(kernels.swiglu(same, same))[7])
     norms = [kernels.rms_norm(each, mx.array(x[0]), 1e-5) for each in (mx.array(x), wide, across)]
@@ -106,6 +158,7 @@ def test_arrays_that_lie_in_pieces() -> None:
 
 def test_no_rows() -> None:
     assert kernels.swiglu(mx.zeros((0, 4)), mx.zeros((0, 4))).shape == (0, 4)
+    assert kernels.gelu(mx.zeros((0, 4)), True).shape == (0, 4)
     assert kernels.rms_norm(mx.zeros((0, 4)), mx.ones(4), 1e-5).shape == (0, 4)
 
 
@@ -115,3 +168,5 @@ def test_what_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
         kernels.swiglu(mx.ones((3, 4)), mx.ones(shape))
     with pytest.raises(ValueError, match="headrace_kernels"):
         kernels.rms_norm(mx.ones((3, 3)), mx.ones(shape), 1e-5)
+    with pytest.raises(ValueError, match="headrace_kernels"):
+        kernels.gelu(mx.ones(shape, mx.float16), True)
