@@ -7,17 +7,20 @@ as it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers import activations as functions
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.normalization import RMSNorm
 from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_map
 from mlx_lm.models import activations
+from mlx_lm.models.mla import QuantizedMultiLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
 from headrace.host.kernels import OFF, SWITCH, cover, cover_layer
 from headrace_runner.models.device import on_cpu
@@ -43,10 +46,9 @@ def pack(model: Any) -> None:
         kernels.set_threads(int(threads))
 
     def packed(layer: Module) -> Module:
-        if type(layer) is QuantizedLinear and cover_layer(vars(layer)):
-            return PackedLinear(layer)
-        if type(layer) is QuantizedEmbedding and cover_layer(vars(layer)):
-            return PackedEmbedding(layer)
+        ours = _OURS.get(type(layer))
+        if ours is not None and cover_layer(vars(layer)):
+            return ours(layer)
         if type(layer) is RMSNorm:
             return PackedNorm(layer)
         return layer
@@ -57,7 +59,7 @@ def pack(model: Any) -> None:
 
 def rounds(model: Any) -> bool:
     """Whether it rounds to 8 bits on its way, so that a last digit may make a larger difference."""
-    return any(isinstance(each, PackedLinear | PackedEmbedding) for each in model.modules())
+    return any(type(each) in _OURS.values() for each in model.modules())
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
@@ -65,6 +67,20 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     if gate.dtype == x.dtype == mx.float32 and gate.shape == x.shape:
         return _kernels().swiglu(gate, x)  # type: ignore[no-any-return]
     return activations.swiglu(gate, x)  # type: ignore[no-any-return]
+
+
+def gelu(x: mx.array) -> mx.array:
+    """x times the share of a normal distribution below x."""
+    if x.dtype == mx.float32:
+        return _kernels().gelu(x, by_tanh=False)  # type: ignore[no-any-return]
+    return functions.gelu(x)
+
+
+def gelu_approx(x: mx.array) -> mx.array:
+    """The same by tanh."""
+    if x.dtype == mx.float32:
+        return _kernels().gelu(x, by_tanh=True)  # type: ignore[no-any-return]
+    return functions.gelu_approx(x)  # type: ignore[no-any-return]
 
 
 def rotate(x: mx.array, cos: mx.array, sin: mx.array, dims: int, traditional: bool) -> mx.array:
@@ -110,6 +126,41 @@ class PackedLinear(Module):
         return y + self.bias if "bias" in self else y
 
 
+class PackedSwitchLinear(Module):
+    """The linear layers of all experts, of which each row goes through that of its own."""
+
+    def __init__(self, layer: QuantizedSwitchLinear) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.packed, self._layout = _pack(layer)
+        if "bias" in layer:
+            self.bias = layer["bias"]
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        """x is [..., rows, inputs]; indices, [...], are the experts. Sorted ones are seen to be."""
+        y: mx.array = _kernels().gather_multiply(x, indices[..., None], self.packed, self._layout)
+        return y + mx.expand_dims(self.bias[indices], -2) if "bias" in self else y
+
+
+class PackedMultiLinear(Module):
+    """A linear layer for each head, of multi-head latent attention."""
+
+    def __init__(self, layer: QuantizedMultiLinear) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.packed, self._layout = _pack(layer)
+
+    def __call__(self, x: mx.array, transpose: bool = True) -> mx.array:
+        """x is [..., heads or 1, rows, inputs], or outputs for the way back."""
+        heads, outputs = self._layout.matrices, self._layout.outputs
+        if transpose:
+            numbers = mx.arange(heads)[:, None]
+            y: mx.array = _kernels().gather_multiply(x, numbers, self.packed, self._layout)
+            return y
+        # Its groups lie across what is summed here, so that it is widened.
+        numbers = mx.arange(heads * outputs).reshape(heads, outputs)
+        wide: mx.array = _kernels().take(numbers, self.packed, self._layout)
+        return x @ wide.astype(x.dtype)
+
+
 class PackedNorm(Module):
     """An RMS norm beside layers that are packed."""
 
@@ -141,6 +192,15 @@ class PackedEmbedding(Module):
     def as_linear(self, x: mx.array) -> mx.array:
         """The logits of x."""
         return _kernels().multiply(x, self.packed, self._layout)  # type: ignore[no-any-return]
+
+
+_OURS: Mapping[type[Module], Callable[[Any], Module]] = {
+    QuantizedLinear: PackedLinear,
+    QuantizedEmbedding: PackedEmbedding,
+    QuantizedSwitchLinear: PackedSwitchLinear,
+    QuantizedMultiLinear: PackedMultiLinear,
+}
+"""What takes the place of which of MLX's layers. All of ours round."""
 
 
 def _pack(layer: Any) -> tuple[mx.array, Any]:

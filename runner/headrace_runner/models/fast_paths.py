@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.positional_encoding import RoPE
 from mlx_lm.models import activations, base
@@ -88,9 +89,7 @@ def vectorise(model: Any) -> Callable[[], None]:
     Gives a function that takes it back.
     """
     by_kernels = cpu.rounds(model)
-    ours = cpu.swiglu if by_kernels else _swiglu
-    for theirs in (activations.swiglu, _swiglu, cpu.swiglu):
-        _put(model, "swiglu", theirs, ours)
+    undo_functions = vectorise_functions(model)
     replaced: list[tuple[Any, str, RoPE]] = []
     shared: dict[tuple[Any, ...], _Rotation] = {}
     for module in list(model.modules()):
@@ -102,9 +101,27 @@ def vectorise(model: Any) -> Callable[[], None]:
                 replaced.append((module, name, child))
 
     def undo() -> None:
-        _put(model, "swiglu", ours, activations.swiglu)
+        undo_functions()
         for module, name, child in replaced:
             module[name] = child
+
+    return undo
+
+
+def vectorise_functions(model: Any) -> Callable[[], None]:
+    """The part of it that concerns functions of single numbers. Gives what takes it back.
+
+    By the kernels, these give what MLX's own do for any numbers; without, for finite ones.
+    """
+    by_kernels = cpu.rounds(model)
+    swiglu, library = (cpu.swiglu, _NN_BY_KERNELS) if by_kernels else (_swiglu, nn)
+    for theirs in (activations.swiglu, _swiglu, cpu.swiglu):
+        _put(model, "swiglu", theirs, swiglu)
+    _put(model, "nn", nn if by_kernels else _NN_BY_KERNELS, library)
+
+    def undo() -> None:
+        _put(model, "swiglu", swiglu, activations.swiglu)
+        _put(model, "nn", library, nn)
 
     return undo
 
@@ -130,6 +147,19 @@ def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
     if gate.dtype == x.dtype == mx.float32:
         return vector_math.swiglu(gate, x)
     return activations.swiglu(gate, x)  # type: ignore[no-any-return]
+
+
+class _NN(ModuleType):
+    """`mlx.nn` but for the functions that the kernels have: model files call these by `nn.`."""
+
+    gelu = staticmethod(cpu.gelu)
+    gelu_approx = staticmethod(cpu.gelu_approx)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(nn, name)
+
+
+_NN_BY_KERNELS = _NN(nn.__name__)
 
 
 def _put(model: Any, name: str, there: object, ours: object) -> None:

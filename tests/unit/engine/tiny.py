@@ -52,6 +52,32 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     # Its router sees the tokens of all rows in one line.
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    # Its second layer alone is a mixture.
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+    # A linear layer for each head, and a mixture beside what all tokens go through.
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 32,
+        "q_lora_rank": 32,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 32,
+        "v_head_dim": 32,
+        "moe_intermediate_size": 32,
+        "n_shared_experts": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+    },
+    # GELU instead of SwiGLU.
+    "gemma": {},
     # Its steps see one token of each row.
     "mamba": {
         "intermediate_size": 96,

@@ -16,7 +16,12 @@ from headrace_runner.engine.text.layout import Layout
 from headrace_runner.engine.text.stock_layout import StockLayout
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
 from headrace_runner.models.cpu import rounds
-from headrace_runner.models.fast_paths import route_attention, trim_head, vectorise
+from headrace_runner.models.fast_paths import (
+    route_attention,
+    trim_head,
+    vectorise,
+    vectorise_functions,
+)
 from headrace_runner.models.insides import attends_to_everything, new_caches, unbatchable_cache
 from headrace_runner.models.lora import Mixture
 
@@ -58,6 +63,8 @@ def choose_layout(
         if nothing is not None:
             return FlatLayout(flat, nothing, prefix_bytes)
         logger.warning("the model computes attention in a way of its own; prompts go one by one")
+    if on_cpu and rounds(model):
+        vectorise_functions(model)
     return StockLayout(model, prefix_bytes=prefix_bytes, mixture=mixture)
 
 
