@@ -61,8 +61,8 @@ def adapted_home(
 
 @pytest.fixture(scope="module")
 def adapted(adapted_home: Path) -> Iterator[Controller]:
-    """A controller whose SmolLM2 has two adapters."""
-    with Controller(adapted_home, "--preload", MODEL) as running:
+    """A controller whose SmolLM2 has two adapters. In float32, as mlx-lm computes it."""
+    with Controller(adapted_home, "--preload", MODEL, "--dtype", "float32") as running:
         yield running
 
 

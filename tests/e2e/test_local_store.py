@@ -140,7 +140,7 @@ def test_a_killed_runner_leaves_the_attempt_and_no_orphan(
 ) -> None:
     controller = start("--preload", MODEL, home=home)
     with Client(controller.target, timeout=PATIENCE) as client:
-        stream = client.stream_completion(MODEL, "Count.", max_tokens=40, temperature=0)
+        stream = client.stream_completion(MODEL, "Count.", max_tokens=200, temperature=0)
         with stream:
             texts = iter(stream.text)
             next(texts)

@@ -30,7 +30,7 @@ async def test_replicas_concurrency_pins_and_keep_alive(home: Path, start: Start
         async with AsyncExitStack() as open_streams:
             for _ in range(2):
                 stream = await open_streams.enter_async_context(
-                    client.stream_completion(MODEL, "1, 2, 3,", max_tokens=400, ignore_eos=True)
+                    client.stream_completion(MODEL, "1, 2, 3,", max_tokens=4000, ignore_eos=True)
                 )
                 async for event in stream:
                     if isinstance(event, Started):

@@ -39,9 +39,13 @@ from tests.e2e.harness import (
 from tests.integration.runner.api import ENDLESS, GREEDY, Answer, Stream, connected
 
 
+STORY = 128
+"""Tokens: so many that their runner is still busy when the first ones have come."""
+
+
 def story(**fields: Any) -> StreamCompletionRequest:
-    """A completion of 32 tokens."""
-    given: dict[str, Any] = {"sampling": GREEDY, "stop": ENDLESS, "max_tokens": 32} | fields
+    """A completion of so many tokens."""
+    given: dict[str, Any] = {"sampling": GREEDY, "stop": ENDLESS, "max_tokens": STORY} | fields
     return StreamCompletionRequest(model=MODEL, prompt="The old lighthouse keeper said:", **given)
 
 
@@ -222,7 +226,7 @@ async def test_c3_a_stopped_runner(start: StartController) -> None:
 async def test_c3_a_runner_that_goes_on_in_time_loses_nothing(start: StartController) -> None:
     controller = start("--preload", MODEL)
     async with AsyncClient(controller.target, timeout=PATIENCE) as client:
-        stream = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=64, ignore_eos=True)
+        stream = client.stream_completion(MODEL, "1, 2, 3,", max_tokens=STORY, ignore_eos=True)
         async for event in stream:
             if isinstance(event, Delta):
                 break
@@ -234,7 +238,7 @@ async def test_c3_a_runner_that_goes_on_in_time_loses_nothing(start: StartContro
             await asyncio.wait_for(asyncio.to_thread(runner.wait, 1.0), 0.5)
         runner.resume()
         whole = await stream.collect()
-        assert whole.usage.output_tokens == 64
+        assert whole.usage.output_tokens == STORY
         assert whole.started.runner == "r1"
 
 
@@ -336,7 +340,7 @@ async def test_a_request_that_kills_its_runner_kills_no_third(deadly: Deadly, pl
     controller = deadly.controller
     async with connected(controller.target) as api:
         plain = await api.complete(story())
-        bystander = api.stream(story(max_tokens=200))
+        bystander = api.stream(story(max_tokens=2 * STORY))
         await reach(bystander, 3)
         stream = api.stream(story(request_id=f"deadly:{place}"))
         with pytest.raises(RunnerCrashed) as caught:
@@ -356,8 +360,8 @@ async def test_a_request_that_kills_its_runner_kills_no_third(deadly: Deadly, pl
         assert len(deaths) == 2 or (place and len(deaths) == 3)
         # Those computed beside it are not taken for the cause.
         whole = await bystander.rest()
-        assert whole.token_ids[:32] == plain.token_ids
-        assert len(whole.token_ids) == 200
+        assert whole.token_ids[:STORY] == plain.token_ids
+        assert len(whole.token_ids) == 2 * STORY
 
 
 async def test_c1_killed_between_the_last_delta_and_completed(deadly: Deadly) -> None:
@@ -366,7 +370,7 @@ async def test_c1_killed_between_the_last_delta_and_completed(deadly: Deadly) ->
         expected = await api.complete(request)
         deadly.once.touch()
         stream = api.stream(request)
-        await reach(stream, 32)
+        await reach(stream, STORY)
         async with asyncio.timeout(PATIENCE):
             while deadly.once.exists():  # noqa: ASYNC110 - it is a file
                 await asyncio.sleep(0.01)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ from tests.e2e.test_metrics import Scrape, url_of
 _PAGE = DOCS / "score.md"
 FRANCE = "The capital of France is"
 CITIES = [" Paris", " London", " the city of Paris.", " a small town in the north of Germany"]
+
+
+@pytest.fixture(scope="module")
+def controller(shared_home: Path) -> Iterator[Controller]:
+    """One that computes in float32, as what it is compared with."""
+    with Controller(shared_home, "--preload", MODEL, "--dtype", "float32") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
