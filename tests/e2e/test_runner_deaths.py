@@ -38,7 +38,6 @@ from tests.e2e.harness import (
 )
 from tests.integration.runner.api import ENDLESS, GREEDY, Answer, Stream, connected
 
-
 STORY = 128
 """Tokens: so many that their runner is still busy when the first ones have come."""
 
