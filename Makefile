@@ -19,18 +19,26 @@ QUICK := not slow and not toolchain
 	conformance fuzz bench bench-peers collector descriptors envoy ghz grpcurl helm kubernetes kustomize \
 	install install-image freeze soak kernels clean distclean
 
+# After an install. What keeps them from being built is told, and is no error; scripts/kernels.py.
+define kernels
+	@$(BIN)/python scripts/kernels.py
+endef
+
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | \
 		awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 run: $(VENV)/.all ## ask a small model a question and have another draw, from nothing
+	$(kernels)
 	@$(BIN)/headrace run smollm2:135m "$(PROMPT)" --temperature 0 --max-tokens 48
 	@$(BIN)/headrace image "$(PICTURE)"
 
 test: $(VENV)/.dev ## the tests, real processes and a real model included
+	$(kernels)
 	$(BIN)/python scripts/tests.py -m "$(QUICK)"
 
 test-slow: $(VENV)/.dev ## the slow tests, and those that need other toolchains
+	$(kernels)
 	$(BIN)/python scripts/tests.py -m "not ($(QUICK))"
 
 test-thorough: $(VENV)/.dev ## the property tests, with all their random examples
@@ -72,13 +80,14 @@ fuzz: $(VENV)/.dev ## 100,000 requests that nobody would send: minutes
 	HEADRACE_FUZZ=100000 $(BIN)/pytest -s -m slow tests/e2e/test_fuzz.py
 
 bench: $(VENV)/.dev ## tokens per second beside the bare MLX loop and mlx_lm.server
+	$(kernels)
 	$(BIN)/python -m tests.bench
 
 bench-peers: $(VENV)/.dev ## build llama.cpp's server, which the bench then measures too: minutes
 	$(BIN)/python -m tests.bench peers
 
-kernels: $(VENV)/.dev ## build the kernels for a CPU, for `--dtype int8`: a minute, with a C++ compiler
-	$(BIN)/python -m pip install --disable-pip-version-check --force-reinstall --no-deps ./kernels
+kernels: $(VENV)/.all ## build the kernels for a CPU, or say all that is in the way; `make install` builds them too
+	@$(BIN)/python scripts/kernels.py --strict
 
 collector: .cache/otelcol/build/otelcol ## build an OpenTelemetry Collector to test with, by Go: minutes
 
@@ -120,9 +129,11 @@ ghz: .cache/grpc/ghz ## build ghz to test with, by Go: a minute
 .cache/grpc/ghz:
 	GOBIN=$(CURDIR)/.cache/grpc go install github.com/bojand/ghz/cmd/ghz@$(GHZ)
 
-install: $(VENV)/.dev ## all that development needs, into .venv
+install: $(VENV)/.dev ## all that development needs, into .venv; without kernels: HEADRACE_KERNELS=off make install
+	$(kernels)
 
 install-image: $(VENV)/.image ## what models for images need, into .venv
+	$(kernels)
 
 clean: ## remove what was built, and the caches
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

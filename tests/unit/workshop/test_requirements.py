@@ -8,6 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from scripts.kernels import tools
+
 ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIREMENTS = [
@@ -65,3 +67,43 @@ def test_the_floors_are_those_of_the_generated_code(
     asked = next(r for r in REQUIREMENTS if r.name == package).specifier
 
     assert f">={needed[1]}" in {str(clause) for clause in asked}
+
+
+def test_the_kernels_are_asked_for_and_built_with_the_versions_that_are_tested() -> None:
+    text = (ROOT / "kernels" / "pyproject.toml").read_text(encoding="utf-8")
+    kernels = tomllib.loads(text)
+    project = kernels["project"]
+    asked = [Requirement(each) for each in PROJECT["optional-dependencies"]["kernels"]]
+    mlx = pins()["mlx"][0]
+
+    assert [f"{each.name}{each.specifier}" for each in asked] == [
+        f"{project['name']}=={project['version']}"
+    ]
+    assert project["dependencies"] == [f"mlx=={mlx}"]
+    assert f'MLX_VERSION = "{mlx}"\n' in (
+        ROOT / "kernels" / "headrace_kernels" / "__init__.py"
+    ).read_text(encoding="utf-8")
+    for needed in map(Requirement, kernels["build-system"]["requires"]):
+        assert str(needed.specifier) == f"=={pins()[canonicalize_name(needed.name)][0]}"
+    assert {str(Requirement(tool).name) for tool in tools()} == {
+        *(Requirement(each).name for each in kernels["build-system"]["requires"]),
+        *("cmake", "ninja"),
+    } - {"mlx"}
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "wanted"),
+    [
+        ("linux", "x86_64", True),
+        ("linux", "aarch64", True),
+        ("linux", "riscv64", False),
+        ("darwin", "arm64", False),
+    ],
+)
+def test_the_kernels_are_asked_for_where_they_have_wheels(
+    system: str, machine: str, wanted: bool
+) -> None:
+    (asked,) = (Requirement(each) for each in PROJECT["optional-dependencies"]["kernels"])
+    assert asked.marker is not None
+
+    assert asked.marker.evaluate({"sys_platform": system, "platform_machine": machine}) is wanted
