@@ -17,7 +17,7 @@ QUICK := not slow and not toolchain
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-thorough lint format types imports proto proto-check chaos \
 	conformance fuzz bench bench-peers collector descriptors envoy ghz grpcurl helm kubernetes kustomize \
-	install install-image freeze soak kernels clean distclean
+	install install-image freeze soak kernels kernels-wheel clean distclean
 
 # After an install. What keeps them from being built is told, and is no error; scripts/kernels.py.
 define kernels
@@ -88,6 +88,9 @@ bench-peers: $(VENV)/.dev ## build llama.cpp's server, which the bench then meas
 
 kernels: $(VENV)/.all ## build the kernels for a CPU, or say all that is in the way; `make install` builds them too
 	@$(BIN)/python scripts/kernels.py --strict
+
+kernels-wheel: ## the kernels' sdist, and a wheel of it to publish, into dist/; needs a C++ compiler
+	$(PYTHON) scripts/wheel.py dist
 
 collector: .cache/otelcol/build/otelcol ## build an OpenTelemetry Collector to test with, by Go: minutes
 

@@ -112,7 +112,7 @@ def test_the_image_has_what_the_wheel_is_made_of() -> None:
     for needed in ("LICENSE", "README.md", "client/python", "constraints.txt", "pyproject.toml"):
         assert f"!{needed}" in passed
         assert (ROOT / needed).exists()
-    assert {"!runner", "!server", "!protos/third_party/*/LICENSE"} < {*passed}
+    assert {"!kernels", "!runner", "!server", "!protos/third_party/*/LICENSE"} < {*passed}
     assert passed[1] == "*"
     docker = (ROOT / "deploy" / "docker" / "Dockerfile").read_text(encoding="utf-8")
     stateful = next(f for _, f in written() if f["kind"] == "StatefulSet")
