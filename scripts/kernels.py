@@ -26,8 +26,9 @@ KERNELS = ROOT / "kernels"
 CONSTRAINTS = ROOT / "constraints.txt"
 PACKAGE = "headrace-kernels"
 SWITCH = "HEADRACE_KERNELS"
-# Objects are kept, so that only what has changed is compiled again.
-_BUILD = ROOT / "build" / "kernels" / str(sys.implementation.cache_tag)
+_CXX = os.environ.get("CXX", "")
+# Objects are kept, so that only what has changed is compiled again; a folder has one compiler.
+_BUILD = ROOT / "build" / "kernels" / f"{sys.implementation.cache_tag}{_CXX.replace('/', '-')}"
 _LOG = _BUILD / "log.txt"
 # Of what was built here last, or could not be: a digest, and the reason if there was one.
 _STAMP = Path(sys.prefix) / ".kernels"
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         if before == digest and reason and not strict:
             raise Failed(reason)
         _check()
-        print("Building the kernels for this CPU, half a minute on two cores", flush=True)
+        print("Building the kernels for this CPU, once: 45 s of one core's time", flush=True)
         start = time.monotonic()
         _fetch_tools()
         _build(strict)
@@ -113,7 +114,7 @@ def _check() -> None:
     if found != wanted.partition("==")[2]:
         there = f"this environment has {found}" if found else "it is not installed here"
         raise Missing(f"they need {wanted}, and {there} (pip install {wanted})")
-    compilers = os.environ.get("CXX", "").split()[:1] or _COMPILERS
+    compilers = _CXX.split()[:1] or _COMPILERS
     if not any(shutil.which(name) for name in compilers):
         named = f" ({compilers[0]}, named by CXX, is not there)" if len(compilers) == 1 else ""
         raise Missing(f"there is no C++ compiler{named}; on Debian and Ubuntu: apt install g++")
@@ -202,7 +203,7 @@ def _digest() -> str:
     for path in sorted(KERNELS.rglob("*")):
         if path.is_file() and path.suffix not in (".so", ".pyc", ".md"):
             found.update(f"{path.relative_to(KERNELS)}\n".encode() + path.read_bytes())
-    for other in (*tools(), sys.version, _version("mlx"), os.environ.get("CXX", "")):
+    for other in (*tools(), sys.version, _version("mlx"), _CXX):
         found.update(f"\n{other}".encode())
     return found.hexdigest()
 
