@@ -66,13 +66,15 @@ def main(arguments: Sequence[str]) -> int:
         _check()
         print("Building the kernels for this CPU, once: 45 s of one core's time", flush=True)
         start = time.monotonic()
-        _fetch_tools()
+        _fetch_tools(strict)
         _build(strict)
         ours = True
         print(f"Built the kernels in {time.monotonic() - start:.0f} s: {_loaded()}")
         _STAMP.write_text(digest, encoding="utf-8")
     except Missing as error:
         return _do_without(error, digest, ours=ours, strict=strict)
+    except OSError as error:
+        return _do_without(Missing(str(error)), digest, ours=ours, strict=strict)
     return 0
 
 
@@ -124,7 +126,7 @@ def _check() -> None:
         )
 
 
-def _fetch_tools() -> None:
+def _fetch_tools(strict: bool) -> None:
     """Raises Missing where they cannot be had."""
     done = subprocess.run(
         [*_PIP, "--retries=2", "install", "--quiet", *tools()],
@@ -134,6 +136,8 @@ def _fetch_tools() -> None:
         check=False,
     )
     if done.returncode:
+        if strict:
+            print(done.stderr, file=sys.stderr)
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         said = lines[-1].removeprefix("ERROR: ") if lines else "pip failed"
         raise Missing(f"CMake and other tools of the build cannot be fetched: {said}")
@@ -151,7 +155,7 @@ def _build(strict: bool) -> None:
         env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     assert running.stdout is not None
@@ -177,7 +181,7 @@ def _loaded() -> str:
     environ = {name: value for name, value in os.environ.items() if name != SWITCH}
     done = subprocess.run(
         [sys.executable, "-m", PACKAGE.replace("-", "_")],
-        cwd=_BUILD,
+        cwd=sys.prefix,  # Not where the sources are, which would be found first.
         env=environ,
         capture_output=True,
         text=True,
@@ -200,8 +204,10 @@ def _environment() -> dict[str, str]:
 def _digest() -> str:
     """Of all that a build depends on."""
     found = hashlib.sha256()
-    for path in sorted(KERNELS.rglob("*")):
-        if path.is_file() and path.suffix not in (".so", ".pyc", ".md"):
+    folders = KERNELS / "src", KERNELS / PACKAGE.replace("-", "_")
+    sources = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    for path in (KERNELS / "CMakeLists.txt", KERNELS / "pyproject.toml", *sources):
+        if path.is_file() and path.suffix not in (".so", ".pyc"):
             found.update(f"{path.relative_to(KERNELS)}\n".encode() + path.read_bytes())
     for other in (*tools(), sys.version, _version("mlx"), _CXX):
         found.update(f"\n{other}".encode())

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -88,6 +89,11 @@ class Checkout:
         return next(self.root.glob("build/kernels/*/log.txt"))
 
 
+def builds(test: Callable[[Checkout], None]) -> Callable[[Checkout], None]:
+    """Marks a test that has pip and CMake at work."""
+    return pytest.mark.slow(pytest.mark.timeout(300)(test))
+
+
 @pytest.fixture
 def able(tmp_path: Path) -> Checkout:
     """A checkout that has all that a build takes, without a network."""
@@ -101,6 +107,7 @@ def able(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path, *MLX, *TOOLS, *ON_THE_WAY)
 
 
+@builds
 def test_they_are_built_once(able: Checkout) -> None:
     first = able.run()
     assert (first.returncode, first.stderr) == (0, "")
@@ -112,9 +119,11 @@ def test_they_are_built_once(able: Checkout) -> None:
 
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert able.log.stat().st_mtime_ns == written
+    shutil.rmtree(able.root / "build")
     assert able.run("--strict").stdout == "The kernels are built: fast, slow\n"
 
 
+@builds
 def test_a_change_builds_them_again(able: Checkout) -> None:
     able.run()
     able.main.write_text('print("faster")\n')
@@ -123,6 +132,7 @@ def test_a_change_builds_them_again(able: Checkout) -> None:
     assert able.kernels() == ["faster"]
 
 
+@builds
 def test_a_failed_build_is_told_and_not_tried_again(able: Checkout) -> None:
     able.run()
     able.cmake.write_text(able.cmake.read_text() + 'message(FATAL_ERROR "no such CPU")\n')
@@ -144,6 +154,7 @@ def test_a_failed_build_is_told_and_not_tried_again(able: Checkout) -> None:
     assert "no such CPU" in strict.stderr
 
 
+@builds
 def test_what_does_not_load_is_a_failure(able: Checkout) -> None:
     able.main.write_text('raise ImportError("of another MLX")\n')
 
@@ -182,6 +193,17 @@ def test_another_release_of_mlx_is_told(tmp_path: Path) -> None:
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: mlx\nVersion: 9.9\n")
 
     assert "this environment has 9.9" in checkout.run().stderr
+
+
+@builds
+def test_a_folder_that_cannot_be_made_breaks_nothing(able: Checkout) -> None:
+    (able.root / "build").write_text("in the way")
+
+    done = able.run()
+
+    assert done.returncode == 0
+    assert done.stderr.startswith("Going on without the CPU kernels")
+    assert "Not a directory" in done.stderr
 
 
 def test_off_leaves_them_out(tmp_path: Path) -> None:
