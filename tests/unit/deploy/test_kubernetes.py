@@ -5,6 +5,7 @@ Those with the mark `toolchain` have kustomize and Helm make it first.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -104,6 +105,25 @@ def test_the_dockerfile_is_clean() -> None:
     file = ROOT / "deploy" / "docker" / "Dockerfile"
     done = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stdout
+
+
+def test_the_image_has_what_the_kernels_are_built_from(tmp_path: Path) -> None:
+    """Their licence is a link to that of the repository, which has to be there as well."""
+    docker = (ROOT / "deploy" / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    stage = docker.partition(" AS kernels\n")[2].partition("\nFROM ")[0]
+    for line in stage.splitlines():
+        if line.startswith("COPY "):
+            *sources, target = line.split()[1:]
+            for name in sources:
+                to = tmp_path / target / name if target.endswith("/") else tmp_path / target
+                if (ROOT / name).is_dir():
+                    shutil.copytree(ROOT / name, to, symlinks=True)
+                else:
+                    shutil.copy(ROOT / name, to)
+
+    assert (tmp_path / "kernels" / "CMakeLists.txt").exists()
+    assert (tmp_path / "constraints.txt").exists()
+    assert not [path for path in tmp_path.rglob("*") if not path.exists()], "a link to nothing"
 
 
 def test_the_image_has_what_the_wheel_is_made_of() -> None:
