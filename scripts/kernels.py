@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         if before == digest and reason and not strict:
             raise Failed(reason)
         _check()
-        print("Building the kernels for this CPU, once: 45 s of one core's time", flush=True)
+        print("Building the kernels for this CPU, once: a minute of one core's time", flush=True)
         start = time.monotonic()
         _fetch_tools(strict)
         _build(strict)
