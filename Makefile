@@ -17,7 +17,8 @@ QUICK := not slow and not toolchain
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow test-thorough lint format types imports proto proto-check chaos \
 	conformance fuzz bench bench-peers collector descriptors envoy ghz grpcurl helm kubernetes kustomize \
-	install install-image freeze soak kernels kernels-wheel clean distclean
+	install install-image freeze soak kernels kernels-aarch64 kernels-sanitize kernels-wheel clean \
+	distclean
 
 # After an install. What keeps them from being built is told, and is no error; scripts/kernels.py.
 define kernels
@@ -91,6 +92,12 @@ kernels: $(VENV)/.all ## build the kernels for a CPU, or say all that is in the 
 
 kernels-wheel: ## the kernels' sdist, and a wheel of it to publish, into dist/; needs a C++ compiler
 	$(PYTHON) scripts/wheel.py dist
+
+kernels-sanitize: $(VENV)/.dev ## the tests of the kernels, built with GCC's sanitizers: minutes
+	$(BIN)/python scripts/kernel_checks.py sanitize
+
+kernels-aarch64: $(VENV)/.dev ## the tests of the kernels for aarch64, cross-compiled, under QEMU: minutes
+	$(BIN)/python scripts/kernel_checks.py aarch64
 
 collector: .cache/otelcol/build/otelcol ## build an OpenTelemetry Collector to test with, by Go: minutes
 

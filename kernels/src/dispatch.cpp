@@ -3,8 +3,23 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(HEADRACE_X86)
+#include <cpuid.h>
+#elif defined(HEADRACE_ARM)
+#include <sys/auxv.h>
+#endif
+
 namespace headrace {
 namespace {
+
+#ifdef HEADRACE_X86
+// Asked for by hand, since not all compilers know the name. What the system saves of registers is
+// the same as for AVX2.
+bool has_avxvnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+#endif
 
 std::vector<const Path*> found() {
   std::vector<const Path*> all;
@@ -14,7 +29,11 @@ std::vector<const Path*> found() {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vnni"))
     all.push_back(&kAvx512Vnni);
+  if (__builtin_cpu_supports("avx2") && has_avxvnni()) all.push_back(&kAvxVnni);
   if (__builtin_cpu_supports("avx2")) all.push_back(&kAvx2);
+#endif
+#ifdef HEADRACE_ARM
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) all.push_back(&kNeon);
 #endif
   all.push_back(&kPortable);
   return all;

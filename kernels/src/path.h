@@ -87,7 +87,11 @@ struct Path {
 extern const Path kPortable;
 #ifdef HEADRACE_X86
 extern const Path kAvx2;
+extern const Path kAvxVnni;
 extern const Path kAvx512Vnni;
+#endif
+#ifdef HEADRACE_ARM
+extern const Path kNeon;
 #endif
 
 }  // namespace headrace

@@ -20,9 +20,9 @@ struct Avx2 {
     // VPMADDUBSW adds two products to 16 bits, and cuts off what is too large. With 4 bits nothing
     // is, even over a whole chunk: 16 products of 15 and 127. With 8 bits the two halves of a
     // weight, its highest bit and the rest, are each just small enough.
-    HEADRACE_INLINE void dot(I w, const int8_t* x) {
+    HEADRACE_INLINE void dot(I w, const int8_t* x, int row, int) {
       int32_t word;
-      std::memcpy(&word, x, 4);
+      std::memcpy(&word, x + 4 * row, 4);
       const __m256i v = _mm256_set1_epi32(word);
       const __m256i weights = bits<__m256i>(w);
       if constexpr (Bits == 4) {

@@ -17,9 +17,9 @@ struct Avx512Vnni {
   struct Sums {
     I sums;
 
-    HEADRACE_INLINE void dot(I w, const int8_t* x) {
+    HEADRACE_INLINE void dot(I w, const int8_t* x, int row, int) {
       int32_t word;
-      std::memcpy(&word, x, 4);
+      std::memcpy(&word, x + 4 * row, 4);
       sums = bits<I>(
           _mm512_dpbusd_epi32(bits<__m512i>(sums), bits<__m512i>(w), _mm512_set1_epi32(word)));
     }

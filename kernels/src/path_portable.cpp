@@ -15,8 +15,8 @@ struct Portable {
     using I = Vector<width>::I;
     I sums;
 
-    HEADRACE_INLINE void dot(I w, const int8_t* x) {
-      for (int i = 0; i < 4; ++i) sums += ((w >> (8 * i)) & 0xff) * int32_t(x[i]);
+    HEADRACE_INLINE void dot(I w, const int8_t* x, int row, int) {
+      for (int i = 0; i < 4; ++i) sums += ((w >> (8 * i)) & 0xff) * int32_t(x[4 * row + i]);
     }
     HEADRACE_INLINE I total() const { return sums; }
   };

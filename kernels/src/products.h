@@ -56,7 +56,8 @@ void round_row(const float* x, int64_t inputs, int step, int8_t* to, float* scal
 }
 
 // One block for a tile of rows. `Isa` has the width of its vectors; sums of whole numbers `Sums`,
-// which `dot` adds to and `total` gives.
+// which `dot` adds to and `total` gives. `dot` takes four weights of each output, and of the tile's
+// rows, which have four inputs each, one after another, which row it is for and how many there are.
 template <class Isa, int Bits, Scale S, int Rows>
 void multiply_tile(const Format& format, int64_t inputs, const uint8_t* block, const int8_t* x,
                    const float* scales, const float* sums, float* out, int64_t outputs, int live) {
@@ -78,12 +79,12 @@ void multiply_tile(const Format& format, int64_t inputs, const uint8_t* block, c
           I w = load<I>(at + vector * kLine + 4 * first);
           I low = Bits == 4 ? w & 0x0f0f0f0f : w;
 #pragma GCC unroll 16
-          for (int row = 0; row < Rows; ++row) sums_of[row].dot(low, words + 4 * row);
+          for (int row = 0; row < Rows; ++row) sums_of[row].dot(low, words, row, Rows);
           words += 4 * Rows;
           if constexpr (Bits == 4) {
             I high = (w >> 4) & 0x0f0f0f0f;
 #pragma GCC unroll 16
-            for (int row = 0; row < Rows; ++row) sums_of[row].dot(high, words + 4 * row);
+            for (int row = 0; row < Rows; ++row) sums_of[row].dot(high, words, row, Rows);
             words += 4 * Rows;
           }
         }
