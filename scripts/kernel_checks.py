@@ -3,7 +3,7 @@
 `sanitize` builds them with the sanitizers for addresses and undefined behaviour. `aarch64` builds
 them for that CPU with a cross compiler and runs the tests, and the Python they need, under QEMU.
 Everything goes to .cache/kernels; what is there already is used again. Further arguments are
-pytest's.
+pytest's, in place of the folder of the tests.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def sanitize(arguments: list[str]) -> int:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONPATH": str(package),
     }
+    # Findings are written to stderr itself, which pytest has to leave alone.
+    arguments = ["--capture=sys", *(arguments or [TESTS])]
     return test([sys.executable], environment, package, arguments)
 
 
@@ -82,7 +84,8 @@ def aarch64(arguments: list[str]) -> int:
     # Without what other tests need.
     alone = ["-c", os.devnull, f"--rootdir={ROOT}", f"--confcutdir={TESTS}"]
     alone += ["--import-mode=importlib", "--hypothesis-profile=ci", "-p", "no:cacheprovider"]
-    return test(python, environment, package, [*alone, *arguments])
+    alone += ["-o", "markers=toolchain"]
+    return test(python, environment, package, [*alone, *(arguments or [TESTS])])
 
 
 def build(name: str, *options: str) -> Path:
@@ -114,8 +117,8 @@ def test(
     if not Path(file).is_relative_to(package):
         raise MissingError(f"{file} is in the way of what was built in {package}")
     print("paths:", paths, flush=True)
-    command = [*python, "-m", "pytest", TESTS, "-m", "not toolchain", "-p", "no:randomly"]
-    return subprocess.run([*command, *arguments], env=env, cwd=ROOT, check=False).returncode
+    command = [*python, "-m", "pytest", "-m", "not toolchain", *arguments]
+    return subprocess.run(command, env=env, cwd=ROOT, check=False).returncode
 
 
 def install(target: Path, *requirements: str, options: tuple[str, ...] = ()) -> None:

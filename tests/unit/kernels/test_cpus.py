@@ -18,10 +18,10 @@ import pytest
 
 from tests.unit.kernels.matrices import kernels
 
-pytestmark = [pytest.mark.toolchain, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.toolchain, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).resolve().parents[3]
-ROUNDS = 2000
+ROUNDS = 1000
 X86 = platform.machine() == "x86_64"
 
 
