@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import headrace_server.__main__  # noqa: F401 - sets gRPC up, as it does for users
 from headrace_server.main import main
 from headrace_server.runners.supervisor import Supervisor
 from headrace_server.scheduling import planner

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -54,3 +57,33 @@ async def test_a_bug_in_the_reading_of_settings_leaves_the_next_reading(
     task.cancel()
     await asyncio.wait([task])
     assert "broken on purpose" in caplog.text
+
+
+def _grpc_experiments(**environment: str) -> tuple[str, str]:
+    """What the program has set, and what gRPC says of it."""
+    code = (
+        "import os, headrace_server.__main__, grpc; grpc.insecure_channel('localhost:1'); "
+        "print(os.environ['GRPC_EXPERIMENTS'])"
+    )
+    base = {key: value for key, value in os.environ.items() if not key.startswith("GRPC_")}
+    done = subprocess.run(
+        (sys.executable, "-c", code),
+        env={**base, "GRPC_VERBOSITY": "ERROR", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gRPC stays as it is elsewhere")
+def test_grpc_polls_without_its_event_engine() -> None:
+    experiments, said = _grpc_experiments()
+    assert "-event_engine_client" in experiments.split(",")
+    assert "Unknown experiment" not in said, "this release of gRPC knows them by other names"
+
+
+def test_who_has_settings_of_grpc_keeps_them() -> None:
+    experiments, said = _grpc_experiments(GRPC_EXPERIMENTS="of_the_user")
+    assert experiments == "of_the_user"
+    assert "Unknown experiment: of_the_user" in said
