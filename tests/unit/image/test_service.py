@@ -77,13 +77,16 @@ async def test_a_stream_keeps_its_promises(served: Served) -> None:
     )
     phases = ImagePhase
     after = answer.progress[answer.kinds.index("started") :]
-    assert [(p.phase, p.step, p.total) for p in after] == [
+    told = [(p.phase, p.step, p.total) for p in after]
+    assert told == sorted(told)
+    assert set(told) - {(phases.IMAGE_PHASE_DENOISING, step, 4) for step in (1, 2, 3)} == {
         (phases.IMAGE_PHASE_ENCODING, 0, 1),
         (phases.IMAGE_PHASE_ENCODING, 1, 1),
-        *((phases.IMAGE_PHASE_DENOISING, step, 4) for step in range(5)),
+        (phases.IMAGE_PHASE_DENOISING, 0, 4),
+        (phases.IMAGE_PHASE_DENOISING, 4, 4),
         (phases.IMAGE_PHASE_DECODING, 0, 1),
         (phases.IMAGE_PHASE_DECODING, 1, 1),
-    ]
+    }
     timings = answer.completed.timings
     parts = (timings.queue, timings.load, timings.prefill, timings.decode)
     total = timings.total.ToNanoseconds()

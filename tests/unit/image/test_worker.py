@@ -14,6 +14,8 @@ from headrace.errors import (
     ModelCorrupt,
     UnsupportedParameter,
 )
+from headrace_runner.engine.image.batch import Batch
+from headrace_runner.engine.image.pace import Pace
 from headrace_runner.engine.image.request import (
     Drawn,
     Finished,
@@ -62,6 +64,27 @@ def test_a_request_has_its_events_in_order() -> None:
     assert [part.phase for part in drawn.parts] == list(Phase)
     assert all(part.began <= part.ended for part in drawn.parts)
     assert not desk.worker.busy
+
+
+def test_steps_that_follow_one_another_fast_are_not_all_told() -> None:
+    desk = Desk(telling=3600.0)
+    desk.worker.take(1, request(every=1))
+    desk.run()
+    told = [(event.phase, event.step) for event in desk.of(1, Progress) if event.phase]
+    assert told == [
+        (phase, step) for phase in Phase for step in (0, 4 if phase is Phase.DENOISING else 1)
+    ]
+    assert [event.step for event in desk.of(1, Preview)] == [1, 2, 3]
+
+
+def test_a_step_is_told_once_it_is_time() -> None:
+    batch = Batch(1, (), Pace())
+    batch.begin(Phase.ENCODING, 5, now=0)
+    told = []
+    for done, milliseconds in enumerate((20, 50, 90, 101, 102), start=1):
+        batch.advance(done, milliseconds * 1_000_000)
+        told.append(batch.is_to_tell(0.05))
+    assert told == [False, True, False, True, True]
 
 
 def test_the_steps_that_an_input_image_saves_are_not_counted() -> None:

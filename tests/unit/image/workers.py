@@ -19,7 +19,9 @@ PLENTY = 1 << 40
 class Desk:
     """The worker's surroundings."""
 
-    def __init__(self, pipeline: Painter | None = None, max_batch: int = 64) -> None:
+    def __init__(
+        self, pipeline: Painter | None = None, max_batch: int = 64, telling: float = 0.0
+    ) -> None:
         self.events: dict[int, list[Event]] = defaultdict(list)
         self.pipeline = pipeline or painter()
         self.free = PLENTY
@@ -27,7 +29,7 @@ class Desk:
         self.between: Callable[[], None] = lambda: None
         """What comes about while the worker looks up."""
         self.working: WorkingBytes = lambda w, h, n, _: BYTES_PER_PIXEL * w * h * n
-        limits = Limits(max_batch, self._working, lambda: self.free)
+        limits = Limits(max_batch, self._working, lambda: self.free, telling)
         self.worker = ImageWorker(self.pipeline, limits, self._deliver, self._look_up, lambda: None)
         self.pipeline.batches.clear()
 

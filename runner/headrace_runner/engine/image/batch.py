@@ -25,13 +25,13 @@ class Batch:
         """Steps of the phase."""
         self.done = 0
         self._pace = pace
-        self._began = self._stepped = 0
+        self._began = self._stepped = self._told = 0
 
     def begin(self, phase: Phase, total: int, now: int) -> None:
         """A phase begins, and the one before it is over."""
         self.close(now)
         self.phase, self.total, self.done = phase, total, 0
-        self._began = self._stepped = now
+        self._began = self._stepped = self._told = now
 
     def advance(self, done: int, now: int) -> float:
         """So many steps of the phase are done; gives the seconds that the last one took."""
@@ -42,6 +42,14 @@ class Batch:
         self.done = done
         self._stepped = now
         return seconds / max(steps, 1)
+
+    def is_to_tell(self, interval: float) -> bool:
+        """Whether the step that was done last is to be told: the last of a phase is, any other
+        where `interval` seconds have passed since one was told, or since the phase began."""
+        if self.done < self.total and (self._stepped - self._told) / 1e9 < interval:
+            return False
+        self._told = self._stepped
+        return True
 
     def resume(self, now: int) -> None:
         """What came since the last step was no part of the next one."""

@@ -80,6 +80,9 @@ class Limits:
     working: WorkingBytes
     free: Callable[[], int]
     """Bytes that may be taken now."""
+    telling: float = 0.05
+    """Seconds at least between two steps of a drawing that are told. Each costs every process on
+    the way to the client some tenths of a millisecond."""
 
 
 @dataclass(slots=True)
@@ -217,7 +220,8 @@ class ImageWorker:
         if batch.phase is Phase.DENOISING:
             self._steps.add(seconds, len(batch.pieces))
         self._check(batch)
-        self._tell_drawn_for(batch)
+        if batch.is_to_tell(self._limits.telling):
+            self._tell_drawn_for(batch)
         if batch.phase is Phase.DENOISING and done < batch.total:
             self._send_previews(batch, preview)
 
