@@ -41,11 +41,12 @@ struct AvxVnni {
 
 #ifdef HEADRACE_EVEX
 extern const Path kAvxVnniByEvex;
-const Path kAvxVnniByEvex = {"avxvnni by EVEX", AvxVnni::tile, round_row, multiply<AvxVnni>, swiglu,
+const Path kAvxVnniByEvex = {"avxvnni by EVEX", AvxVnni::tile, round_row,
+                             multiply<AvxVnni>, swiglu,        gelu,
                              rms_norm,          rotate,        attend};
 #else
-const Path kAvxVnni = {"avxvnni", AvxVnni::tile, round_row, multiply<AvxVnni>,
-                       swiglu,    rms_norm,      rotate,    attend};
+const Path kAvxVnni = {"avxvnni", AvxVnni::tile, round_row, multiply<AvxVnni>, swiglu, gelu,
+                       rms_norm,  rotate,        attend};
 #endif
 
 }  // namespace headrace

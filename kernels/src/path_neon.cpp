@@ -65,7 +65,7 @@ struct Neon {
 
 }  // namespace
 
-const Path kNeon = {"neon", Neon::tile, round_row, multiply<Neon>,
-                    swiglu, rms_norm,   rotate,    attend};
+const Path kNeon = {"neon", Neon::tile, round_row, multiply<Neon>, swiglu,
+                    gelu,   rms_norm,   rotate,    attend};
 
 }  // namespace headrace
