@@ -45,15 +45,17 @@ test-slow: $(VENV)/.dev ## the slow tests, and those that need other toolchains
 test-thorough: $(VENV)/.dev ## the property tests, with all their random examples
 	HEADRACE_TEST_THOROUGH=1 $(BIN)/pytest -m property
 
-lint: $(VENV)/.dev ## ruff, buf and the import rules
+lint: $(VENV)/.dev ## ruff, clang-format, buf and the import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	git ls-files 'kernels/*.h' 'kernels/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/buf lint
 	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.dev ## put the code in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	git ls-files 'kernels/*.h' 'kernels/*.cpp' | xargs $(BIN)/clang-format -i
 	$(BIN)/buf format --write --path protos/headrace
 
 types: $(VENV)/.dev ## mypy, strict

@@ -206,7 +206,8 @@ def _digest() -> str:
     found = hashlib.sha256()
     folders = KERNELS / "src", KERNELS / PACKAGE.replace("-", "_")
     sources = [path for folder in folders for path in sorted(folder.rglob("*"))]
-    for path in (KERNELS / "CMakeLists.txt", KERNELS / "pyproject.toml", *sources):
+    top = "CMakeLists.txt", "paths.cmake", "pyproject.toml"
+    for path in (*(KERNELS / name for name in top), *sources):
         if path.is_file() and path.suffix not in (".so", ".pyc"):
             found.update(f"{path.relative_to(KERNELS)}\n".encode() + path.read_bytes())
     for other in (*tools(), sys.version, _version("mlx"), _CXX):

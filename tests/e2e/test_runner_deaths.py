@@ -120,7 +120,7 @@ async def test_c1_killed_mid_stream(number: signal.Signals, start: StartControll
 async def test_c1_a_stream_moves_several_times(start: StartController) -> None:
     controller = start("--preload", MODEL)
     async with connected(controller.target) as api:
-        request = story(sampling=SEEDED, logprobs=LOGPROBS)
+        request = story(sampling=SEEDED, logprobs=LOGPROBS, max_tokens=3 * STORY)
         expected = await api.complete(request)
         stream = api.stream(request)
         for move in range(3):

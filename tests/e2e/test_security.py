@@ -73,6 +73,9 @@ async def client(guarded: Controller, certificates: Path) -> AsyncIterator[Async
         yield client
 
 
+SHORT = ("--temperature", "0", "--max-tokens", "8")
+
+
 def test_the_command_line_gets_in_by_the_environment(guarded: Controller) -> None:
     refused = headrace(guarded, "list", check=False)
     assert refused.returncode == 5
@@ -81,7 +84,7 @@ def test_the_command_line_gets_in_by_the_environment(guarded: Controller) -> Non
     try:
         listed = json.loads(headrace(guarded, "list", "--json").stdout)
         assert MODEL in [f"{model['name']}" for model in listed]
-        answer = headrace(guarded, "run", MODEL, PROMPT, "--raw", "--temperature", "0")
+        answer = headrace(guarded, "run", MODEL, PROMPT, "--raw", *SHORT)
         assert "Paris" in answer.stdout
         denied = headrace(guarded, "stop", MODEL, check=False)
         assert denied.returncode == 5
