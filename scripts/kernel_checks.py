@@ -137,7 +137,9 @@ def install(target: Path, *requirements: str, options: tuple[str, ...] = ()) -> 
 
 def needed(program: str, package: str) -> str:
     """A program's path. Raises MissingError where it is not there, with Debian's package."""
-    if found := shutil.which(program):
+    # `make kernels` has brought CMake into the environment.
+    here = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    if found := shutil.which(program, path=here):
         return found
     raise MissingError(f"{program} is missing; on Debian: apt-get install {package}")
 

@@ -8,6 +8,7 @@ keeps them from being built is told in a line, and is an error with `--strict` a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -53,14 +54,17 @@ def main(arguments: Sequence[str]) -> int:
     strict = parser.parse_args(arguments).strict
     if not strict and (sys.platform != "linux" or os.environ.get(SWITCH) == "off"):
         return 0
-    digest = _digest()
-    before, _, reason = _read_stamp().partition(" ")
-    ours = bool(before and not reason)
+    digest, ours = "", False
     try:
+        digest = _digest()
+        before, _, reason = _read_stamp().partition(" ")
+        ours = bool(before and not reason)
         if ours and before == digest and _installed():
-            if strict:
+            if not strict:
+                return 0
+            with contextlib.suppress(Failed):  # They are built anew.
                 print(f"The kernels are built: {_loaded()}")
-            return 0
+                return 0
         if before == digest and reason and not strict:
             raise Failed(reason)
         _check()
@@ -70,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         _build(strict)
         ours = True
         print(f"Built the kernels in {time.monotonic() - start:.0f} s: {_loaded()}")
-        _STAMP.write_text(digest, encoding="utf-8")
+        _keep(digest)
     except Missing as error:
         return _do_without(error, digest, ours=ours, strict=strict)
     except OSError as error:
@@ -82,10 +86,7 @@ def _do_without(error: Missing, digest: str, *, ours: bool, strict: bool) -> int
     """Tells why there are none. What was built here before goes: it need not fit these sources."""
     if ours and _installed():
         subprocess.run([*_PIP, "uninstall", "--quiet", "--yes", PACKAGE], check=False)
-    if isinstance(error, Failed):
-        _STAMP.write_text(f"{digest} {error}", encoding="utf-8")
-    else:
-        _STAMP.unlink(missing_ok=True)
+    _keep(f"{digest} {error}" if isinstance(error, Failed) else "")
     if strict:
         print(f"The kernels were not built: {error}", file=sys.stderr)
         return 1
@@ -173,7 +174,9 @@ def _build(strict: bool) -> None:
     if running.returncode:
         if strict:
             print(_LOG.read_text(encoding="utf-8"), file=sys.stderr)
-        raise Failed(f"the build failed ({error or 'pip failed'}); see {_LOG.relative_to(ROOT)}")
+        # Where no compiler has said what is wrong, it may go well the next time.
+        kind = Failed if error else Missing
+        raise kind(f"the build failed ({error or 'pip failed'}); see {_LOG.relative_to(ROOT)}")
 
 
 def _loaded() -> str:
@@ -213,6 +216,12 @@ def _digest() -> str:
     for other in (*tools(), sys.version, _version("mlx"), _CXX):
         found.update(f"\n{other}".encode())
     return found.hexdigest()
+
+
+def _keep(stamp: str) -> None:
+    """A stamp that cannot be written costs another build, or another try, and no install."""
+    with contextlib.suppress(OSError):
+        _STAMP.write_text(stamp, encoding="utf-8")
 
 
 def _read_stamp() -> str:

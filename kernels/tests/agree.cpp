@@ -107,7 +107,7 @@ class Multiply : public Problem {
     const auto scales = halves(source, groups), biases = halves(source, groups);
     const Matrix matrix = {weights.data(), scales.data(), biases.data(), product_.inputs,
                            product_.outputs};
-    packed_.resize(packed_bytes(format, product_.inputs, product_.outputs));
+    packed_.resize(kHeader + blocks_of(product_.outputs) * format.block_bytes(product_.inputs));
     uint8_t* blocks = begin_packed(packed_.data());
     for (int64_t block = 0; block < blocks_of(product_.outputs); ++block)
       pack_block(format, matrix, block, blocks + block * format.block_bytes(product_.inputs));

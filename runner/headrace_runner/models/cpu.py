@@ -22,7 +22,7 @@ from mlx_lm.models import activations
 from mlx_lm.models.mla import QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
-from headrace.host.kernels import OFF, SWITCH, cover, cover_layer
+from headrace.host.kernels import NOT_COVERED, OFF, SWITCH, cover, cover_layer
 from headrace_runner.models.device import on_cpu
 
 
@@ -31,7 +31,7 @@ def why_not(config: Mapping[str, Any]) -> str:
     if not on_cpu():
         return "MLX does not compute on a CPU here"
     if not cover(config):
-        return "the model is not quantised to 4 or 8 bits in groups of 32, 64 or 128"
+        return NOT_COVERED
     try:
         _kernels()
     except ImportError as error:
@@ -180,6 +180,7 @@ class PackedEmbedding(Module):
     def __init__(self, layer: QuantizedEmbedding) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.packed, self._layout = _pack(layer)
+        self._wide: mx.array | None = None
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -188,6 +189,15 @@ class PackedEmbedding(Module):
 
     def __call__(self, tokens: mx.array) -> mx.array:
         return _kernels().take(tokens, self.packed, self._layout)  # type: ignore[no-any-return]
+
+    @property
+    def weight(self) -> mx.array:
+        """The matrix in float32, for models that multiply with it themselves. Kept from the first
+        time on, as it would be without the kernels."""
+        if self._wide is None:
+            _, count = self.sizes
+            self._wide = self(mx.arange(count))
+        return self._wide
 
     def as_linear(self, x: mx.array) -> mx.array:
         """The logits of x."""

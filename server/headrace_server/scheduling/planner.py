@@ -156,9 +156,13 @@ class Planner:
 
     def key(self, manifest: Manifest) -> str:
         """The key of the runners that serve a model of the store."""
-        # What the machine has stays as it is, and is perhaps not known yet.
-        options = self.options(manifest)
-        by_budget = weights.by_budget(manifest, options, self._memory)
+        # What the machine has stays as it is. It is not known before there is a runner of any key.
+        options, memory = self.options(manifest), self._memory
+        if self._hosting.done() and not self._hosting.cancelled() and not self._hosting.exception():
+            hosting, directory = self._hosting.result(), self._store.path(manifest)
+            if weights.dtype_of(manifest, options, directory, memory, hosting) == "int8":
+                return runner_key(manifest.digest, options)
+        by_budget = weights.by_budget(manifest, options, memory)
         return runner_key(manifest.digest, options, by_budget)
 
     def keys(self, digest: str) -> frozenset[str]:

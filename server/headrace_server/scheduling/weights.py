@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from headrace.host.dtype import Dtype, choose_dtype
-from headrace.host.kernels import cover
+from headrace.host.kernels import NOT_COVERED, cover
 from headrace_server.config import ModelOptions
 from headrace_server.hosting import Hosting
 from headrace_server.store import Manifest
@@ -71,8 +71,8 @@ def _why_no_kernels(manifest: Manifest, directory: Path, hosting: Hosting) -> st
         return hosting.kernels.reason
     try:
         config = json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return "config.json cannot be read"  # A runner says more of that.
     if not isinstance(config, dict) or not cover(config):
-        return "the model is not quantised to 4 or 8 bits in groups of 32, 64 or 128"
+        return NOT_COVERED
     return ""

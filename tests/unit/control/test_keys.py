@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from headrace.host.kernels import Kernels
 from headrace_server.app import App
 from headrace_server.config import ServerConfig
+from headrace_server.hosting import Hosting
 from headrace_server.runners.spares import Activity
 from headrace_server.scheduling.planner import Planner
 from headrace_server.store import Store
 from tests.unit.control.fakes import FakeLauncher, put_manifest
 from tests.unit.control.stages import silent
+from tests.unit.host.machines import LINUX_CPU
 
 GIB = 1 << 30
 ROOMY, TIGHT = 2 * GIB, GIB
@@ -51,6 +55,31 @@ async def test_runners_of_another_type_of_weights_have_another_key(home: Path) -
     assert key("int8", ROOMY) != key("int8", TIGHT)
     assert len({key(dtype, ROOMY) for dtype in ("auto", "int8", "float32", "stored")}) == 4
     unknown.cancel()
+
+
+async def test_the_budget_is_nothing_to_what_the_kernels_compute(home: Path) -> None:
+    async def host() -> Hosting:
+        return Hosting(LINUX_CPU, {}, has_blas=True, kernels=Kernels("avx2"), problem="")
+
+    store, hosting = Store(home), asyncio.create_task(host())
+    config = ServerConfig(home=home)
+    planner = Planner(config, store, hosting, ROOMY, lambda _: None, lambda: Activity.QUIET)
+    manifest = store.get("words")
+    await hosting
+
+    def key(dtype: Any, memory: int) -> str:
+        planner.set_config(replace(config, dtype=dtype), memory)
+        return planner.key(manifest)
+
+    assert key("auto", ROOMY) != key("auto", TIGHT)  # It is not known to be quantised.
+    directory = store.path(manifest)
+    directory.mkdir(parents=True)
+    quantised = {"quantization": {"bits": 4, "group_size": 32}}
+    (directory / "config.json").write_text(json.dumps(quantised))
+    for dtype in ("auto", "int8"):
+        assert key(dtype, ROOMY) == key(dtype, TIGHT)
+    planner.set_config(config, TIGHT)
+    assert (await planner.plan(manifest)).key == planner.key(manifest)
 
 
 async def test_a_budget_that_changes_the_type_of_weights_changes_the_runner(

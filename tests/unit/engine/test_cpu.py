@@ -96,6 +96,17 @@ def test_all_quantised_layers_of_a_model_are_packed(
     assert isinstance(choose_layout(mine, on_cpu=True, prefix_bytes=0), FlatLayout)
 
 
+def test_a_head_that_multiplies_with_the_embedding_itself() -> None:
+    tokens = mx.array([[1, 2, 3, 200]])
+    plain = tiny_model("seed_oss")
+    model = copy.deepcopy(plain)
+    quantize(model, group_size=32, bits=8)
+    mine = packed(model)
+    off = mx.linalg.norm(mine(tokens) - plain(tokens)) / mx.linalg.norm(plain(tokens))
+    assert off < 0.05
+    assert isinstance(mine.model.embed_tokens, cpu.PackedEmbedding)
+
+
 def test_what_the_kernels_do_not_cover_stays() -> None:
     model = quantised(bits=6)
     mine = packed(model)

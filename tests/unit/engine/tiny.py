@@ -76,6 +76,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "first_k_dense_replace": 1,
     },
+    # A head that multiplies with the embedding's matrix itself.
+    "seed_oss": {"attention_bias": False, "attention_out_bias": False, "mlp_bias": False},
     # GELU instead of SwiGLU.
     "gemma": {},
     # Its steps see one token of each row.

@@ -140,7 +140,7 @@ def _kernels(kernels: Kernels) -> Finding:
     if kernels.path:
         others = f" ({', '.join(kernels.others)} would work too)" if kernels.others else ""
         return Finding("ok", "kernels", f"{kernels.path}{others}, for quantised models")
-    message = f"none, so quantised models are computed in float32: {kernels.reason}"
+    message = f"none, which would make quantised models several times faster: {kernels.reason}"
     return Finding("hint", "kernels", message, "`make kernels` builds them, with a C++ compiler")
 
 

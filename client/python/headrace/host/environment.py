@@ -55,7 +55,8 @@ def _add_cpu(
     if blas is not None:
         _prepend(environment, "LD_PRELOAD", blas.preload)
         _prepend(environment, "LD_LIBRARY_PATH", blas.library_path)
-    default = environment.get("OMP_NUM_THREADS") or str(machine.cpus)
+    given = (environment.get(name) for name in ("OMP_NUM_THREADS", *_THREAD_COUNTS))
+    default = next(filter(None, given), str(machine.cpus))
     for name in _THREAD_COUNTS:
         environment[name] = str(threads) if threads else environment.get(name) or default
     if not has_cxx:

@@ -14,7 +14,8 @@ PACKAGE = "headrace-kernels"
 SWITCH = "HEADRACE_KERNELS"
 """The variable that names the path to use: a name of the package's, or `OFF`."""
 OFF = "off"
-_TIMEOUT = 20.0  # seconds
+NOT_COVERED = "the model is not quantised to 4 or 8 bits in groups of 32, 64 or 128"
+_TIMEOUT = 60.0  # seconds
 _BITS = (4, 8)
 _GROUPS = (32, 64, 128)
 
@@ -60,7 +61,8 @@ def find_kernels(environ: Mapping[str, str] = os.environ) -> Kernels:
         metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
         return Kernels(reason=f"{PACKAGE} is not installed")
-    command = [sys.executable, "-m", PACKAGE.replace("-", "_")]
+    # Not from the folder that this runs in, which may be that of their sources.
+    command = [sys.executable, "-P", "-m", PACKAGE.replace("-", "_")]
     try:
         said = subprocess.run(
             command, env=dict(environ), capture_output=True, text=True, timeout=_TIMEOUT, check=True
