@@ -19,6 +19,7 @@ from headrace.errors import (
     UnsupportedParameter,
 )
 from headrace.host.dtype import Dtype
+from headrace.host.kernels import are_installed
 from headrace.rpc.options import channel_options
 from headrace.telemetry import propagation
 from headrace.v1.runner_pb2 import GetRunnerRequest
@@ -134,6 +135,7 @@ class Planner:
         self._store = store
         self._hosting = hosting
         self._memory = memory
+        self._has_kernels = are_installed()
         self._on_change = on_change
         self._activity = activity if is_wanted(config.spare, memory) else None
         self._on_span = on_span
@@ -156,13 +158,11 @@ class Planner:
 
     def key(self, manifest: Manifest) -> str:
         """The key of the runners that serve a model of the store."""
-        # What the machine has stays as it is. It is not known before there is a runner of any key.
-        options, memory = self.options(manifest), self._memory
-        if self._hosting.done() and not self._hosting.cancelled() and not self._hosting.exception():
-            hosting, directory = self._hosting.result(), self._store.path(manifest)
-            if weights.dtype_of(manifest, options, directory, memory, hosting) == "int8":
-                return runner_key(manifest.digest, options)
-        by_budget = weights.by_budget(manifest, options, memory)
+        # What the machine has stays as it is, and is perhaps not known yet.
+        options, directory = self.options(manifest), self._store.path(manifest)
+        by_budget = None
+        if not (self._has_kernels and weights.is_for_kernels(manifest, directory)):
+            by_budget = weights.by_budget(manifest, options, self._memory)
         return runner_key(manifest.digest, options, by_budget)
 
     def keys(self, digest: str) -> frozenset[str]:

@@ -63,12 +63,21 @@ def tell(
         )
 
 
+def is_for_kernels(manifest: Manifest, directory: Path) -> bool:
+    """Whether a model with these files could be computed by them."""
+    return not _why_not_for_kernels(manifest, directory)
+
+
 def _why_no_kernels(manifest: Manifest, directory: Path, hosting: Hosting) -> str:
-    """Why a model cannot be computed by the kernels; "" if it can."""
+    """Why a model cannot be computed by the kernels here; "" if it can."""
+    return _why_not_for_kernels(manifest, directory) or (
+        "" if hosting.kernels.path else hosting.kernels.reason
+    )
+
+
+def _why_not_for_kernels(manifest: Manifest, directory: Path) -> str:
     if manifest.kind != "text":
         return f"it is for text alone, and this is a model for {manifest.kind}"
-    if not hosting.kernels.path:
-        return hosting.kernels.reason
     try:
         config = json.loads((directory / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):

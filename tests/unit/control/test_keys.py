@@ -57,15 +57,24 @@ async def test_runners_of_another_type_of_weights_have_another_key(home: Path) -
     unknown.cancel()
 
 
-async def test_the_budget_is_nothing_to_what_the_kernels_compute(home: Path) -> None:
+@pytest.mark.parametrize("known", [False, True])
+async def test_the_budget_is_nothing_to_what_the_kernels_compute(
+    home: Path, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace_server.scheduling.planner.are_installed", lambda: True)
+    go = asyncio.Event()
+
     async def host() -> Hosting:
+        await go.wait()
         return Hosting(LINUX_CPU, {}, has_blas=True, kernels=Kernels("avx2"), problem="")
 
     store, hosting = Store(home), asyncio.create_task(host())
     config = ServerConfig(home=home)
     planner = Planner(config, store, hosting, ROOMY, lambda _: None, lambda: Activity.QUIET)
     manifest = store.get("words")
-    await hosting
+    if known:
+        go.set()
+        await hosting
 
     def key(dtype: Any, memory: int) -> str:
         planner.set_config(replace(config, dtype=dtype), memory)
@@ -79,7 +88,9 @@ async def test_the_budget_is_nothing_to_what_the_kernels_compute(home: Path) -> 
     for dtype in ("auto", "int8"):
         assert key(dtype, ROOMY) == key(dtype, TIGHT)
     planner.set_config(config, TIGHT)
-    assert (await planner.plan(manifest)).key == planner.key(manifest)
+    before = planner.key(manifest)
+    go.set()
+    assert (await planner.plan(manifest)).key == planner.key(manifest) == before
 
 
 async def test_a_budget_that_changes_the_type_of_weights_changes_the_runner(

@@ -50,6 +50,15 @@ def cover_layer(quantization: Mapping[str, Any]) -> bool:
     )
 
 
+def are_installed(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether there are any to be found, whether they load or not. Takes no time."""
+    try:
+        metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return False
+    return environ.get(SWITCH) != OFF
+
+
 def find_kernels(environ: Mapping[str, str] = os.environ) -> Kernels:
     """Loads the package in a process of its own, which takes a third of a second.
 
