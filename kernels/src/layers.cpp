@@ -19,11 +19,8 @@ class SwiGlu : public OnCpu {
     const float *gate = in_order(inputs[0]), *x = in_order(inputs[1]);
     float* out = allocate<float>(outputs[0]);
     dispatch([gate, x, out, size = outputs[0].size()] {
-      constexpr int64_t kPiece = kAlone / 4;
-      pool().run((size + kPiece - 1) / kPiece, [&](int piece) {
-        const int64_t first = piece * kPiece;
-        path().swiglu(gate + first, x + first, out + first,
-                      std::min<int64_t>(kPiece, size - first));
+      run_in_pieces(size, 1, kAlone / 4, [&](int64_t first, int64_t last) {
+        path().swiglu(gate + first, x + first, out + first, last - first);
       });
     });
   }
@@ -44,11 +41,9 @@ class Gelu : public OnCpu {
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     const float* x = in_order(inputs[0]);
     float* out = allocate<float>(outputs[0]);
-    dispatch([x, out, size = int64_t(outputs[0].size()), by_tanh = by_tanh_] {
-      constexpr int64_t kPiece = kAlone / 4;
-      pool().run((size + kPiece - 1) / kPiece, [&](int piece) {
-        const int64_t first = piece * kPiece;
-        path().gelu(x + first, by_tanh, out + first, std::min(kPiece, size - first));
+    dispatch([x, out, size = outputs[0].size(), by_tanh = by_tanh_] {
+      run_in_pieces(size, 1, kAlone / 4, [&](int64_t first, int64_t last) {
+        path().gelu(x + first, by_tanh, out + first, last - first);
       });
     });
   }
@@ -70,9 +65,8 @@ class RmsNorm : public OnCpu {
     float* out = allocate<float>(outputs[0]);
     const int64_t size = inputs[0].shape(-1), rows = size ? inputs[0].size() / size : 0;
     dispatch([x, weight, out, size, rows, eps = eps_] {
-      const int64_t each = std::max<int64_t>(kAlone / 2 / std::max<int64_t>(size, 1), 1);
-      pool().run((rows + each - 1) / each, [&](int piece) {
-        for (int64_t row = piece * each; row < std::min((piece + 1) * each, rows); ++row)
+      run_in_pieces(rows, size, kAlone / 2, [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row)
           path().rms_norm(x + row * size, weight, eps, out + row * size, size);
       });
     });
@@ -99,9 +93,8 @@ class Rotate : public OnCpu {
     dispatch([x, cos, sin, out, rows = shape[0], heads = shape[1], tokens = int64_t(shape[2]),
               size = int64_t(shape[3]), turned = turned_, neighbours = neighbours_] {
       const int64_t lines = int64_t(rows) * heads * tokens;
-      const int64_t each = std::max<int64_t>(kAlone / 4 / std::max<int64_t>(size, 1), 1);
-      pool().run((lines + each - 1) / each, [&](int piece) {
-        for (int64_t line = piece * each; line < std::min((piece + 1) * each, lines); ++line) {
+      run_in_pieces(lines, size, kAlone / 4, [&](int64_t first, int64_t last) {
+        for (int64_t line = first; line < last; ++line) {
           const int64_t angle = (line / tokens / heads * tokens + line % tokens) * size;
           path().rotate(x + line * size, cos + angle, sin + angle, neighbours, turned, size,
                         out + line * size);

@@ -264,12 +264,10 @@ class Take : public OnCpu {
     const auto* indices = inputs[0].data<uint32_t>();
     const auto* packed = inputs[1].data<uint8_t>();
     float* out = allocate<float>(outputs[0]);
-    dispatch([indices, packed, out, count = int64_t(inputs[0].size()), layout = layout_] {
-      const int64_t each = std::max<int64_t>(kAlone / 4 / layout.inputs, 1);
-      pool().run((count + each - 1) / each, [&](int piece) {
-        for (int64_t i = piece * each; i < std::min<int64_t>((piece + 1) * each, count); ++i) {
-          // As MLX does, without a look at what lies beyond: no more is promised than memory
-          // safety.
+    dispatch([indices, packed, out, count = inputs[0].size(), layout = layout_] {
+      run_in_pieces(count, layout.inputs, kAlone / 4, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          // As MLX does, without a look at what lies beyond: memory safety alone is promised.
           const int64_t row = std::min<int64_t>(indices[i], layout.matrices * layout.outputs - 1);
           const uint8_t* blocks = blocks_in(packed) + row / layout.outputs * matrix_bytes(layout);
           unpack_row(layout.format, blocks, layout.inputs, row % layout.outputs,

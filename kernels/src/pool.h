@@ -1,6 +1,7 @@
 // The threads that share the work of a primitive.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -60,5 +61,14 @@ class Pool {
 
 // That of the process, as large as the cores it may use.
 Pool& pool();
+
+// function(first, last) for all of `count` in pieces, by whoever is free: each of so many things
+// that they come to `worth` numbers, where each has `size`.
+template <class F>
+void run_in_pieces(int64_t count, int64_t size, int64_t worth, const F& function) {
+  const int64_t each = std::max<int64_t>(worth / std::max<int64_t>(size, 1), 1);
+  pool().run((count + each - 1) / each,
+             [&](int piece) { function(piece * each, std::min((piece + 1) * each, count)); });
+}
 
 }  // namespace headrace
