@@ -7,7 +7,7 @@ as it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -59,7 +59,7 @@ def pack(model: Any) -> None:
 
 def rounds(model: Any) -> bool:
     """Whether it rounds to 8 bits on its way, so that a last digit may make a larger difference."""
-    return any(type(each) in _OURS.values() for each in model.modules())
+    return any(isinstance(each, _Packed) for each in model.modules())
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
@@ -107,58 +107,87 @@ def attend(
     return found
 
 
-class PackedLinear(Module):
-    """A quantised linear layer. Float32 in and out, or what it is given."""
+class _Packed(Module):
+    """What all layers of packed matrices are."""
 
-    def __init__(self, layer: QuantizedLinear) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.packed, self._layout = _pack(layer)
+        parts = layer["weight"], layer["scales"], layer["biases"]
+        self._layout = _kernels().layout_of(*parts, layer.group_size, layer.bits)
+        self.packed: mx.array = _kernels().pack(*parts, self._layout)
         if "bias" in layer:
             self.bias = layer["bias"]
+        self._wide: mx.array | None = None
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Numbers of an input, and of an output."""
+        """Numbers of an input, and of an output; of an embedding as it is used for a head."""
         return self._layout.inputs, self._layout.outputs
 
+    @property
+    def weight(self) -> mx.array:
+        """The matrix in float32, for models that use it themselves. Kept from the first time on, as
+        all are without the kernels."""
+        if self._wide is None:
+            self._wide = self._widened()
+        return self._wide
+
+    def _widened(self) -> mx.array:
+        """The matrices in float32: [outputs, inputs], or [matrices, outputs, inputs] of several."""
+        matrices, outputs = self._layout.matrices, self._layout.outputs
+        numbers = mx.arange(matrices * outputs)
+        if matrices > 1:
+            numbers = numbers.reshape(matrices, outputs)
+        return self._take(numbers)
+
+    def _multiply(self, x: mx.array) -> mx.array:
+        return _kernels().multiply(x, self.packed, self._layout)  # type: ignore[no-any-return]
+
+    def _gather_multiply(self, x: mx.array, numbers: mx.array) -> mx.array:
+        y: mx.array = _kernels().gather_multiply(x, numbers, self.packed, self._layout)
+        return y
+
+    def _take(self, numbers: mx.array) -> mx.array:
+        return _kernels().take(numbers, self.packed, self._layout)  # type: ignore[no-any-return]
+
+
+class PackedLinear(_Packed):
+    """A quantised linear layer. Float32 in and out, or what it is given."""
+
     def __call__(self, x: mx.array) -> mx.array:
-        y: mx.array = _kernels().multiply(x, self.packed, self._layout)
+        y = self._multiply(x)
         return y + self.bias if "bias" in self else y
 
 
-class PackedSwitchLinear(Module):
-    """The linear layers of all experts, of which each row goes through that of its own."""
+class PackedEmbedding(_Packed):
+    """A quantised embedding, which may be used as a head as well. Gives float32."""
 
-    def __init__(self, layer: QuantizedSwitchLinear) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.packed, self._layout = _pack(layer)
-        if "bias" in layer:
-            self.bias = layer["bias"]
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return self._take(tokens)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """The logits of x."""
+        return self._multiply(x)
+
+
+class PackedSwitchLinear(_Packed):
+    """The linear layers of all experts, of which each row goes through that of its own."""
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """x is [..., rows, inputs]; indices, [...], are the experts. Sorted ones are seen to be."""
-        y: mx.array = _kernels().gather_multiply(x, indices[..., None], self.packed, self._layout)
+        y = self._gather_multiply(x, indices[..., None])
         return y + mx.expand_dims(self.bias[indices], -2) if "bias" in self else y
 
 
-class PackedMultiLinear(Module):
+class PackedMultiLinear(_Packed):
     """A linear layer for each head, of multi-head latent attention."""
-
-    def __init__(self, layer: QuantizedMultiLinear) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.packed, self._layout = _pack(layer)
 
     def __call__(self, x: mx.array, transpose: bool = True) -> mx.array:
         """x is [..., heads or 1, rows, inputs], or outputs for the way back."""
-        heads, outputs = self._layout.matrices, self._layout.outputs
         if transpose:
-            numbers = mx.arange(heads)[:, None]
-            y: mx.array = _kernels().gather_multiply(x, numbers, self.packed, self._layout)
-            return y
-        # Its groups lie across what is summed here, so that it is widened.
-        numbers = mx.arange(heads * outputs).reshape(heads, outputs)
-        wide: mx.array = _kernels().take(numbers, self.packed, self._layout)
-        return x @ wide.astype(x.dtype)
+            return self._gather_multiply(x, mx.arange(self._layout.matrices)[:, None])
+        # Its groups lie across what is summed here, so that it is widened; for the moment alone.
+        return x @ self._widened().astype(x.dtype)
 
 
 class PackedNorm(Module):
@@ -174,49 +203,13 @@ class PackedNorm(Module):
         return mx.fast.rms_norm(x, self.weight, self._eps)
 
 
-class PackedEmbedding(Module):
-    """A quantised embedding, which may be used as a head as well. Gives float32."""
-
-    def __init__(self, layer: QuantizedEmbedding) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.packed, self._layout = _pack(layer)
-        self._wide: mx.array | None = None
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Numbers of a vector, and how many there are: inputs and outputs of a head."""
-        return self._layout.inputs, self._layout.outputs
-
-    def __call__(self, tokens: mx.array) -> mx.array:
-        return _kernels().take(tokens, self.packed, self._layout)  # type: ignore[no-any-return]
-
-    @property
-    def weight(self) -> mx.array:
-        """The matrix in float32, for models that multiply with it themselves. Kept from the first
-        time on, as it would be without the kernels."""
-        if self._wide is None:
-            _, count = self.sizes
-            self._wide = self(mx.arange(count))
-        return self._wide
-
-    def as_linear(self, x: mx.array) -> mx.array:
-        """The logits of x."""
-        return _kernels().multiply(x, self.packed, self._layout)  # type: ignore[no-any-return]
-
-
-_OURS: Mapping[type[Module], Callable[[Any], Module]] = {
+_OURS: Mapping[type[Module], type[_Packed]] = {
     QuantizedLinear: PackedLinear,
     QuantizedEmbedding: PackedEmbedding,
     QuantizedSwitchLinear: PackedSwitchLinear,
     QuantizedMultiLinear: PackedMultiLinear,
 }
 """What takes the place of which of MLX's layers. All of ours round."""
-
-
-def _pack(layer: Any) -> tuple[mx.array, Any]:
-    parts = layer["weight"], layer["scales"], layer["biases"]
-    layout = _kernels().layout_of(*parts, layer.group_size, layer.bits)
-    return _kernels().pack(*parts, layout), layout
 
 
 @lru_cache

@@ -121,6 +121,9 @@ def test_a_layer_with_a_bias() -> None:
     mine = cpu.PackedLinear(layer)
     assert mx.allclose(mine(x), layer(x), atol=0.02)
     assert not mx.allclose(mine(x), layer(x) - layer.bias, atol=0.02)
+    # Models may use the matrix itself.
+    wide = mx.dequantize(layer.weight, layer.scales, layer.biases, 32, 8)
+    assert mx.allclose(mine.weight, wide, atol=1e-6)
 
 
 def test_experts_with_a_bias() -> None:
