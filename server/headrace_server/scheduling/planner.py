@@ -19,7 +19,7 @@ from headrace.errors import (
     UnsupportedParameter,
 )
 from headrace.host.dtype import Dtype
-from headrace.host.kernels import are_installed
+from headrace.host.kernels import why_none
 from headrace.rpc.options import channel_options
 from headrace.telemetry import propagation
 from headrace.v1.runner_pb2 import GetRunnerRequest
@@ -135,7 +135,7 @@ class Planner:
         self._store = store
         self._hosting = hosting
         self._memory = memory
-        self._has_kernels = are_installed()
+        self._has_kernels = not why_none()
         self._on_change = on_change
         self._activity = activity if is_wanted(config.spare, memory) else None
         self._on_span = on_span
@@ -160,9 +160,9 @@ class Planner:
         """The key of the runners that serve a model of the store."""
         # What the machine has stays as it is, and is perhaps not known yet.
         options, directory = self.options(manifest), self._store.path(manifest)
-        by_budget = None
-        if not (self._has_kernels and weights.is_for_kernels(manifest, directory)):
-            by_budget = weights.by_budget(manifest, options, self._memory)
+        by_budget = weights.by_budget(
+            manifest, options, directory, self._memory, has_kernels=self._has_kernels
+        )
         return runner_key(manifest.digest, options, by_budget)
 
     def keys(self, digest: str) -> frozenset[str]:

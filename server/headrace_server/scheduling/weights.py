@@ -15,11 +15,16 @@ from headrace_server.store import Manifest
 logger = logging.getLogger(__name__)
 
 
-def by_budget(manifest: Manifest, options: ModelOptions, memory: int) -> Dtype | None:
+def by_budget(
+    manifest: Manifest, options: ModelOptions, directory: Path, memory: int, *, has_kernels: bool
+) -> Dtype | None:
     """What follows from the memory budget, which alone of all that decides changes while a
-    controller runs, on a CPU with a fast BLAS and without kernels. None: the options say the type.
+    controller runs, on a CPU with a fast BLAS. None: it has no say, since the options tell the type
+    or the model is one for the kernels that there are.
     """
     if options.dtype in ("float32", "stored"):
+        return None
+    if has_kernels and not _why_not_for_kernels(manifest, directory):
         return None
     return choose_dtype("cpu", manifest.parameters, manifest.tensor_bytes, memory, has_blas=True)
 
@@ -61,11 +66,6 @@ def tell(
             "the memory budget; on a CPU that is much slower",
             extra={"model": manifest.full_name, "memory_bytes": memory},
         )
-
-
-def is_for_kernels(manifest: Manifest, directory: Path) -> bool:
-    """Whether a model with these files could be computed by them."""
-    return not _why_not_for_kernels(manifest, directory)
 
 
 def _why_no_kernels(manifest: Manifest, directory: Path, hosting: Hosting) -> str:

@@ -61,7 +61,7 @@ async def test_runners_of_another_type_of_weights_have_another_key(home: Path) -
 async def test_the_budget_is_nothing_to_what_the_kernels_compute(
     home: Path, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace_server.scheduling.planner.are_installed", lambda: True)
+    monkeypatch.setattr("headrace_server.scheduling.planner.why_none", lambda: "")
     go = asyncio.Event()
 
     async def host() -> Hosting:

@@ -118,9 +118,16 @@ def test_a_budget_that_makes_it_slow_is_told(
     assert not caplog.records
 
 
-def test_the_budget_has_a_say_where_no_type_was_asked_for(manifest: Manifest) -> None:
-    def by_budget(asked: DtypeChoice, memory: int) -> Dtype | None:
-        return weights.by_budget(manifest, ServerConfig(dtype=asked).options("words"), memory)
+def test_the_budget_has_a_say_where_neither_options_nor_kernels_have(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    def by_budget(asked: DtypeChoice, memory: int, *, has_kernels: bool = False) -> Dtype | None:
+        options = ServerConfig(dtype=asked).options("words")
+        return weights.by_budget(manifest, options, tmp_path, memory, has_kernels=has_kernels)
 
     assert (by_budget("auto", GIB), by_budget("auto", SMALL)) == ("float32", "stored")
     assert (by_budget("float32", GIB), by_budget("stored", SMALL)) == (None, None)
+    assert by_budget("auto", GIB, has_kernels=True) == "float32"  # Nothing says it is quantised.
+    (tmp_path / "config.json").write_text(json.dumps(FOUR))
+    assert by_budget("auto", GIB, has_kernels=True) is None
+    assert by_budget("auto", GIB) == "float32"

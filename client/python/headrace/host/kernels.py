@@ -50,13 +50,16 @@ def cover_layer(quantization: Mapping[str, Any]) -> bool:
     )
 
 
-def are_installed(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether there are any to be found, whether they load or not. Takes no time."""
+def why_none(environ: Mapping[str, str] = os.environ) -> str:
+    """Why there are none to be loaded; "" where there are, whether they load or not. Takes no
+    time."""
+    if environ.get(SWITCH) == OFF:
+        return f"{SWITCH} is {OFF}"
     try:
         metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
-        return False
-    return environ.get(SWITCH) != OFF
+        return f"{PACKAGE} is not installed"
+    return ""
 
 
 def find_kernels(environ: Mapping[str, str] = os.environ) -> Kernels:
@@ -64,12 +67,8 @@ def find_kernels(environ: Mapping[str, str] = os.environ) -> Kernels:
 
     It is built for one release of MLX and may fail to load; that shall disturb nobody.
     """
-    if environ.get(SWITCH) == OFF:
-        return Kernels(reason=f"{SWITCH} is {OFF}")
-    try:
-        metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:
-        return Kernels(reason=f"{PACKAGE} is not installed")
+    if reason := why_none(environ):
+        return Kernels(reason=reason)
     # Not from the folder that this runs in, which may be that of their sources.
     command = [sys.executable, "-P", "-m", PACKAGE.replace("-", "_")]
     try:
