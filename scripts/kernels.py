@@ -31,7 +31,7 @@ _CXX = os.environ.get("CXX", "")
 # Objects are kept, so that only what has changed is compiled again; a folder has one compiler.
 _BUILD = ROOT / "build" / "kernels" / f"{sys.implementation.cache_tag}{_CXX.replace('/', '-')}"
 _LOG = _BUILD / "log.txt"
-# Of what was built here last, or could not be: a digest, and the reason if there was one.
+# Of what was built here last; or of what could not be, with the compiler, and the reason.
 _STAMP = Path(sys.prefix) / ".kernels"
 _COMPILERS = ("c++", "g++", "clang++")
 _STEP = re.compile(r"\[(\d+)/(\d+)\] ")
@@ -54,39 +54,43 @@ def main(arguments: Sequence[str]) -> int:
     strict = parser.parse_args(arguments).strict
     if not strict and (sys.platform != "linux" or os.environ.get(SWITCH) == "off"):
         return 0
-    digest, ours = "", False
+    attempt, stale = "", False
     try:
-        digest = _digest()
+        # What is built from the same sources fits them, whichever compiler has built it.
+        digest, attempt = _digest(), _digest(_CXX)
         before, _, reason = _read_stamp().partition(" ")
         ours = bool(before and not reason)
-        if ours and before == digest and _installed():
+        stale = ours and before != digest
+        if ours and not stale and _installed():
             if not strict:
                 return 0
-            with contextlib.suppress(Failed):  # They are built anew.
-                print(f"The kernels are built: {_loaded()}")
-                return 0
-        if before == digest and reason and not strict:
+            if not _CXX:  # Who names a compiler wants another one.
+                with contextlib.suppress(Failed):  # They are built anew.
+                    print(f"The kernels are built: {_loaded()}")
+                    return 0
+        if before == attempt and reason and not strict:
             raise Failed(reason)
         _check()
         print("Building the kernels for this CPU, once: a minute of one core's time", flush=True)
         start = time.monotonic()
         _fetch_tools(strict)
         _build(strict)
-        ours = True
+        stale = True  # Until they have been seen to load.
         print(f"Built the kernels in {time.monotonic() - start:.0f} s: {_loaded()}")
         _keep(digest)
     except Missing as error:
-        return _do_without(error, digest, ours=ours, strict=strict)
+        return _do_without(error, attempt, stale=stale, strict=strict)
     except OSError as error:
-        return _do_without(Missing(str(error)), digest, ours=ours, strict=strict)
+        return _do_without(Missing(str(error)), attempt, stale=stale, strict=strict)
     return 0
 
 
-def _do_without(error: Missing, digest: str, *, ours: bool, strict: bool) -> int:
-    """Tells why there are none. What was built here before goes: it need not fit these sources."""
-    if ours and _installed():
+def _do_without(error: Missing, attempt: str, *, stale: bool, strict: bool) -> int:
+    """Tells why there are none. What was built here of other sources goes: it may not fit these."""
+    if stale and _installed():
         subprocess.run([*_PIP, "uninstall", "--quiet", "--yes", PACKAGE], check=False)
-    _keep(f"{digest} {error}" if isinstance(error, Failed) else "")
+    if stale or not _installed():
+        _keep(f"{attempt} {error}" if isinstance(error, Failed) else "")
     if strict:
         print(f"The kernels were not built: {error}", file=sys.stderr)
         return 1
@@ -204,8 +208,8 @@ def _environment() -> dict[str, str]:
     return environ
 
 
-def _digest() -> str:
-    """Of all that a build depends on."""
+def _digest(*more: str) -> str:
+    """Of all that a build has to fit, and of `more`."""
     found = hashlib.sha256()
     folders = KERNELS / "src", KERNELS / PACKAGE.replace("-", "_")
     sources = [path for folder in folders for path in sorted(folder.rglob("*"))]
@@ -213,7 +217,7 @@ def _digest() -> str:
     for path in (*(KERNELS / name for name in top), *sources):
         if path.is_file() and path.suffix not in (".so", ".pyc"):
             found.update(f"{path.relative_to(KERNELS)}\n".encode() + path.read_bytes())
-    for other in (*tools(), sys.version, _version("mlx"), _CXX):
+    for other in (*tools(), sys.version, _version("mlx"), *more):
         found.update(f"\n{other}".encode())
     return found.hexdigest()
 

@@ -84,6 +84,20 @@ def test_doctor_asks_for_patchelf_when_only_that_is_missing() -> None:
     assert "patchelf" in hints(doctor(LINUX_CPU, packages, None, True, {}, KERNELS))["blas"]
 
 
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("headrace-kernels is not installed", "make kernels"),
+        ("HEADRACE_KERNELS is off", "unset HEADRACE_KERNELS"),
+    ],
+)
+def test_doctor_says_how_to_get_kernels(reason: str, remedy: str) -> None:
+    findings = doctor(LINUX_CPU, ALL, BLAS, True, {}, Kernels(reason=reason))
+    (found,) = [finding for finding in findings if finding.topic == "kernels"]
+    assert reason in found.message
+    assert remedy in found.remedy
+
+
 def test_a_mac_needs_no_blas_and_no_compiler() -> None:
     packages = {"mlx": "1", "mlx-lm": "1", "mlx-metal": "1"}
     assert hints(doctor(MAC, packages, None, False, {}, KERNELS)) == {}

@@ -133,6 +133,21 @@ def test_a_change_builds_them_again(able: Checkout) -> None:
 
 
 @builds
+def test_what_is_built_stays_where_a_compiler_has_gone(able: Checkout) -> None:
+    able.run()
+
+    done = able.run(CXX="/no/c++")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert able.kernels() == ["fast", "slow"]
+    asked = able.run("--strict", CXX="/no/c++")
+    assert asked.returncode == 1
+    assert "/no/c++, named by CXX" in asked.stderr
+    assert able.kernels() == ["fast", "slow"]
+    assert able.run().stdout == ""
+
+
+@builds
 def test_a_failed_build_is_told_and_not_tried_again(able: Checkout) -> None:
     able.run()
     able.cmake.write_text(able.cmake.read_text() + 'message(FATAL_ERROR "no such CPU")\n')

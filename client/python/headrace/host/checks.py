@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Literal
 
 from headrace.host.blas import Blas
-from headrace.host.kernels import Kernels
+from headrace.host.kernels import SWITCH, Kernels
 from headrace.host.machine import CUDA_WHEELS, Machine
 
 Level = Literal["ok", "hint", "problem"]
@@ -141,7 +141,10 @@ def _kernels(kernels: Kernels) -> Finding:
         others = f" ({', '.join(kernels.others)} would work too)" if kernels.others else ""
         return Finding("ok", "kernels", f"{kernels.path}{others}, for quantised models")
     message = f"none, which would make quantised models several times faster: {kernels.reason}"
-    return Finding("hint", "kernels", message, "`make kernels` builds them, with a C++ compiler")
+    remedy = "`make kernels` builds them, with a C++ compiler"
+    if SWITCH in kernels.reason:
+        remedy = f"unset {SWITCH}, or name one that is there"
+    return Finding("hint", "kernels", message, remedy)
 
 
 def _compiler(has_cxx: bool) -> Finding:
