@@ -19,6 +19,7 @@ from headrace.v1.completion_pb2 import StreamCompletionRequest
 from tests.e2e.harness import MODEL, Controller, headrace
 
 PROMPT = "The capital of France is"
+SHORT = ("--temperature", "0", "--max-tokens", "8")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +72,6 @@ async def client(guarded: Controller, certificates: Path) -> AsyncIterator[Async
         guarded.target, timeout=120, credentials=credentials(certificates), token=secret
     ) as client:
         yield client
-
-
-SHORT = ("--temperature", "0", "--max-tokens", "8")
 
 
 def test_the_command_line_gets_in_by_the_environment(guarded: Controller) -> None:
