@@ -21,10 +21,16 @@ pub(crate) struct Call {
     pub(crate) deadline: Option<Instant>,
 }
 
-/// By how much what breaks a call off for its deadline may be ahead of it.
+/// By how much what breaks a call off for its deadline may be ahead of it: a proxy has a clock of
+/// its own, and may count whole milliseconds.
 const CLOCK_SLACK: Duration = Duration::from_millis(50);
 
 impl Call {
+    /// Whether what ends the call now ends it for its deadline.
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|at| at <= Instant::now() + CLOCK_SLACK)
+    }
+
     pub(crate) fn late(&self) -> Status {
         self.trace.note_in(Status::deadline_exceeded("the call's deadline passed"))
     }
@@ -32,7 +38,7 @@ impl Call {
     /// The status of a transport that failed. All its failures are one to the caller: the server
     /// is not to be had. What it was can be read in the message.
     pub(crate) fn failed(&self, error: &(dyn std::error::Error + 'static)) -> Status {
-        if self.deadline.is_some_and(|at| at <= Instant::now()) {
+        if self.is_late() {
             return self.late();
         }
         let mut message = format!("{} cannot be reached, or the connection broke", self.target);
@@ -52,8 +58,7 @@ impl Call {
     }
 
     fn broken_off(&self) -> Status {
-        // The clock of a proxy may be ahead by a little.
-        if self.deadline.is_some_and(|at| at <= Instant::now() + CLOCK_SLACK) {
+        if self.is_late() {
             return self.late();
         }
         let message = format!("{} or a proxy before it broke the call off", self.target);

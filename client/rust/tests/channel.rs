@@ -17,7 +17,7 @@ use headrace::{Client, Error, Traced};
 use http::StatusCode;
 use server::{Answer, Call, Server};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// For what is done at once on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -147,6 +147,27 @@ async fn a_deadline_ends_a_stream_on_both_sides() {
     assert_eq!((error.code(), error.reason()), (Code::DeadlineExceeded, None));
     assert!(error.trace_id().is_some());
     assert_eq!(timeout(PATIENCE, told.recv()).await.unwrap(), Some(Reason::CANCEL));
+}
+
+#[tokio::test]
+async fn what_a_proxy_breaks_off_for_its_deadline_is_late() {
+    let server = Server::start(|mut call| async move {
+        if call.number == 0 {
+            return call.answer(&ListModelsResponse::default());
+        }
+        let told = call.headers["grpc-timeout"].to_str().unwrap().trim_end_matches('u').to_owned();
+        let mut answer = call.begin();
+        begin(&mut answer);
+        // Its clock is ahead.
+        sleep(Duration::from_micros(told.parse::<u64>().unwrap() - 20_000)).await;
+        answer.reset(Reason::INTERNAL_ERROR);
+    })
+    .await;
+    let client = client(&server);
+    list(&client).await.unwrap(); // Connected, so that the deadline is for the stream alone.
+    let mut late = Request::new(request());
+    late.set_timeout(Duration::from_millis(500));
+    assert_eq!(client.complete(late).await.unwrap_err().code(), Code::DeadlineExceeded);
 }
 
 #[tokio::test]

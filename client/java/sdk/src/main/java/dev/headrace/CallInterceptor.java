@@ -6,11 +6,13 @@ import io.grpc.CallOptions;
 import io.grpc.Channel;
 import io.grpc.ClientCall;
 import io.grpc.ClientInterceptor;
+import io.grpc.Deadline;
 import io.grpc.ForwardingClientCall.SimpleForwardingClientCall;
 import io.grpc.ForwardingClientCallListener.SimpleForwardingClientCallListener;
 import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import io.grpc.Status;
+import java.util.concurrent.TimeUnit;
 
 /**
  * Gives every call its trace, its token and the name of its model, for those who route by it. What
@@ -21,6 +23,12 @@ final class CallInterceptor implements ClientInterceptor {
       Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
   private static final Metadata.Key<String> MODEL =
       Metadata.Key.of("headrace-model", Metadata.ASCII_STRING_MARSHALLER);
+
+  /**
+   * By how much what breaks a call off for its deadline may be ahead of it: a proxy has a clock of
+   * its own, and may count whole milliseconds.
+   */
+  private static final long CLOCK_SLACK_MILLIS = 50;
 
   private final String token;
   private final Runnable before;
@@ -40,7 +48,11 @@ final class CallInterceptor implements ClientInterceptor {
     before.run();
     // gRPC adds what a call's own credentials bring, and would send two tokens.
     String sent = options.getCredentials() == null ? token : "";
-    return new Call<>(next.newCall(method, options), sent, options.getOption(CallTrace.KEY));
+    return new Call<>(
+        next.newCall(method, options),
+        sent,
+        options.getOption(CallTrace.KEY),
+        options.getDeadline());
   }
 
   /**
@@ -50,16 +62,18 @@ final class CallInterceptor implements ClientInterceptor {
   private static final class Call<Q, R> extends SimpleForwardingClientCall<Q, R> {
     private final String token;
     private final CallTrace trace;
+    private final Deadline nullableDeadline;
     private Listener<R> listener;
     private Metadata headers;
     private int requested;
     private boolean compressed = true;
     private boolean begun;
 
-    Call(ClientCall<Q, R> call, String token, CallTrace trace) {
+    Call(ClientCall<Q, R> call, String token, CallTrace trace, Deadline nullableDeadline) {
       super(call);
       this.token = token;
       this.trace = trace;
+      this.nullableDeadline = nullableDeadline;
     }
 
     @Override
@@ -71,7 +85,7 @@ final class CallInterceptor implements ClientInterceptor {
       if (trace != null) {
         trace.set(traceId);
       }
-      this.listener = new TracedListener<>(listener, traceId);
+      this.listener = new ClosingListener<>(listener, traceId, nullableDeadline);
       this.headers = headers;
     }
 
@@ -161,21 +175,39 @@ final class CallInterceptor implements ClientInterceptor {
     return model.chars().allMatch(c -> ' ' <= c && c <= '~') ? model : "";
   }
 
-  private static final class TracedListener<R> extends SimpleForwardingClientCallListener<R> {
+  /** Makes of a call's end what a caller needs to know of it. */
+  private static final class ClosingListener<R> extends SimpleForwardingClientCallListener<R> {
     private final String traceId;
+    private final Deadline nullableDeadline;
 
-    TracedListener(ClientCall.Listener<R> listener, String traceId) {
+    ClosingListener(ClientCall.Listener<R> listener, String traceId, Deadline nullableDeadline) {
       super(listener);
       this.traceId = traceId;
+      this.nullableDeadline = nullableDeadline;
     }
 
     @Override
     public void onClose(Status status, Metadata trailers) {
-      if (!status.isOk()) {
-        trailers.discardAll(HeadraceException.TRACE_ID);
-        trailers.put(HeadraceException.TRACE_ID, traceId);
+      if (status.isOk()) {
+        super.onClose(status, trailers);
+        return;
       }
-      super.onClose(status, trailers);
+      trailers.discardAll(HeadraceException.TRACE_ID);
+      trailers.put(HeadraceException.TRACE_ID, traceId);
+      super.onClose(isLate(status) ? late(status) : status, trailers);
+    }
+
+    /** Whether a proxy broke the call off because its deadline has come. */
+    private boolean isLate(Status status) {
+      return nullableDeadline != null
+          && HeadraceException.isBrokenOff(status)
+          && nullableDeadline.timeRemaining(TimeUnit.MILLISECONDS) <= CLOCK_SLACK_MILLIS;
+    }
+
+    private static Status late(Status status) {
+      return Status.DEADLINE_EXCEEDED
+          .withDescription("the call's deadline passed")
+          .withCause(status.asException());
     }
   }
 }

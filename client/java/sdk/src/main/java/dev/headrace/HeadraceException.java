@@ -180,17 +180,23 @@ public final class HeadraceException extends StatusRuntimeException {
     if (!details.getMessage().isEmpty()) {
       status = status.withDescription(details.getMessage());
     }
-    if (reason.isEmpty()
-        && status.getCode() == Status.Code.INTERNAL
-        && BROKEN_OFF.matcher(String.valueOf(status.getDescription())).find()) {
-      // Headrace's own INTERNAL has a reason. This is how gRPC names a stream that a proxy breaks
-      // off because the server behind it is gone.
+    if (reason.isEmpty() && isBrokenOff(status)) {
+      // Headrace's own INTERNAL has a reason.
       status =
           Status.UNAVAILABLE.withDescription(status.getDescription()).withCause(status.getCause());
     }
     String traceId = Optional.ofNullable(trailers.get(TRACE_ID)).orElse("");
     return new HeadraceException(
         status, trailers, reason, metadata, retryAfter, violations, traceId);
+  }
+
+  /**
+   * Whether it is how gRPC names a stream that a proxy breaks off, because the server behind it is
+   * gone or the deadline has come.
+   */
+  static boolean isBrokenOff(Status status) {
+    return status.getCode() == Status.Code.INTERNAL
+        && BROKEN_OFF.matcher(String.valueOf(status.getDescription())).find();
   }
 
   private static com.google.rpc.Status details(Metadata trailers) {

@@ -295,6 +295,13 @@ class HeadraceClientTest {
   }
 
   @Test
+  void aCallThatAProxyBreaksOffForItsDeadlineIsLate() {
+    HeadraceException error = failing(client.withTimeout(Duration.ofMillis(500)), "torn");
+    assertEquals(Status.Code.DEADLINE_EXCEEDED, error.code());
+    assertTrue(error.traceId().matches("[0-9a-f]{32}"));
+  }
+
+  @Test
   void aStubsOwnDeadlineWins() {
     var stub =
         ModelServiceGrpc.newBlockingStub(client.withTimeout(Duration.ofHours(1)).channel())

@@ -27,6 +27,7 @@ import io.grpc.stub.ServerCallStreamObserver;
 import io.grpc.stub.StreamObserver;
 import java.io.IOException;
 import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
@@ -35,7 +36,8 @@ import java.util.concurrent.TimeUnit;
  * A server that does what the name of the model tells it.
  *
  * <p>"missing" is NOT_FOUND; "busy" is UNAVAILABLE, the first two times that tokens are counted, or
- * for ever; "silent" never answers; any other answers, and a completion of it goes on for ever.
+ * for ever; "silent" never answers; "torn" is broken off just before its deadline; any other
+ * answers, and a completion of it goes on for ever.
  */
 final class Scripted implements AutoCloseable {
   /** Headers of the calls that came, one for each attempt. */
@@ -95,6 +97,16 @@ final class Scripted implements AutoCloseable {
     }
   }
 
+  /** As a proxy does whose clock is ahead. */
+  private static void tear(StreamObserver<?> answers) {
+    long left = Context.current().getDeadline().timeRemaining(TimeUnit.MILLISECONDS);
+    Status status =
+        Status.INTERNAL.withDescription(
+            "RST_STREAM closed stream. HTTP/2 error code: INTERNAL_ERROR");
+    CompletableFuture.delayedExecutor(left - 20, TimeUnit.MILLISECONDS)
+        .execute(() -> answers.onError(status.asRuntimeException()));
+  }
+
   private static void refuse(String model, StreamObserver<?> answers) {
     Status status = model.equals("missing") ? Status.NOT_FOUND : Status.UNAVAILABLE;
     answers.onError(status.withDescription(model).asRuntimeException());
@@ -113,6 +125,7 @@ final class Scripted implements AutoCloseable {
       switch (request.getModel()) {
         case "missing", "busy" -> refuse(request.getModel(), answers);
         case "silent" -> {}
+        case "torn" -> tear(answers);
         default -> {
           answers.onNext(GetModelResponse.getDefaultInstance());
           answers.onCompleted();
