@@ -6,7 +6,9 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,7 +19,10 @@ from tests.e2e.harness import Controller, alive
 _LOOK = 0.02
 """Seconds between two looks for a line of which nothing tells."""
 _SETTLE = 45.0
-"""Seconds for the last traces of what has ended. gRPC keeps a thread for 20 after its last work."""
+"""Seconds for the last traces of what has ended."""
+_POOLED = "event_engine"
+"""The name of the threads in gRPC's pool: it has more of them when work waits, and fewer only once
+one has had none for 20 s, which may never be."""
 _MEMORY_GROWTH = 48 << 20
 """Bytes by which a process may be larger at the end: what the allocator keeps of the busiest
 moments does not grow with the kills."""
@@ -32,7 +37,8 @@ class Footprint:
     files: int
     """Open files, sockets and pipes."""
     threads: int
-    """But for a controller's that wait in asyncio's pool, which has a bound."""
+    """But for a controller's that are in a pool, gRPC's or asyncio's: both grow with the work that
+    waits, and not with the runners there have been."""
     tasks: tuple[str, ...] = ()
     """Names of a controller's asyncio tasks."""
     processes: int = 1
@@ -71,11 +77,20 @@ async def of_controller(controller: Controller) -> Footprint:
     return Footprint(
         process.memory,
         process.files,
-        process.threads - told[-1]["waiting"],
+        process.threads - told[-1]["waiting"] - _pooled(controller.pid),
         tasks=tuple(told[-1]["names"]),
         processes=len(controller.processes()),
         sockets=sum(1 for _ in controller.sockets.iterdir()),
     )
+
+
+def _pooled(pid: int) -> int:
+    """Threads of gRPC's pool, where the system tells their names."""
+    found = 0
+    for name in Path("/proc", str(pid), "task").glob("*/comm"):
+        with suppress(OSError):  # It has ended since.
+            found += name.read_text().strip() == _POOLED
+    return found
 
 
 def _told(controller: Controller) -> list[dict[str, Any]]:
