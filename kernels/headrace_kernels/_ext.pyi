@@ -72,6 +72,12 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array, turned: int, neighbours: b
     half and one from the second.
     """
 
+def narrow(x: mx.array) -> mx.array:
+    """x, of float32, as float16: to the nearest, of two the even one.
+
+    What is finite stays so: what is too large becomes 65504, with its sign.
+    """
+
 def attend(
     queries: mx.array,
     keys: mx.array,
@@ -80,10 +86,11 @@ def attend(
     padding: mx.array | None = None,
     recent: mx.array | None = None,
 ) -> mx.array:
-    """Softmax of the scaled scores times the values, causal, of float32 arrays.
+    """Softmax of the scaled scores times the values, causal, in float32.
 
     `queries`, [rows, query heads, queries, size], are of the last tokens of each row; keys and
-    values are [rows, heads, tokens, size], with a multiple of 16 in a head. `padding`,
+    values are [rows, heads, tokens, size], with a multiple of 16 in a head, of float32 or float16
+    (of which all is computed as of the same numbers in float32). `padding`,
     [rows, 1, 1, tokens], is 0 but for the first tokens of a row that are none; `recent`,
     [queries, queries], is 0 where a query sees a key of these, and takes the place of what makes
     them causal.

@@ -1,4 +1,4 @@
-// Functions of single numbers and of rows, sixteen numbers at a time.
+// Functions of single numbers and of rows.
 #pragma once
 
 #include <cmath>
@@ -10,63 +10,73 @@ namespace {
 
 // exp(x), off by at most 2e-7 of it: 2**n times a series for what is left. 0 below -87, infinity
 // above 88.7, NaN of NaN.
-HEADRACE_INLINE F16 exponential(F16 x) {
+HEADRACE_INLINE F exponential(F x) {
   constexpr float kRounder = 0x1.8p23f;
   constexpr float kFactors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f};
-  const F16 lowest = F16{} - 87.0f, highest = F16{} + 89.0f;
-  F16 within = x < lowest ? lowest : x;  // NaN passes both.
+  const F lowest = F{} - 87.0f, highest = F{} + 89.0f;
+  F within = x < lowest ? lowest : x;  // NaN passes both.
   within = within > highest ? highest : within;
-  const F16 shifted = within * 0x1.715476p0f + kRounder;
-  const I16 n = bits<I16>(shifted) - bits<int32_t>(kRounder);
-  const F16 whole = shifted - kRounder;
+  const F shifted = within * 0x1.715476p0f + kRounder;
+  const I n = bits<I>(shifted) - bits<int32_t>(kRounder);
+  const F whole = shifted - kRounder;
   // ln 2 in two parts, of which the first has few bits, so that its product is exact.
-  const F16 left = (within - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;
-  F16 series = left * (1.0f / 5040);
+  const F left = (within - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;
+  F series = left * (1.0f / 5040);
   for (float factor : kFactors) series = (series + factor) * left;
   series += 1.0f;
   // 2**n by its bits, in two halves since n may be 128.
-  const I16 half = n >> 1;
-  const F16 result = series * bits<F16>((half + 127) << 23) * bits<F16>((n - half + 127) << 23);
-  const F16 nothing = {};
+  const I half = n >> 1;
+  const F result = series * bits<F>((half + 127) << 23) * bits<F>((n - half + 127) << 23);
+  const F nothing = {};
   return x != x ? x : (x < lowest ? nothing : result);
 }
 
-HEADRACE_INLINE F16 swiglu(F16 gate, F16 x) { return gate / (1.0f + exponential(-gate)) * x; }
+HEADRACE_INLINE F swiglu(F gate, F x) { return gate / (1.0f + exponential(-gate)) * x; }
 
 void swiglu(const float* gate, const float* x, float* out, int64_t size) {
   int64_t at = 0;
-  for (; at + 16 <= size; at += 16)
-    store(out + at, swiglu(load<F16>(gate + at), load<F16>(x + at)));
+  for (; at + kWidth <= size; at += kWidth)
+    store(out + at, swiglu(load<F>(gate + at), load<F>(x + at)));
   if (at == size) return;
-  float some[2][16] = {};
+  float some[2][kWidth] = {};
   std::memcpy(some[0], gate + at, 4 * (size - at));
   std::memcpy(some[1], x + at, 4 * (size - at));
-  F16 last = swiglu(load<F16>(some[0]), load<F16>(some[1]));
+  F last = swiglu(load<F>(some[0]), load<F>(some[1]));
   std::memcpy(out + at, &last, 4 * (size - at));
 }
 
+void narrow(const float* x, Half* out, int64_t size) {
+  int64_t at = 0;
+  for (; at + kWidth <= size; at += kWidth) store(out + at, narrow_half<kWidth>(load<F>(x + at)));
+  if (at == size) return;
+  float some[kWidth] = {};
+  std::memcpy(some, x + at, 4 * (size - at));
+  const auto last = narrow_half<kWidth>(load<F>(some));
+  std::memcpy(out + at, &last, 2 * (size - at));
+}
+
 // x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x))) / 2, of which tanh is one of exp.
-HEADRACE_INLINE F16 gelu_by_tanh(F16 x) {
-  const F16 twice = x * (1.0f + 0.044715f * x * x) * 1.5957691216f;
+HEADRACE_INLINE F gelu_by_tanh(F x) {
+  const F twice = x * (1.0f + 0.044715f * x * x) * 1.5957691216f;
   return x / (1.0f + exponential(-twice));
 }
 
 // x times the share of a normal distribution below x. What lies beyond |x|: a series by Abramowitz
 // and Stegun (7.1.26), which is off by 1e-7 at most.
-HEADRACE_INLINE F16 gelu(F16 x) {
+HEADRACE_INLINE F gelu(F x) {
   constexpr float kFactors[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
-  const F16 size = bits<F16>(bits<I16>(x) & 0x7fffffff);
-  const F16 t = 1.0f / (1.0f + size * (0.3275911f * 0.70710678f));
-  F16 series = 1.061405429f * t;
+  const F size = bits<F>(bits<I>(x) & 0x7fffffff);
+  const F t = 1.0f / (1.0f + size * (0.3275911f * 0.70710678f));
+  F series = 1.061405429f * t;
   for (float factor : kFactors) series = (series + factor) * t;
-  const F16 beyond = 0.5f * series * exponential(x * x * -0.5f);
+  const F beyond = 0.5f * series * exponential(x * x * -0.5f);
   return x * (x < 0.0f ? beyond : 1.0f - beyond);
 }
 
 void gelu(const float* x, bool by_tanh, float* out, int64_t size) {
-  for (int64_t at = 0; at < size; at += 16) {
-    const int64_t bytes = 4 * (size - at < 16 ? size - at : 16);
-    F16 some = {};
+  for (int64_t at = 0; at < size; at += kWidth) {
+    const int64_t bytes = 4 * (size - at < kWidth ? size - at : kWidth);
+    F some = {};
     std::memcpy(&some, x + at, bytes);
     some = by_tanh ? gelu_by_tanh(some) : gelu(some);
     std::memcpy(out + at, &some, bytes);
@@ -74,12 +84,13 @@ void gelu(const float* x, bool by_tanh, float* out, int64_t size) {
 }
 
 void rms_norm(const float* x, const float* weight, float eps, float* out, int64_t size) {
-  F16 squares = {};
-  const int64_t whole = size / 16 * 16;
-  for (int64_t at = 0; at < whole; at += 16) {
-    F16 v = load<F16>(x + at);
-    squares += v * v;
-  }
+  F squares[kParts] = {};
+  const int64_t whole = size / kSums * kSums;
+  for (int64_t at = 0; at < whole; at += kSums)
+    for (int i = 0; i < kParts; ++i) {
+      const F v = load<F>(x + at + i * kWidth);
+      squares[i] += v * v;
+    }
   float total = sum(squares);
   for (int64_t at = whole; at < size; ++at) total += x[at] * x[at];
   const float factor = 1.0f / std::sqrt(total / float(size) + eps);
@@ -88,11 +99,11 @@ void rms_norm(const float* x, const float* weight, float eps, float* out, int64_
 
 // Pairs of neighbours. By vectors, since of single numbers GCC makes products and sums that are one
 // rounding, whatever it is told.
-HEADRACE_INLINE F16 rotate(F16 x, F16 cos, F16 sin) {
-  const F16 turned =
-      __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-  const F16 signs = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
-  return x * cos + turned * signs * sin;
+HEADRACE_INLINE F rotate(F x, F cos, F sin) {
+  typedef uint64_t Pairs __attribute__((vector_size(sizeof(F))));
+  const Pairs pairs = bits<Pairs>(x), swapped = pairs << 32 | pairs >> 32;
+  // The first of each has its sign turned.
+  return x * cos + bits<F>(swapped ^ 0x80000000u) * sin;
 }
 
 void rotate(const float* __restrict x, const float* __restrict cos, const float* __restrict sin,
@@ -104,13 +115,13 @@ void rotate(const float* __restrict x, const float* __restrict cos, const float*
     for (int64_t i = half; i < turned; ++i) out[i] = x[i] * cos[i] + x[i - half] * sin[i];
     return;
   }
-  for (int64_t at = 0; at < turned; at += 16) {
-    const int64_t bytes = 4 * (turned - at < 16 ? turned - at : 16);
-    F16 some[3] = {};
+  for (int64_t at = 0; at < turned; at += kWidth) {
+    const int64_t bytes = 4 * (turned - at < kWidth ? turned - at : kWidth);
+    F some[3] = {};
     std::memcpy(&some[0], x + at, bytes);
     std::memcpy(&some[1], cos + at, bytes);
     std::memcpy(&some[2], sin + at, bytes);
-    const F16 result = rotate(some[0], some[1], some[2]);
+    const F result = rotate(some[0], some[1], some[2]);
     std::memcpy(out + at, &result, bytes);
   }
 }

@@ -119,45 +119,68 @@ class Attend : public OnCpu {
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    if (inputs[1].dtype() == mx::float16)
+      run<Half>(inputs, outputs, path().attend_halves);
+    else
+      run<float>(inputs, outputs, path().attend);
+  }
+
+ private:
+  template <class Kept, class Function>
+  void run(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs, Function attend) {
     const auto &queries = inputs[0], &keys = inputs[1], &values = inputs[2];
-    Attention a = {};
+    Attention<Kept> a = {};
     a.rows = queries.shape(0), a.heads = queries.shape(1), a.tokens = queries.shape(2);
     a.key_heads = keys.shape(1), a.length = keys.shape(2);
     a.size = keys.shape(3), a.value_size = values.shape(3);
-    a.queries = heads(queries), a.keys = heads(keys);
-    a.values = heads(values);
+    a.queries = heads<float>(queries);
+    a.keys = heads<Kept>(keys), a.values = heads<Kept>(values);
     if (padded_) a.padding = in_order(inputs[3]);
     if (branched_) a.recent = in_order(inputs.back());
     a.scale = scale_;
     a.out = allocate<float>(outputs[0]);
-    dispatch([a] {
+    dispatch([a, attend] {
       const int64_t pieces = (a.queries_each() + kQueries - 1) / kQueries;
       pool().run(a.rows * a.key_heads * pieces, [&](int task) {
         static thread_local std::vector<float> scores;
         scores.resize(kQueries * ((a.length + 15) / 16 * 16));
         const int64_t first = task % pieces * kQueries, head = task / pieces;
-        path().attend(a, head / a.key_heads, head % a.key_heads, first,
-                      std::min(first + kQueries, a.queries_each()), scores.data());
+        attend(a, head / a.key_heads, head % a.key_heads, first,
+               std::min(first + kQueries, a.queries_each()), scores.data());
       });
     });
   }
 
- private:
   // As it lies in a cache, with room between; or in order, where the last axis is in pieces.
-  Heads heads(const mx::array& x) {
-    if (x.strides(3) == 1) return {x.data<float>(), {x.strides(0), x.strides(1), x.strides(2)}};
+  template <class Number>
+  Heads<Number> heads(const mx::array& x) {
+    if (x.strides(3) == 1) return {x.data<Number>(), {x.strides(0), x.strides(1), x.strides(2)}};
     const int64_t size = x.shape(3), tokens = x.shape(2) * size;
-    return {in_order(x), {x.shape(1) * tokens, tokens, size}};
+    return {in_order<Number>(x), {x.shape(1) * tokens, tokens, size}};
   }
 
   float scale_;
   bool padded_, branched_;
 };
 
-// As keys and values lie in a cache: each in one piece, whatever is between them.
+class Narrow : public OnCpu {
+ public:
+  const char* name() const override { return "HeadraceNarrow"; }
+  bool is_equivalent(const Primitive&) const override { return true; }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    const float* x = in_order(inputs[0]);
+    Half* out = allocate<Half>(outputs[0]);
+    dispatch([x, out, size = outputs[0].size()] {
+      run_in_pieces(size, 1, kAlone, [&](int64_t first, int64_t last) {
+        path().narrow(x + first, out + first, last - first);
+      });
+    });
+  }
+};
+
 void check_heads(const mx::array& x, const std::string& name) {
-  check(x.ndim() == 4 && x.dtype() == mx::float32,
-        name + " is [rows, heads, tokens, size], float32");
+  check(x.ndim() == 4, name + " is [rows, heads, tokens, size]");
   check(x.shape(3) % 16 == 0, name + " has a multiple of 16 numbers in a head");
 }
 
@@ -193,12 +216,20 @@ mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin,
                    {x, cos, sin});
 }
 
+mx::array narrow(const mx::array& x) {
+  check(x.dtype() == mx::float32, "x is float32");
+  return mx::array(x.shape(), mx::float16, std::make_shared<Narrow>(), {x});
+}
+
 mx::array attend(const mx::array& queries, const mx::array& keys, const mx::array& values,
                  float scale, const std::optional<mx::array>& padding,
                  const std::optional<mx::array>& recent) {
   check_heads(queries, "queries");
   check_heads(keys, "keys");
   check_heads(values, "values");
+  check(queries.dtype() == mx::float32, "queries are float32");
+  check(keys.dtype() == mx::float32 || keys.dtype() == mx::float16, "keys are float32 or float16");
+  check(values.dtype() == keys.dtype(), "keys and values are of one type");
   const int rows = queries.shape(0), tokens = queries.shape(2), length = keys.shape(2);
   check(keys.shape(0) == rows && values.shape(0) == rows,
         "queries, keys and values have as many rows");

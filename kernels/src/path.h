@@ -24,21 +24,22 @@ struct Product {
 };
 
 // An array [rows, heads, tokens, size] whose last axis lies in one piece.
+template <class Number>
 struct Heads {
-  const float* data;
+  const Number* data;
   int64_t step[3];
 
-  const float* at(int64_t row, int64_t head, int64_t token) const {
+  const Number* at(int64_t row, int64_t head, int64_t token) const {
     return data + row * step[0] + head * step[1] + token * step[2];
   }
 };
 
 // Softmax of scale * queries * keys over what each query may see, times the values. The queries are
 // those of the last tokens of each row.
-struct Attention {
+struct AnyAttention {
   int64_t rows, heads, key_heads, tokens, length;
   int64_t size, value_size;  // Of a head; multiples of 16.
-  Heads queries, keys, values;
+  Heads<float> queries;
   const float*
       padding;  // [rows, length], not 0 for the first keys of a row that are none; or null.
   const float*
@@ -48,6 +49,12 @@ struct Attention {
 
   // Numbers of the queries of one head of keys.
   int64_t queries_each() const { return heads / key_heads * tokens; }
+};
+
+// With keys and values as they are kept, of float or of Half.
+template <class Kept>
+struct Attention : AnyAttention {
+  Heads<Kept> keys, values;
 };
 
 // Queries that are computed together, since they share their keys.
@@ -80,8 +87,13 @@ struct Path {
 
   // Some queries of one head of keys, no more than `kQueries`. `scores` has room for the length of
   // each, in whole vectors.
-  void (*attend)(const Attention& attention, int64_t row, int64_t key_head, int64_t query,
+  void (*attend)(const Attention<float>& attention, int64_t row, int64_t key_head, int64_t query,
                  int64_t end_query, float* scores);
+  void (*attend_halves)(const Attention<Half>& attention, int64_t row, int64_t key_head,
+                        int64_t query, int64_t end_query, float* scores);
+
+  // To half precision, to the nearest; what is finite stays so.
+  void (*narrow)(const float* x, Half* out, int64_t size);
 };
 
 extern const Path kPortable;

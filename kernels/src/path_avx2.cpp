@@ -1,9 +1,7 @@
 // For x86-64 with AVX2, since 2013.
 #include <immintrin.h>
 
-#include "attention.h"
-#include "elementwise.h"
-#include "products.h"
+#include "path_of.h"
 
 namespace headrace {
 namespace {
@@ -45,7 +43,6 @@ struct Avx2 {
 
 }  // namespace
 
-const Path kAvx2 = {"avx2", Avx2::tile, round_row, multiply<Avx2>, swiglu,
-                    gelu,   rms_norm,   rotate,    attend};
+const Path kAvx2 = path_of<Avx2>("avx2");
 
 }  // namespace headrace

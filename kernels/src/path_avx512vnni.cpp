@@ -1,9 +1,7 @@
 // For x86-64 with AVX-512 and its products of bytes: Ice Lake, Zen 4 and later.
 #include <immintrin.h>
 
-#include "attention.h"
-#include "elementwise.h"
-#include "products.h"
+#include "path_of.h"
 
 namespace headrace {
 namespace {
@@ -29,8 +27,6 @@ struct Avx512Vnni {
 
 }  // namespace
 
-const Path kAvx512Vnni = {
-    "avx512vnni", Avx512Vnni::tile, round_row, multiply<Avx512Vnni>, swiglu, gelu,
-    rms_norm,     rotate,           attend};
+const Path kAvx512Vnni = path_of<Avx512Vnni>("avx512vnni");
 
 }  // namespace headrace

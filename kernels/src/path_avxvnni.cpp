@@ -4,9 +4,7 @@
 // too, for CPUs that have AVX-512 alone.
 #include <immintrin.h>
 
-#include "attention.h"
-#include "elementwise.h"
-#include "products.h"
+#include "path_of.h"
 
 namespace headrace {
 namespace {
@@ -41,12 +39,9 @@ struct AvxVnni {
 
 #ifdef HEADRACE_EVEX
 extern const Path kAvxVnniByEvex;
-const Path kAvxVnniByEvex = {"avxvnni by EVEX", AvxVnni::tile, round_row,
-                             multiply<AvxVnni>, swiglu,        gelu,
-                             rms_norm,          rotate,        attend};
+const Path kAvxVnniByEvex = path_of<AvxVnni>("avxvnni by EVEX");
 #else
-const Path kAvxVnni = {"avxvnni", AvxVnni::tile, round_row, multiply<AvxVnni>, swiglu, gelu,
-                       rms_norm,  rotate,        attend};
+const Path kAvxVnni = path_of<AvxVnni>("avxvnni");
 #endif
 
 }  // namespace headrace

@@ -1,9 +1,7 @@
 // For aarch64 with products of bytes: Cortex-A75 and Neoverse N1 of 2018, and later.
 #include <arm_neon.h>
 
-#include "attention.h"
-#include "elementwise.h"
-#include "products.h"
+#include "path_of.h"
 
 namespace headrace {
 namespace {
@@ -65,7 +63,6 @@ struct Neon {
 
 }  // namespace
 
-const Path kNeon = {"neon", Neon::tile, round_row, multiply<Neon>, swiglu,
-                    gelu,   rms_norm,   rotate,    attend};
+const Path kNeon = path_of<Neon>("neon");
 
 }  // namespace headrace

@@ -1,7 +1,5 @@
 // For any CPU: what the compiler makes of vectors of four numbers.
-#include "attention.h"
-#include "elementwise.h"
-#include "products.h"
+#include "path_of.h"
 
 namespace headrace {
 namespace {
@@ -24,7 +22,6 @@ struct Portable {
 
 }  // namespace
 
-const Path kPortable = {"portable", Portable::tile, round_row, multiply<Portable>, swiglu, gelu,
-                        rms_norm,   rotate,         attend};
+const Path kPortable = path_of<Portable>("portable");
 
 }  // namespace headrace

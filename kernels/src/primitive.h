@@ -37,7 +37,8 @@ class OnCpu : public mx::Primitive {
   // Memory that is kept until what is dispatched is done.
   template <class T>
   T* scratch(int64_t count) {
-    mx::array made({int(count)}, mx::TypeToDtype<T>(), nullptr, {});
+    static_assert(sizeof(T) == 4 || sizeof(T) == 2);
+    mx::array made({int(count)}, sizeof(T) == 4 ? mx::uint32 : mx::uint16, nullptr, {});
     T* data = allocate<T>(made);
     mx::cpu::get_command_encoder(stream()).add_temporary(made);
     return data;
@@ -50,10 +51,11 @@ class OnCpu : public mx::Primitive {
   }
 
   // The numbers in order: as they lie in memory, or copied in the turn of what is dispatched.
-  const float* in_order(const mx::array& x) {
-    if (x.flags().row_contiguous) return x.data<float>();
-    float* to = scratch<float>(x.size());
-    dispatch([from = x.data<float>(), to, shape = x.shape(), strides = x.strides(),
+  template <class T = float>
+  const T* in_order(const mx::array& x) {
+    if (x.flags().row_contiguous) return x.data<T>();
+    T* to = scratch<T>(x.size());
+    dispatch([from = x.data<T>(), to, shape = x.shape(), strides = x.strides(),
               count = int64_t(x.size())] {
       for (int64_t i = 0; i < count; ++i) {
         int64_t rest = i, at = 0;

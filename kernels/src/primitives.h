@@ -56,7 +56,11 @@ mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);
 mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin, int turned,
                  bool neighbours);
 
-// Attention as `Attention` in path.h describes it, of float32 arrays [rows, heads, tokens, size].
+// x of float32 as float16, to the nearest; what is finite stays so.
+mx::array narrow(const mx::array& x);
+
+// Attention as `Attention` in path.h describes it, of arrays [rows, heads, tokens, size] of
+// float32; keys and values may be of float16.
 mx::array attend(const mx::array& queries, const mx::array& keys, const mx::array& values,
                  float scale, const std::optional<mx::array>& padding,
                  const std::optional<mx::array>& recent);

@@ -26,28 +26,37 @@ constexpr int32_t kInfinity = 0x7f800000;
 constexpr float kRounder = 0x1.8p23f;  // Added to a small number, it leaves a whole one behind.
 
 void round_row(const float* x, int64_t inputs, int step, int8_t* to, float* scales, float* sums) {
-  typedef int8_t Bytes __attribute__((vector_size(16)));
+  typedef int8_t Bytes __attribute__((vector_size(kWidth)));
+  constexpr int kVectors = kChunk / kWidth;
   for (int64_t at = 0; at < inputs; at += kChunk) {
-    F16 low = load<F16>(x + at), high = load<F16>(x + at + 16);
-    // As whole numbers the bits are in order, infinity and NaN above all others.
-    I16 a = bits<I16>(low) & 0x7fffffff, b = bits<I16>(high) & 0x7fffffff;
-    int32_t largest = greatest(a > b ? a : b);
-    float most = bits<float>(largest);
-    I16 q[2] = {};
+    F v[kVectors];
+    I largest_of = {};
+    for (int i = 0; i < kVectors; ++i) {
+      v[i] = load<F>(x + at + i * kWidth);
+      // As whole numbers the bits are in order, infinity and NaN above all others.
+      const I size = bits<I>(v[i]) & 0x7fffffff;
+      largest_of = size > largest_of ? size : largest_of;
+    }
+    const int32_t largest = greatest(largest_of);
+    const float most = bits<float>(largest);
+    float inverse = 0;  // Of what is left out here the whole numbers are 0.
     if (largest >= kInfinity) {
       *scales = bits<float>(int32_t(0x7fc00000));  // NaN, in every output of the row.
+      for (F& each : v) each = F{};
     } else if (most < kLeast) {
       *scales = 0;
     } else {
       *scales = most / kMost;
-      float inverse = kMost / most;
-      q[0] = bits<I16>(low * inverse + kRounder) - bits<int32_t>(kRounder);
-      q[1] = bits<I16>(high * inverse + kRounder) - bits<int32_t>(kRounder);
+      inverse = kMost / most;
     }
-    *sums = *scales * float(sum(q[0] + q[1]));
+    I total = {};
     int8_t bytes[kChunk];
-    store(bytes, convert<Bytes>(q[0]));
-    store(bytes + 16, convert<Bytes>(q[1]));
+    for (int i = 0; i < kVectors; ++i) {
+      const I q = bits<I>(v[i] * inverse + kRounder) - bits<int32_t>(kRounder);
+      total += q;
+      store(bytes + i * kWidth, convert<Bytes>(q));
+    }
+    *sums = *scales * float(sum(total));
     for (int word = 0; word < kChunk / 4; ++word, to += 4 * step)
       std::memcpy(to, bytes + 4 * word, 4);
     scales += step;

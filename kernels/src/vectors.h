@@ -4,6 +4,12 @@
 // instructions that other CPUs lack, so that no function of it may be shared by the linker.
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -20,8 +26,20 @@ struct Vector {
   typedef uint32_t U __attribute__((vector_size(Width * 4)));
 };
 
-using F16 = Vector<16>::F;
-using I16 = Vector<16>::I;
+// Numbers in a register: of wider vectors GCC makes single numbers in memory. What is added up has
+// sixteen sums all the same, in as many registers as that takes, so that it is rounded alike.
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+constexpr int kSums = 16;
+constexpr int kParts = kSums / kWidth;
+
+using F = Vector<kWidth>::F;
+using I = Vector<kWidth>::I;
 
 #define HEADRACE_INLINE inline __attribute__((always_inline))
 
@@ -65,6 +83,38 @@ HEADRACE_INLINE typename Vector<Width>::F widen_half(typename Vector<Width>::U h
   return bits<F>(sign | (rest >= 0x7c00u ? special : scaled));
 }
 
+// The way back, to the nearest, of two the even one. What is finite stays so: the largest there is
+// takes the place of what is larger.
+template <int Width>
+HEADRACE_INLINE typename Vector<Width>::H narrow_half(typename Vector<Width>::F x) {
+  using V = Vector<Width>;
+  using U = typename V::U;
+  const U all = bits<U>(x), sign = (all >> 16) & 0x8000u;
+  U size = all & 0x7fffffffu;
+  const U odd = (size >> 13) & 1;
+  // What the sum rounds off are the bits that denormal numbers do not have.
+  const U small = bits<U>(bits<typename V::F>(size) + 0.5f) - bits<uint32_t>(0.5f);
+  const U normal = (size - 0x38000000u + 0xfffu + odd) >> 13;
+  const U finite = size < 0x38800000u ? small : (size > 0x477fe000u ? U{} + 0x7bffu : normal);
+  const U nan = (size >> 13 & 0x3ffu) | 0x7e00u;
+  const U special = size > 0x7f800000u ? nan : U{} + 0x7c00u;
+  return convert<typename V::H>(sign | (size < 0x7f800000u ? finite : special));
+}
+
+// A register of numbers that are kept in half precision.
+HEADRACE_INLINE F load_halves(const Half* from) {
+#if defined(__AVX512F__)
+  // With a mask of all: without one, GCC 12 warns of its own header.
+  return bits<F>(_mm512_maskz_cvtph_ps(0xffff, load<__m256i>(from)));
+#elif defined(__AVX2__)
+  return bits<F>(_mm256_cvtph_ps(load<__m128i>(from)));
+#elif defined(__aarch64__)
+  return bits<F>(vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t*>(from))));
+#else
+  return widen_half<kWidth>(convert<Vector<kWidth>::U>(load<Vector<kWidth>::H>(from)));
+#endif
+}
+
 template <int Width, Scale S>
 HEADRACE_INLINE typename Vector<Width>::F load_scales(const uint8_t* from, int first) {
   using V = Vector<Width>;
@@ -74,24 +124,25 @@ HEADRACE_INLINE typename Vector<Width>::F load_scales(const uint8_t* from, int f
   return widen_half<Width>(wide);
 }
 
-// The sum of all lanes, always in the same order.
-HEADRACE_INLINE float sum(F16 v) {
-  float lanes[16];
-  store(lanes, v);
-  for (int width = 8; width >= 1; width /= 2)
+// The sum of sixteen sums, always in the same order.
+HEADRACE_INLINE float sum(const F (&parts)[kParts]) {
+  float lanes[kSums];
+  std::memcpy(lanes, parts, sizeof lanes);
+  for (int width = kSums / 2; width >= 1; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
 }
 
-HEADRACE_INLINE int32_t sum(I16 v) {
+HEADRACE_INLINE int32_t sum(I v) {
   int32_t total = 0;
-  for (int i = 0; i < 16; ++i) total += v[i];
+  for (int i = 0; i < kWidth; ++i) total += v[i];
   return total;
 }
 
-HEADRACE_INLINE int32_t greatest(I16 v) {
-  int32_t most = v[0];
-  for (int i = 1; i < 16; ++i) most = v[i] > most ? v[i] : most;
+template <class V>
+HEADRACE_INLINE auto greatest(V v) {
+  auto most = v[0];
+  for (int i = 1; i < kWidth; ++i) most = v[i] > most ? v[i] : most;
   return most;
 }
 

@@ -191,6 +191,13 @@ class OfRows : public Problem {
     for (bool neighbours : {false, true})
       path.rotate(x_[0].data(), x_[1].data(), x_[2].data(), neighbours, turned_, size_,
                   results.room(size_));
+    std::vector<Half> narrowed(size_);
+    path.narrow(x_[0].data(), narrowed.data(), size_);
+    float* to = results.room(size_);
+    for (int64_t i = 0; i < size_; ++i) {
+      const int bits = int(narrowed[i]);
+      to[i] = (bits & 0x7fff) > 0x7c00 ? kNaN : float(bits);
+    }
   }
 
  private:
@@ -230,22 +237,32 @@ class Attend : public Problem {
   }
 
   void compute(const Path& path, Results& results) const override {
-    Attention a = a_;
+    compute(keys_, values_, path.attend, results);
+    std::vector<Half> keys(keys_.size()), values(values_.size());
+    path.narrow(keys_.data(), keys.data(), keys_.size());
+    path.narrow(values_.data(), values.data(), values_.size());
+    compute(keys, values, path.attend_halves, results);
+  }
+
+ private:
+  template <class Kept, class Function>
+  void compute(const std::vector<Kept>& keys, const std::vector<Kept>& values, Function attend,
+               Results& results) const {
+    Attention<Kept> a = {a_, {}, {}};
     a.queries = {queries_.data(), {0, a.tokens * a.size, a.size}};
-    a.keys = {keys_.data(), {0, a.length * a.size, a.size}};
-    a.values = {values_.data(), {0, a.length * a.value_size, a.value_size}};
+    a.keys = {keys.data(), {0, a.length * a.size, a.size}};
+    a.values = {values.data(), {0, a.length * a.value_size, a.value_size}};
     a.padding = padding_.empty() ? nullptr : padding_.data();
     a.recent = recent_.empty() ? nullptr : recent_.data();
     a.out = results.room(a.heads * a.tokens * a.value_size);
     Floats scores(kQueries * ((a.length + 15) / 16 * 16));
     for (int64_t head = 0; head < a.key_heads; ++head)
       for (int64_t first = 0; first < a.queries_each(); first += kQueries)
-        path.attend(a, 0, head, first, std::min<int64_t>(first + kQueries, a.queries_each()),
-                    scores.data());
+        attend(a, 0, head, first, std::min<int64_t>(first + kQueries, a.queries_each()),
+               scores.data());
   }
 
- private:
-  Attention a_ = {};
+  AnyAttention a_ = {};
   Floats queries_, keys_, values_, padding_, recent_;
 };
 

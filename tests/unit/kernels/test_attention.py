@@ -46,6 +46,41 @@ def causal(queries: int, tokens: int) -> Floats:
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_halves_are_taken_as_the_numbers_that_they_are(path: str) -> None:
+    kernels.use(path)
+    q = heads(2, 6, 9, 80)
+    k, v = heads(2, 2, 43, 80, seed=1), heads(2, 2, 43, 48, seed=2)
+    k[..., 7], v[..., 9] = 1e-6, -3e4  # Denormal numbers in half precision, and large ones.
+    k, v = k.astype(np.float16), v.astype(np.float16)
+    padding = np.zeros((2, 1, 1, 43), np.float32)
+    padding[1, ..., :17] = -np.inf
+    found = attend(q, k, v, padding=padding)
+    assert (
+        found.tobytes()
+        == attend(q, *(x.astype(np.float32) for x in (k, v)), padding=padding).tobytes()
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_narrowing_rounds_to_the_nearest_and_keeps_what_is_finite(path: str) -> None:
+    kernels.use(path)
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    some = np.random.default_rng(0).integers(0, 1 << 32, 100_003, np.uint32).view(np.float32)
+    x = np.concatenate([halves, np.nextafter(halves[:31744], 1e9, dtype=np.float32), some])
+    # Between two neighbours, the last of which has no other.
+    middle = (halves[:31743] + halves[1:31744]) / 2
+    x = np.concatenate([x, middle, -middle])
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = x.astype(np.float16)
+    large = np.isfinite(x) & np.isinf(expected)
+    expected[large] = np.copysign(np.float16(65504), x[large])
+    found = np.array(kernels.narrow(mx.array(x)))
+    same = (found.view(np.uint16) == expected.view(np.uint16)) | (np.isnan(found) & np.isnan(x))
+    assert large.sum() > 1000
+    assert same.all(), x[~same]
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("size", [16, 64, 80, 128])
 @pytest.mark.parametrize(("queries", "tokens"), [(1, 1), (1, 50), (7, 7), (9, 40)])
 def test_as_in_double_precision(queries: int, tokens: int, size: int, path: str) -> None:
@@ -162,3 +197,19 @@ def test_what_does_not_fit_is_refused(says: str, shapes: tuple[tuple[int, ...], 
     assert math.prod(shapes[0]) > 0
     with pytest.raises(ValueError, match=says):
         attend(*(np.zeros(shape, np.float32) for shape in shapes))
+
+
+@pytest.mark.parametrize(
+    ("says", "types"),
+    [
+        ("queries are float32", ("f2", "f2", "f2")),
+        ("keys are float32 or float16", ("f4", "i2", "i2")),
+        ("of one type", ("f4", "f2", "f4")),
+    ],
+)
+def test_types_that_do_not_fit_are_refused(says: str, types: tuple[str, ...]) -> None:
+    shapes = (1, 2, 1, 16), (1, 2, 5, 16), (1, 2, 5, 16)
+    with pytest.raises(ValueError, match=says):
+        attend(*(np.zeros(shape, type_) for shape, type_ in zip(shapes, types, strict=True)))
+    with pytest.raises(ValueError, match="float32"):
+        kernels.narrow(mx.zeros(3, mx.float16))
