@@ -89,9 +89,15 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array, dims: int, traditional: bo
 
 
 def attends(queries: mx.array, values: mx.array) -> bool:
-    """Whether the kernels cover attention of this type and these heads."""
+    """Whether the kernels cover attention of these types and these heads."""
     heads = queries.shape[-1], values.shape[-1]
-    return queries.dtype == values.dtype == mx.float32 and not any(size % 16 for size in heads)
+    covered = queries.dtype == mx.float32 and values.dtype in (mx.float32, mx.float16)
+    return covered and not any(size % 16 for size in heads)
+
+
+def narrow(x: mx.array) -> mx.array:
+    """x, of float32, in half precision."""
+    return _kernels().narrow(x)  # type: ignore[no-any-return]
 
 
 def attend(

@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from headrace_runner.engine.text.attention import attend
+from headrace_runner.engine.text.attention import choose_way
 from headrace_runner.engine.text.flat import FlatPass
 from headrace_runner.engine.text.windows import Prompt, Segment, Window
 from headrace_runner.models.fast_paths import Head, route_attention, trim_head
@@ -22,7 +21,7 @@ from tests.unit.engine.tiny import VOCABULARY, tiny_model
 
 Floats = npt.NDArray[np.float32]
 LAYERS = 2
-FUSED = partial(attend, by_products=False)
+FUSED = choose_way(on_cpu=False, by_kernels=False)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,8 @@ def routed() -> Any:
 
 @pytest.fixture(params=[False, True], ids=["fast", "by products"])
 def flat(routed: Any, request: pytest.FixtureRequest) -> FlatPass:
-    return FlatPass(routed, LAYERS, trim_head(routed), partial(attend, by_products=request.param))
+    way = choose_way(on_cpu=request.param, by_kernels=False)
+    return FlatPass(routed, LAYERS, trim_head(routed), way)
 
 
 def tokens_of(source: random.Random, count: int) -> list[int]:

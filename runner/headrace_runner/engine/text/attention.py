@@ -8,7 +8,9 @@ last tokens of its row.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, Protocol, TypeAlias
 
 import mlx.core as mx
 
@@ -23,6 +25,10 @@ _QUERIES = (8, 64)
 so that small blocks of a new prompt score less in vain."""
 
 
+Keep: TypeAlias = Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]]
+"""What is kept of new tokens' keys and values, given the queries too."""
+
+
 class Attend(Protocol):
     """`attend` below, by one of its ways."""
 
@@ -35,6 +41,32 @@ class Attend(Protocol):
         padding: mx.array | None = None,
         recent: mx.array | None = None,
     ) -> mx.array: ...
+
+
+class Way(NamedTuple):
+    """How attention is computed, and of what."""
+
+    attend: Attend
+    keep: Keep
+
+
+def choose_way(*, on_cpu: bool, by_kernels: bool) -> Way:
+    """The fastest. By the kernels, keys and values are kept in half precision: that takes half of
+    the memory, and half of what a step reads. By others they are kept as they come, since MLX's
+    products are slow in half precision on a CPU."""
+    if by_kernels:
+        return Way(attend_by_kernels, _halves)
+    return Way(partial(attend, by_products=on_cpu), _as_they_come)
+
+
+def _as_they_come(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    return keys, values
+
+
+def _halves(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    if cpu.attends(queries, values) and values.dtype == mx.float32:
+        return cpu.narrow(keys), cpu.narrow(values)
+    return keys, values
 
 
 def attend_by_kernels(

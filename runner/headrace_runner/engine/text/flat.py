@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from headrace_runner.engine.text.attention import Attend
+from headrace_runner.engine.text.attention import Attend, Keep, Way
 from headrace_runner.engine.text.layout import Piece
 from headrace_runner.engine.text.windows import Prompt, Window
 from headrace_runner.models.fast_paths import Head
@@ -125,9 +125,10 @@ class _WindowPart:
 class _Layer:
     """What a layer of the model takes for its cache during one pass."""
 
-    def __init__(self, number: int, parts: Sequence[_Part], offset: mx.array) -> None:
+    def __init__(self, number: int, parts: Sequence[_Part], offset: mx.array, keep: Keep) -> None:
         self._number = number
         self._parts = parts
+        self._keep = keep
         self.offset = offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -147,6 +148,7 @@ class _Layer:
     ) -> mx.array:
         if sinks is not None:
             raise NotImplementedError("attention sinks")
+        keys, values = self._keep(queries, keys, values)
         found, at = [], 0
         for part in self._parts:
             mine = slice(at, at + part.tokens)
@@ -163,14 +165,14 @@ class FlatPass:
         model: Any,
         layers: int,
         head: Head,
-        attend: Attend,
+        way: Way,
         mixture: Mixture | None = None,
     ) -> None:
         """`mixture`: what adapters of the model go by, if it may have any."""
         self._model = model
         self._layers = layers
         self._head = head
-        self._attend = attend
+        self._attend, self._keep = way
         self._mixture = mixture or Mixture()
 
     @property
@@ -262,7 +264,7 @@ class FlatPass:
     ) -> mx.array:
         """The logits of what is wanted of all tokens; of all where the head cannot be told."""
         offset = mx.array([place for part in parts for place in part.positions()], mx.int32)
-        cache = [_Layer(number, parts, offset) for number in range(self._layers)]
+        cache = [_Layer(number, parts, offset, self._keep) for number in range(self._layers)]
         runs = [run for part in parts for run in part.adapters()]
         with self._head.only(wanted), self._mixture.of(runs):
             logits: mx.array = self._model(tokens[:, None], cache=cache)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from headrace.errors import UnsupportedModel
-from headrace_runner.engine.text.attention import Attend, attend, attend_by_kernels
+from headrace_runner.engine.text.attention import choose_way
 from headrace_runner.engine.text.flat import FlatPass
 from headrace_runner.engine.text.flat_layout import FlatLayout
 from headrace_runner.engine.text.layout import Layout
@@ -31,8 +30,9 @@ _PROBES = ((1, 2, 3), (3, 1))
 """Prompts whose logits both ways must be the same. Of different lengths."""
 _TOLERANCE = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}
 """Of the largest logit, by the type of the logits."""
-_TOLERANCE_ROUNDED = 3e-2
-"""The same where numbers are rounded to 8 bits on the way."""
+_TOLERANCE_ROUNDED = 1e-1
+"""The same where numbers are rounded to 8 bits on the way, which any small difference may turn the
+other way: such logits differ from those of float32 by up to 5% themselves."""
 
 
 def choose_layout(
@@ -50,9 +50,7 @@ def choose_layout(
     if attends_to_everything(model):
         expected = [_alone(model, probe) for probe in _PROBES]
         route_attention(model)
-        way: Attend = partial(attend, by_products=on_cpu)
-        if rounds(model):
-            way = attend_by_kernels
+        way = choose_way(on_cpu=on_cpu, by_kernels=rounds(model))
         flat = FlatPass(model, len(new_caches(model)), trim_head(model), way, mixture)
         undo = vectorise(model) if on_cpu else None
         tolerance = _tolerance(model, expected[0])
