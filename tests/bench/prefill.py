@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -21,6 +23,7 @@ CONTEXT = 4096
 _AIMS = {"speed": 0.8, "memory": 1.3}
 """Times the peer's: at least, and at most."""
 _ANSWER_SECONDS = 300.0
+_SETTLE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Row:
     speed: Mapping[int, Spread]
     """Tokens of the prompt, of each length, by seconds until the first token of the answer."""
     memory: int
-    """Resident bytes of its largest process, after all of them."""
+    """Resident bytes of its largest process, once it has given back what it is done with."""
+    peak: int
+    """The most that were resident at any moment; 0 where the system does not tell."""
 
 
 def texts(rounds: int, count: Callable[[str], int]) -> Mapping[int, Sequence[str]]:
@@ -49,15 +54,20 @@ async def observe(title: str, stream: Stream, texts: Mapping[int, Sequence[str]]
         length: spread([await _speed(stream, text) for text in several])
         for length, several in texts.items()
     }
-    return Row(title, {n: one for n, one in found.items() if one}, _largest())
+    speed = {n: one for n, one in found.items() if one}
+    return Row(title, speed, await _settled(), max(map(_peak, _processes()), default=0))
 
 
 def outcome(rows: Sequence[Row], failures: Sequence[str]) -> Outcome:
     """A table, with what misses an aim beside the peer."""
     shown = grid(
-        ("", *(f"{length} tokens: tokens/s" for length in LENGTHS), "memory MB"),
+        ("", *(f"{length} tokens: tokens/s" for length in LENGTHS), "memory MB", "at most MB"),
         (
-            (row.title, *(cell(row.speed[n], 0) for n in LENGTHS), f"{row.memory / 1e6:.0f}")
+            (
+                row.title,
+                *(cell(row.speed[n], 0) for n in LENGTHS),
+                *map(_mb, (row.memory, row.peak)),
+            )
             for row in rows
         ),
     )
@@ -90,7 +100,34 @@ async def _speed(stream: Stream, prompt: str) -> float:
     return trace.prompt_tokens / (trace.arrivals[0].time - trace.sent)
 
 
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.0f}" if count else "–"
+
+
+async def _settled() -> int:
+    """Resident bytes of the largest process, once these have not become less for a second."""
+    least = _largest()
+    async with asyncio.timeout(_SETTLE_SECONDS):
+        while True:
+            await asyncio.sleep(1.0)
+            if (now := _largest()) >= least:
+                return least
+            least = now
+
+
 def _largest() -> int:
     """Of all that the bench has started: one server runs at a time."""
-    children = psutil.Process().children(recursive=True)
-    return max((child.memory_info().rss for child in children), default=0)
+    return max((child.memory_info().rss for child in _processes()), default=0)
+
+
+def _processes() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _peak(process: psutil.Process) -> int:
+    try:
+        status = Path("/proc", str(process.pid), "status").read_text()
+    except OSError:
+        return 0
+    kilobytes = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(kilobytes[1]) * 1024 if kilobytes else 0

@@ -33,7 +33,7 @@ async def test_speed_is_that_of_the_prompt() -> None:
 
 def row(title: str, short: float, long: float, memory: int) -> Row:
     speeds = zip(LENGTHS, (short, long), strict=True)
-    return Row(title, {n: Spread(value, value, value) for n, value in speeds}, memory)
+    return Row(title, {n: Spread(value, value, value) for n, value in speeds}, memory, 0)
 
 
 @pytest.mark.parametrize(
