@@ -8,6 +8,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int width = 8;
+  static constexpr int together = 2;
   static constexpr int tile = 4;
   using I = Vector<width>::I;
 
@@ -26,6 +27,8 @@ struct Avx2 {
       if constexpr (Bits == 4) {
         const __m256i pairs = _mm256_maddubs_epi16(weights, v);
         sums = bits<I>(_mm256_add_epi16(bits<__m256i>(sums), pairs));
+        // Else GCC keeps all products of a chunk, in memory, to add them up at its end.
+        asm("" : "+x"(sums));
       } else {
         const __m256i top = _mm256_set1_epi8(int8_t(0x80)), ones = _mm256_set1_epi16(1);
         const __m256i most = _mm256_maddubs_epi16(_mm256_and_si256(weights, top), v);

@@ -8,6 +8,7 @@ namespace {
 
 struct Avx512Vnni {
   static constexpr int width = 16;
+  static constexpr int together = 1;
   static constexpr int tile = 8;
   using I = Vector<width>::I;
 

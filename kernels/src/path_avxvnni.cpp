@@ -11,6 +11,7 @@ namespace {
 
 struct AvxVnni {
   static constexpr int width = 8;
+  static constexpr int together = 1;
   static constexpr int tile = 8;
   using I = Vector<width>::I;
 

@@ -13,6 +13,7 @@ HEADRACE_INLINE uint8x16_t raised(int8x16_t x) {
 
 struct Neon {
   static constexpr int width = 4;
+  static constexpr int together = 1;
   static constexpr int tile = 8;
   using I = Vector<width>::I;
 

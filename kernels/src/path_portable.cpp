@@ -6,6 +6,7 @@ namespace {
 
 struct Portable {
   static constexpr int width = 4;
+  static constexpr int together = 1;
   static constexpr int tile = 4;
 
   template <int Bits>

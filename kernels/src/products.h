@@ -64,57 +64,69 @@ void round_row(const float* x, int64_t inputs, int step, int8_t* to, float* scal
   }
 }
 
-// One block for a tile of rows. `Isa` has the width of its vectors; sums of whole numbers `Sums`,
-// which `dot` adds to and `total` gives. `dot` takes four weights of each output, and of the tile's
-// rows, which have four inputs each, one after another, which row it is for and how many there are.
+// One block for a tile of rows. `Isa` has the width of its vectors, how many of them it computes
+// together, and sums of whole numbers `Sums`, which `dot` adds to and `total` gives. `dot` takes
+// four weights of each output, and of the tile's rows, which have four inputs each, one after
+// another, which row it is for and how many there are.
 template <class Isa, int Bits, Scale S, int Rows>
 void multiply_tile(const Format& format, int64_t inputs, const uint8_t* block, const int8_t* x,
                    const float* scales, const float* sums, float* out, int64_t outputs, int live) {
+  constexpr int kTogether = Isa::together;
   using F = typename Vector<Isa::width>::F;
   using I = typename Vector<Isa::width>::I;
   const size_t scales_bytes = format.scales_bytes();
-  for (int first = 0; first < live; first += Isa::width) {
-    F result[Rows] = {};
+  for (int first = 0; first < live; first += Isa::width * kTogether) {
+    F result[Rows][kTogether] = {};
     const uint8_t* at = block;
     const int8_t* words = x;
     const float *scale = scales, *sum = sums;
     for (int64_t group = 0; group < inputs; group += format.group) {
-      const F s = load_scales<Isa::width, S>(at, first);
-      const F b = load_scales<Isa::width, S>(at + scales_bytes, first);
+      F s[kTogether], b[kTogether];
+      for (int i = 0; i < kTogether; ++i) {
+        s[i] = load_scales<Isa::width, S>(at, first + i * Isa::width);
+        b[i] = load_scales<Isa::width, S>(at + scales_bytes, first + i * Isa::width);
+      }
       at += 2 * scales_bytes;
       for (int chunk = 0; chunk < format.group; chunk += kChunk) {
-        typename Isa::template Sums<Bits> sums_of[Rows] = {};
+        typename Isa::template Sums<Bits> sums_of[Rows][kTogether] = {};
         for (int vector = 0; vector < Bits; ++vector) {
-          I w = load<I>(at + vector * kLine + 4 * first);
-          I low = Bits == 4 ? w & 0x0f0f0f0f : w;
+          I w[kTogether];
+          for (int i = 0; i < kTogether; ++i)
+            w[i] = load<I>(at + vector * kLine + 4 * (first + i * Isa::width));
+          const auto add = [&](auto&& part) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-          for (int row = 0; row < Rows; ++row) sums_of[row].dot(low, words, row, Rows);
-          words += 4 * Rows;
-          if constexpr (Bits == 4) {
-            I high = (w >> 4) & 0x0f0f0f0f;
-#pragma GCC unroll 16
-            for (int row = 0; row < Rows; ++row) sums_of[row].dot(high, words, row, Rows);
+            for (int row = 0; row < Rows; ++row)
+#pragma GCC unroll 4
+              for (int i = 0; i < kTogether; ++i) sums_of[row][i].dot(part(w[i]), words, row, Rows);
             words += 4 * Rows;
+          };
+          if constexpr (Bits == 4) {
+            add([](I all) { return all & 0x0f0f0f0f; });
+            add([](I all) { return (all >> 4) & 0x0f0f0f0f; });
+          } else {
+            add([](I all) { return all; });
           }
         }
         at += Bits * kLine;
 #pragma GCC unroll 16
-        for (int row = 0; row < Rows; ++row) {
-          result[row] += convert<F>(sums_of[row].total()) * scale[row] * s;
-          result[row] += b * sum[row];
-        }
+        for (int row = 0; row < Rows; ++row)
+#pragma GCC unroll 4
+          for (int i = 0; i < kTogether; ++i) {
+            result[row][i] += convert<F>(sums_of[row][i].total()) * scale[row] * s[i];
+            result[row][i] += b[i] * sum[row];
+          }
         scale += Rows;
         sum += Rows;
       }
     }
-    const int width = live - first < Isa::width ? live - first : Isa::width;
-    for (int row = 0; row < Rows; ++row) {
-      float* to = out + row * outputs + first;
-      if (width == Isa::width)
-        store(to, result[row]);
-      else
-        std::memcpy(to, &result[row], 4 * width);
-    }
+    for (int row = 0; row < Rows; ++row)
+      for (int i = 0; i < kTogether; ++i) {
+        const int at = first + i * Isa::width, left = live - at;
+        if (left >= Isa::width)
+          store(out + row * outputs + at, result[row][i]);
+        else if (left > 0)
+          std::memcpy(out + row * outputs + at, &result[row][i], 4 * left);
+      }
   }
 }
 
