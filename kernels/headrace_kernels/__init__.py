@@ -39,6 +39,7 @@ from headrace_kernels._ext import (  # noqa: E402 (the version is checked first)
     take,
     threads,
     use,
+    weigh,
 )
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "take",
     "threads",
     "use",
+    "weigh",
 ]
 
 if _wanted := os.environ.get("HEADRACE_KERNELS"):

@@ -54,6 +54,14 @@ def take(indices: mx.array, packed: mx.array, layout: Layout) -> mx.array:
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, of float32 arrays of one shape."""
 
+def weigh(x: mx.array, factors: mx.array) -> mx.array:
+    """2 ** ((x - the largest of its row) * the row's factor), of float32: unnormalised
+    probabilities of logits, where the factor is log2(e) over the temperature.
+
+    `x` is [rows, numbers], `factors` [rows, 1], positive. Off by at most 3e-7 and what comes of
+    rounding the exponent to float32. Never less than 2**-126, which is also what NaN gives.
+    """
+
 def gelu(x: mx.array, by_tanh: bool) -> mx.array:
     """x times the share of a normal distribution below x, of a float32 array.
 

@@ -107,7 +107,7 @@ HEADRACE_INLINE void add_values(const float* weights, int64_t count, const Kept*
 }
 
 // In place: what each score weighs, 0 behind the last; gives their sum.
-HEADRACE_INLINE float weigh(float* scores, int64_t count) {
+HEADRACE_INLINE float softmax(float* scores, int64_t count) {
   F most = F{} - std::numeric_limits<float>::infinity();
   for (int64_t at = 0; at < count; at += kWidth) {
     const F some = load<F>(scores + at);
@@ -154,7 +154,7 @@ void attend(const Attention<Kept>& a, int64_t row, int64_t head, int64_t first, 
     if (a.recent)
       for (int64_t other = 0; other < a.tokens; ++other)
         if (a.recent[token * a.tokens + other] != 0) mine[before - start + other] = kNever;
-    const float total = weigh(mine, count);
+    const float total = softmax(mine, count);
     float* out = a.out + ((row * a.heads + head_of(query)) * a.tokens + token) * a.value_size;
     constexpr int kMany = 64 / kWidth < 8 ? 64 / kWidth : 8;
     int64_t at = 0;

@@ -29,6 +29,7 @@ NB_MODULE(_ext, m) {
   m.def("gather_multiply", &headrace::gather_multiply, "x"_a, "indices"_a, "packed"_a, "layout"_a);
   m.def("take", &headrace::take, "indices"_a, "packed"_a, "layout"_a);
   m.def("swiglu", &headrace::swiglu, "gate"_a, "x"_a);
+  m.def("weigh", &headrace::weigh, "x"_a, "factors"_a);
   m.def("gelu", &headrace::gelu, "x"_a, "by_tanh"_a);
   m.def("rms_norm", &headrace::rms_norm, "x"_a, "weight"_a, "eps"_a);
   m.def("rotate", &headrace::rotate, "x"_a, "cos"_a, "sin"_a, "turned"_a, "neighbours"_a);

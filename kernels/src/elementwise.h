@@ -2,33 +2,65 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "vectors.h"
 
 namespace headrace {
 namespace {
 
-// exp(x), off by at most 2e-7 of it: 2**n times a series for what is left. 0 below -87, infinity
-// above 88.7, NaN of NaN.
-HEADRACE_INLINE F exponential(F x) {
-  constexpr float kRounder = 0x1.8p23f;
+// 2**n * exp(left), for a whole number n and what is left of one: by a series, and by the bits of
+// 2**n in two halves since n may be 128.
+HEADRACE_INLINE F scaled_exponential(I n, F left) {
   constexpr float kFactors[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f};
+  F series = left * (1.0f / 5040);
+  for (float factor : kFactors) series = (series + factor) * left;
+  series += 1.0f;
+  const I half = n >> 1;
+  return series * bits<F>((half + 127) << 23) * bits<F>((n - half + 127) << 23);
+}
+
+// exp(x), off by at most 2e-7 of it. 0 below -87, infinity above 88.7, NaN of NaN.
+HEADRACE_INLINE F exponential(F x) {
   const F lowest = F{} - 87.0f, highest = F{} + 89.0f;
   F within = x < lowest ? lowest : x;  // NaN passes both.
   within = within > highest ? highest : within;
   const F shifted = within * 0x1.715476p0f + kRounder;
-  const I n = bits<I>(shifted) - bits<int32_t>(kRounder);
   const F whole = shifted - kRounder;
   // ln 2 in two parts, of which the first has few bits, so that its product is exact.
   const F left = (within - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;
-  F series = left * (1.0f / 5040);
-  for (float factor : kFactors) series = (series + factor) * left;
-  series += 1.0f;
-  // 2**n by its bits, in two halves since n may be 128.
-  const I half = n >> 1;
-  const F result = series * bits<F>((half + 127) << 23) * bits<F>((n - half + 127) << 23);
+  const F result = scaled_exponential(bits<I>(shifted) - bits<int32_t>(kRounder), left);
   const F nothing = {};
   return x != x ? x : (x < lowest ? nothing : result);
+}
+
+// 2**x for x up to 0, as precise; 2**-126, the smallest normal number, of what is less and of NaN.
+HEADRACE_INLINE F power_of_two(F x) {
+  const F lowest = F{} - 126.0f;
+  const F within = x > lowest ? x : lowest;
+  const F shifted = within + kRounder;
+  const F left = (within - (shifted - kRounder)) * 0x1.62e43p-1f;
+  return scaled_exponential(bits<I>(shifted) - bits<int32_t>(kRounder), left);
+}
+
+// 2 to the power of what each number is below the largest, times a factor.
+void weigh(const float* x, float factor, float* out, int64_t size) {
+  const float least = -std::numeric_limits<float>::infinity();
+  F most = F{} + least;
+  const int64_t whole = size / kWidth * kWidth;
+  for (int64_t at = 0; at < whole; at += kWidth) {
+    const F some = load<F>(x + at);
+    most = some > most ? some : most;
+  }
+  float largest = greatest(most);
+  for (int64_t at = whole; at < size; ++at) largest = x[at] > largest ? x[at] : largest;
+  for (int64_t at = 0; at < whole; at += kWidth)
+    store(out + at, power_of_two((load<F>(x + at) - largest) * factor));
+  if (whole == size) return;
+  float some[kWidth] = {};
+  std::memcpy(some, x + whole, 4 * (size - whole));
+  const F last = power_of_two((load<F>(some) - largest) * factor);
+  std::memcpy(out + whole, &last, 4 * (size - whole));
 }
 
 HEADRACE_INLINE F swiglu(F gate, F x) { return gate / (1.0f + exponential(-gate)) * x; }

@@ -26,6 +26,24 @@ class SwiGlu : public OnCpu {
   }
 };
 
+class Weigh : public OnCpu {
+ public:
+  const char* name() const override { return "HeadraceWeigh"; }
+  bool is_equivalent(const Primitive&) const override { return true; }
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    const float *x = in_order(inputs[0]), *factors = in_order(inputs[1]);
+    float* out = allocate<float>(outputs[0]);
+    const int64_t size = inputs[0].shape(1), rows = inputs[0].shape(0);
+    dispatch([x, factors, out, size, rows] {
+      run_in_pieces(rows, size, kAlone / 4, [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row)
+          path().weigh(x + row * size, factors[row], out + row * size, size);
+      });
+    });
+  }
+};
+
 class Gelu : public OnCpu {
  public:
   explicit Gelu(bool by_tanh) : by_tanh_(by_tanh) {}
@@ -190,6 +208,13 @@ mx::array swiglu(const mx::array& gate, const mx::array& x) {
   check(gate.shape() == x.shape(), "gate and x are of one shape");
   check(gate.dtype() == mx::float32 && x.dtype() == mx::float32, "gate and x are float32");
   return mx::array(x.shape(), mx::float32, std::make_shared<SwiGlu>(), {gate, x});
+}
+
+mx::array weigh(const mx::array& x, const mx::array& factors) {
+  check(x.dtype() == mx::float32 && factors.dtype() == mx::float32, "x and factors are float32");
+  check(x.ndim() == 2 && x.shape(1) > 0, "x is [rows, numbers]");
+  check(factors.size() == size_t(x.shape(0)), "factors has one for each row");
+  return mx::array(x.shape(), mx::float32, std::make_shared<Weigh>(), {x, factors});
 }
 
 mx::array gelu(const mx::array& x, bool by_tanh) {

@@ -74,6 +74,10 @@ struct Path {
   // silu(gate) * x.
   void (*swiglu)(const float* gate, const float* x, float* out, int64_t size);
 
+  // 2 to the power of what each number is below the largest of them, times a factor; 2**-126 at
+  // least.
+  void (*weigh)(const float* x, float factor, float* out, int64_t size);
+
   // x times the share of a normal distribution below x, or what stands for it, by tanh.
   void (*gelu)(const float* x, bool by_tanh, float* out, int64_t size);
 

@@ -17,6 +17,7 @@ constexpr Path path_of(const char* name) {
       .round = round_row,
       .multiply = multiply<Products>,
       .swiglu = swiglu,
+      .weigh = weigh,
       .gelu = gelu,
       .rms_norm = rms_norm,
       .rotate = rotate,

@@ -44,6 +44,10 @@ mx::array take(const mx::array& indices, const mx::array& packed, const Layout& 
 // silu(gate) * x, of float32.
 mx::array swiglu(const mx::array& gate, const mx::array& x);
 
+// 2 to the power of what each number is below the largest of its row, [rows, numbers], times the
+// row's factor, [rows, 1]; 2**-126 at least; of float32.
+mx::array weigh(const mx::array& x, const mx::array& factors);
+
 // x times the share of a normal distribution below x, or what stands for it, by tanh; of float32.
 mx::array gelu(const mx::array& x, bool by_tanh);
 

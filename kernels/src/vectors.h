@@ -41,6 +41,8 @@ constexpr int kParts = kSums / kWidth;
 using F = Vector<kWidth>::F;
 using I = Vector<kWidth>::I;
 
+constexpr float kRounder = 0x1.8p23f;  // Added to a small number, it leaves a whole one behind.
+
 #define HEADRACE_INLINE inline __attribute__((always_inline))
 
 template <class V>

@@ -186,6 +186,7 @@ class OfRows : public Problem {
   void compute(const Path& path, Results& results) const override {
     path.swiglu(x_[0].data(), x_[1].data(), results.room(size_), size_);
     for (bool by_tanh : {false, true}) path.gelu(x_[0].data(), by_tanh, results.room(size_), size_);
+    path.weigh(x_[0].data(), 1.5f, results.room(size_), size_);
     path.rms_norm(x_[0].data(), x_[1].data(), 1e-5f, results.room(size_), size_);
     path.rms_norm(x_[0].data(), nullptr, 0, results.room(size_), size_);
     for (bool neighbours : {false, true})

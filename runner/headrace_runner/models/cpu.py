@@ -41,9 +41,7 @@ def why_not(config: Mapping[str, Any]) -> str:
 
 def pack(model: Any) -> None:
     """Replaces the layers that the kernels cover by such as use them. Lazy."""
-    kernels = _kernels()
-    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
-        kernels.set_threads(int(threads))
+    _kernels()
 
     def packed(layer: Module) -> Module:
         ours = _OURS.get(type(layer))
@@ -86,6 +84,16 @@ def gelu_approx(x: mx.array) -> mx.array:
 def rotate(x: mx.array, cos: mx.array, sin: mx.array, dims: int, traditional: bool) -> mx.array:
     """A rotary embedding of x, [rows, heads, tokens, size], by the angles of each row's tokens."""
     return _kernels().rotate(x, cos, sin, dims, traditional)  # type: ignore[no-any-return]
+
+
+def weighs(logits: mx.array) -> bool:
+    """Whether `weigh` is to be had for these, whatever the model is computed with."""
+    return logits.dtype == mx.float32 and _at_hand()
+
+
+def weigh(logits: mx.array, scale: mx.array) -> mx.array:
+    """Unnormalised probabilities of logits; see `engine.text.distribution.weights`."""
+    return _kernels().weigh(logits, scale)  # type: ignore[no-any-return]
 
 
 def attends(queries: mx.array, values: mx.array) -> bool:
@@ -219,10 +227,21 @@ _OURS: Mapping[type[Module], type[_Packed]] = {
 
 
 @lru_cache
+def _at_hand() -> bool:
+    try:
+        _kernels()
+    except ImportError:
+        return False
+    return on_cpu()
+
+
+@lru_cache
 def _kernels() -> ModuleType:
     """The package. Raises ImportError with the reason where it is not there or does not work."""
     if os.environ.get(SWITCH) == OFF:
         raise ImportError(f"{SWITCH} is {OFF}")
     import headrace_kernels
 
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        headrace_kernels.set_threads(int(threads))
     return headrace_kernels

@@ -46,6 +46,35 @@ def test_swiglu_of_what_is_extreme(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("size", [1, 15, 16, 100, 49_152])
+def test_weights_of_logits(size: int, path: str) -> None:
+    kernels.use(path)
+    logits = np.random.default_rng(size).normal(0, 9, (5, size)).astype(np.float32)
+    logits[0, : size // 2] = -np.inf
+    factors = np.array([[1.44], [0.2], [5.0], [1.4e30], [100.0]], np.float32)
+    found = np.array(kernels.weigh(mx.array(logits), mx.array(factors)))
+    wide = logits.astype(np.float64)
+    with np.errstate(under="ignore"):
+        expected = 2.0 ** ((wide - wide.max(axis=1, keepdims=True)) * factors)
+    assert (found.max(axis=1) == 1).all()
+    # Exponents, of up to 126, are rounded to float32.
+    assert np.allclose(found, np.maximum(expected, 2.0**-126), rtol=2e-5, atol=0)
+    # A row by itself is the same to the bit.
+    alone = kernels.weigh(mx.array(logits[2:3]), mx.array(factors[2:3]))
+    assert np.array(alone).tobytes() == found[2:3].tobytes()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_weights_of_logits_that_are_none(path: str) -> None:
+    kernels.use(path)
+    logits = np.array([[-np.inf] * 20, [np.nan] * 20, [0.0, np.nan] + [-np.inf] * 18], np.float32)
+    found = np.array(kernels.weigh(mx.array(logits), mx.ones((3, 1))))
+    assert found[2, 0] == 1
+    found[2, 0] = 2.0**-126
+    assert (found == 2.0**-126).all()
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("by_tanh", [False, True])
 @pytest.mark.parametrize("size", [1, 15, 16, 100, 20_001])
 def test_gelu(size: int, by_tanh: bool, path: str) -> None:
