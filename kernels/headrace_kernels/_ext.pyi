@@ -80,10 +80,13 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array, turned: int, neighbours: b
     half and one from the second.
     """
 
-def narrow(x: mx.array) -> mx.array:
-    """x, of float32, as float16: to the nearest, of two the even one.
+def round_heads(x: mx.array) -> mx.array:
+    """Keys or values, [..., size] of float32, as [..., size + 2] of int16.
 
-    What is finite stays so: what is too large becomes 65504, with its sign.
+    Whole numbers, and behind them what they are multiplied with, a float32 in the room of two.
+
+    `size` is a multiple of 16. Each number is off by 1/65534 of the largest in its vector at most.
+    A vector with NaN or infinity is NaN.
     """
 
 def attend(
@@ -97,8 +100,8 @@ def attend(
     """Softmax of the scaled scores times the values, causal, in float32.
 
     `queries`, [rows, query heads, queries, size], are of the last tokens of each row; keys and
-    values are [rows, heads, tokens, size], with a multiple of 16 in a head, of float32 or float16
-    (of which all is computed as of the same numbers in float32). `padding`,
+    values are [rows, heads, tokens, size], with a multiple of 16 in a head; or both are as
+    `round_heads` gives them. `padding`,
     [rows, 1, 1, tokens], is 0 but for the first tokens of a row that are none; `recent`,
     [queries, queries], is 0 where a query sees a key of these, and takes the place of what makes
     them causal.

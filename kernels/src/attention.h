@@ -6,6 +6,10 @@
 // together.
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <limits>
 
 #include "elementwise.h"
@@ -72,7 +76,47 @@ HEADRACE_INLINE void add_up(F (*v)[kParts], float* to) {
 // Numbers as they are kept. To widen them anew for each query takes less time than to keep what has
 // been widened for the next.
 HEADRACE_INLINE F load_kept(const float* from) { return load<F>(from); }
-HEADRACE_INLINE F load_kept(const Half* from) { return load_halves(from); }
+HEADRACE_INLINE F load_kept(const int16_t* from) {
+#if defined(__AVX512F__)
+  // With a mask of all: without one, GCC 12 warns of its own header.
+  return convert<F>(bits<I>(_mm512_maskz_cvtepi16_epi32(0xffff, load<__m256i>(from))));
+#elif defined(__AVX2__)
+  return convert<F>(bits<I>(_mm256_cvtepi16_epi32(load<__m128i>(from))));
+#else
+  return convert<F>(convert<I>(load<Vector<kWidth>::S>(from)));
+#endif
+}
+
+// The scale of a vector, which lies behind its numbers.
+HEADRACE_INLINE float scale_at(const float*) { return 1; }
+HEADRACE_INLINE float scale_at(const int16_t* end) { return load<float>(end); }
+
+void round_head(const float* x, int16_t* out, int64_t size) {
+  constexpr float kMost = 32767.0f;
+  // Vectors whose numbers are all smaller count as zeros: 32767 divided by them would be infinite.
+  constexpr float kLeast = 1e-33f;
+  I largest_of = {};
+  for (int64_t at = 0; at < size; at += kWidth) {
+    // As whole numbers the bits are in order, infinity and NaN above all others.
+    const I some = bits<I>(load<F>(x + at)) & 0x7fffffff;
+    largest_of = some > largest_of ? some : largest_of;
+  }
+  const int32_t largest = greatest(largest_of);
+  const float most = bits<float>(largest);
+  float scale = 0, inverse = 0;
+  if (largest >= kInfinity) {
+    scale = bits<float>(int32_t(0x7fc00000));  // NaN, in all of the vector.
+  } else if (most >= kLeast) {
+    scale = most / kMost;
+    inverse = kMost / most;
+  }
+  for (int64_t at = 0; at < size; at += kWidth) {
+    const F v = largest >= kInfinity ? F{} : load<F>(x + at);
+    const I q = bits<I>(v * inverse + kRounder) - bits<int32_t>(kRounder);
+    store(out + at, convert<Vector<kWidth>::S>(q));
+  }
+  store(out + size, scale);
+}
 
 // One query's scores for sixteen keys, of which the last may be there several times.
 template <class Kept>
@@ -89,20 +133,25 @@ HEADRACE_INLINE void scores_of(const float* query, const Kept* keys, int64_t ste
           some[i][part] += q * load_kept(keys + key * step + at + part * kWidth);
         }
       }
-    std::memcpy(dots[first], some, sizeof some);
+    std::memcpy(&dots[first], some, sizeof some);
   }
   add_up(dots, to);
-  for (int i = 0; i < 16; i += kWidth) store(to + i, scale * load<F>(to + i));
+  float scales[16];
+  for (int i = 0; i < 16; ++i)
+    scales[i] = scale * scale_at(keys + (i < count ? i : count - 1) * step + size);
+  for (int i = 0; i < 16; i += kWidth) store(to + i, load<F>(scales + i) * load<F>(to + i));
 }
 
-// Weighted values, `Vectors` registers of each.
+// Weighted values, `Vectors` registers of each, which end `left` numbers further on.
 template <int Vectors, class Kept>
 HEADRACE_INLINE void add_values(const float* weights, int64_t count, const Kept* values,
-                                int64_t step, float total, float* out) {
+                                int64_t step, int64_t left, float total, float* out) {
   F result[Vectors] = {};
-  for (int64_t key = 0; key < count; ++key)
-    for (int i = 0; i < Vectors; ++i)
-      result[i] += weights[key] * load_kept(values + key * step + kWidth * i);
+  for (int64_t key = 0; key < count; ++key) {
+    const Kept* value = values + key * step;
+    const float weight = weights[key] * scale_at(value + left);
+    for (int i = 0; i < Vectors; ++i) result[i] += weight * load_kept(value + kWidth * i);
+  }
   for (int i = 0; i < Vectors; ++i) store(out + kWidth * i, result[i] / total);
 }
 
@@ -159,9 +208,10 @@ void attend(const Attention<Kept>& a, int64_t row, int64_t head, int64_t first, 
     constexpr int kMany = 64 / kWidth < 8 ? 64 / kWidth : 8;
     int64_t at = 0;
     for (; at + kMany * kWidth <= a.value_size; at += kMany * kWidth)
-      add_values<kMany>(mine, count, values + at, a.values.step[2], total, out + at);
+      add_values<kMany>(mine, count, values + at, a.values.step[2], a.value_size - at, total,
+                        out + at);
     for (; at < a.value_size; at += kWidth)
-      add_values<1>(mine, count, values + at, a.values.step[2], total, out + at);
+      add_values<1>(mine, count, values + at, a.values.step[2], a.value_size - at, total, out + at);
   }
 }
 

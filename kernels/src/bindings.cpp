@@ -33,7 +33,7 @@ NB_MODULE(_ext, m) {
   m.def("gelu", &headrace::gelu, "x"_a, "by_tanh"_a);
   m.def("rms_norm", &headrace::rms_norm, "x"_a, "weight"_a, "eps"_a);
   m.def("rotate", &headrace::rotate, "x"_a, "cos"_a, "sin"_a, "turned"_a, "neighbours"_a);
-  m.def("narrow", &headrace::narrow, "x"_a);
+  m.def("round_heads", &headrace::round_heads, "x"_a);
   m.def("attend", &headrace::attend, "queries"_a, "keys"_a, "values"_a, "scale"_a,
         "padding"_a = nb::none(), "recent"_a = nb::none());
   m.def("paths", &headrace::paths);

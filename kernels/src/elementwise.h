@@ -77,16 +77,6 @@ void swiglu(const float* gate, const float* x, float* out, int64_t size) {
   std::memcpy(out + at, &last, 4 * (size - at));
 }
 
-void narrow(const float* x, Half* out, int64_t size) {
-  int64_t at = 0;
-  for (; at + kWidth <= size; at += kWidth) store(out + at, narrow_half<kWidth>(load<F>(x + at)));
-  if (at == size) return;
-  float some[kWidth] = {};
-  std::memcpy(some, x + at, 4 * (size - at));
-  const auto last = narrow_half<kWidth>(load<F>(some));
-  std::memcpy(out + at, &last, 2 * (size - at));
-}
-
 // x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x * x * x))) / 2, of which tanh is one of exp.
 HEADRACE_INLINE F gelu_by_tanh(F x) {
   const F twice = x * (1.0f + 0.044715f * x * x) * 1.5957691216f;

@@ -20,9 +20,6 @@ constexpr int kHeader = 2 * kLine;
 
 enum class Scale : uint8_t { f32, f16, bf16 };
 
-// A number in half precision (IEEE 754 binary16), by its bits.
-enum class Half : uint16_t {};
-
 struct Format {
   int bits;   // 4 or 8.
   int group;  // Inputs with a scale and a bias: 32, 64 or 128.

@@ -137,8 +137,8 @@ class Attend : public OnCpu {
   }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    if (inputs[1].dtype() == mx::float16)
-      run<Half>(inputs, outputs, path().attend_halves);
+    if (inputs[1].dtype() == mx::int16)
+      run<int16_t>(inputs, outputs, path().attend_rounded);
     else
       run<float>(inputs, outputs, path().attend);
   }
@@ -150,7 +150,7 @@ class Attend : public OnCpu {
     Attention<Kept> a = {};
     a.rows = queries.shape(0), a.heads = queries.shape(1), a.tokens = queries.shape(2);
     a.key_heads = keys.shape(1), a.length = keys.shape(2);
-    a.size = keys.shape(3), a.value_size = values.shape(3);
+    a.size = queries.shape(3), a.value_size = outputs[0].shape(3);
     a.queries = heads<float>(queries);
     a.keys = heads<Kept>(keys), a.values = heads<Kept>(values);
     if (padded_) a.padding = in_order(inputs[3]);
@@ -181,25 +181,33 @@ class Attend : public OnCpu {
   bool padded_, branched_;
 };
 
-class Narrow : public OnCpu {
+class RoundHeads : public OnCpu {
  public:
-  const char* name() const override { return "HeadraceNarrow"; }
+  const char* name() const override { return "HeadraceRoundHeads"; }
   bool is_equivalent(const Primitive&) const override { return true; }
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
     const float* x = in_order(inputs[0]);
-    Half* out = allocate<Half>(outputs[0]);
-    dispatch([x, out, size = outputs[0].size()] {
-      run_in_pieces(size, 1, kAlone, [&](int64_t first, int64_t last) {
-        path().narrow(x + first, out + first, last - first);
+    int16_t* out = allocate<int16_t>(outputs[0]);
+    const int64_t size = inputs[0].shape(-1), vectors = inputs[0].size() / size;
+    dispatch([x, out, size, vectors] {
+      run_in_pieces(vectors, size, kAlone, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i)
+          path().round_head(x + i * size, out + i * (size + kScaleRoom), size);
       });
     });
   }
 };
 
+// Numbers of a head's vectors.
+int head_size(const mx::array& x) {
+  return x.shape(-1) - (x.dtype() == mx::int16 ? kScaleRoom : 0);
+}
+
 void check_heads(const mx::array& x, const std::string& name) {
   check(x.ndim() == 4, name + " is [rows, heads, tokens, size]");
-  check(x.shape(3) % 16 == 0, name + " has a multiple of 16 numbers in a head");
+  check(head_size(x) > 0 && head_size(x) % 16 == 0,
+        name + " has a multiple of 16 numbers in a head");
 }
 
 }  // namespace
@@ -241,9 +249,13 @@ mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin,
                    {x, cos, sin});
 }
 
-mx::array narrow(const mx::array& x) {
+mx::array round_heads(const mx::array& x) {
   check(x.dtype() == mx::float32, "x is float32");
-  return mx::array(x.shape(), mx::float16, std::make_shared<Narrow>(), {x});
+  check(x.ndim() > 0 && x.shape(-1) > 0 && x.shape(-1) % 16 == 0,
+        "x has a multiple of 16 numbers in a head");
+  auto shape = x.shape();
+  shape.back() += kScaleRoom;
+  return mx::array(shape, mx::int16, std::make_shared<RoundHeads>(), {x});
 }
 
 mx::array attend(const mx::array& queries, const mx::array& keys, const mx::array& values,
@@ -253,12 +265,12 @@ mx::array attend(const mx::array& queries, const mx::array& keys, const mx::arra
   check_heads(keys, "keys");
   check_heads(values, "values");
   check(queries.dtype() == mx::float32, "queries are float32");
-  check(keys.dtype() == mx::float32 || keys.dtype() == mx::float16, "keys are float32 or float16");
+  check(keys.dtype() == mx::float32 || keys.dtype() == mx::int16, "keys are float32 or int16");
   check(values.dtype() == keys.dtype(), "keys and values are of one type");
   const int rows = queries.shape(0), tokens = queries.shape(2), length = keys.shape(2);
   check(keys.shape(0) == rows && values.shape(0) == rows,
         "queries, keys and values have as many rows");
-  check(keys.shape(3) == queries.shape(3), "queries and keys are of one size");
+  check(head_size(keys) == queries.shape(3), "queries and keys are of one size");
   check(values.shape(1) == keys.shape(1) && values.shape(2) == length, "each key has a value");
   check(keys.shape(1) > 0 && queries.shape(1) % keys.shape(1) == 0,
         "queries have a multiple of the heads of keys");
@@ -273,7 +285,7 @@ mx::array attend(const mx::array& queries, const mx::array& keys, const mx::arra
     inputs.push_back(mx::astype(*recent, mx::float32, cpu()));
   }
   auto shape = queries.shape();
-  shape.back() = values.shape(3);
+  shape.back() = head_size(values);
   return mx::array(shape, mx::float32,
                    std::make_shared<Attend>(scale, padding.has_value(), recent.has_value()),
                    inputs);

@@ -51,11 +51,15 @@ struct AnyAttention {
   int64_t queries_each() const { return heads / key_heads * tokens; }
 };
 
-// With keys and values as they are kept, of float or of Half.
+// With keys and values as they are kept: as float; or as int16_t, times a scale for each vector, a
+// float that lies behind its numbers.
 template <class Kept>
 struct Attention : AnyAttention {
   Heads<Kept> keys, values;
 };
+
+// Numbers of 16 bits that a vector's scale takes.
+constexpr int kScaleRoom = sizeof(float) / sizeof(int16_t);
 
 // Queries that are computed together, since they share their keys.
 constexpr int kQueries = 4;
@@ -93,11 +97,11 @@ struct Path {
   // each, in whole vectors.
   void (*attend)(const Attention<float>& attention, int64_t row, int64_t key_head, int64_t query,
                  int64_t end_query, float* scores);
-  void (*attend_halves)(const Attention<Half>& attention, int64_t row, int64_t key_head,
-                        int64_t query, int64_t end_query, float* scores);
+  void (*attend_rounded)(const Attention<int16_t>& attention, int64_t row, int64_t key_head,
+                         int64_t query, int64_t end_query, float* scores);
 
-  // To half precision, to the nearest; what is finite stays so.
-  void (*narrow)(const float* x, Half* out, int64_t size);
+  // One vector of a head as it is kept; see `Attention`. `size` is a multiple of 16.
+  void (*round_head)(const float* x, int16_t* out, int64_t size);
 };
 
 extern const Path kPortable;

@@ -22,8 +22,8 @@ constexpr Path path_of(const char* name) {
       .rms_norm = rms_norm,
       .rotate = rotate,
       .attend = attend<float>,
-      .attend_halves = attend<Half>,
-      .narrow = narrow,
+      .attend_rounded = attend<int16_t>,
+      .round_head = round_head,
   };
 }
 

@@ -60,11 +60,11 @@ mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps);
 mx::array rotate(const mx::array& x, const mx::array& cos, const mx::array& sin, int turned,
                  bool neighbours);
 
-// x of float32 as float16, to the nearest; what is finite stays so.
-mx::array narrow(const mx::array& x);
+// x, [..., size] of float32, as [..., size + 2] of int16; see `Attention` in path.h.
+mx::array round_heads(const mx::array& x);
 
 // Attention as `Attention` in path.h describes it, of arrays [rows, heads, tokens, size] of
-// float32; keys and values may be of float16.
+// float32; keys and values may be as `round_heads` gives them.
 mx::array attend(const mx::array& queries, const mx::array& keys, const mx::array& values,
                  float scale, const std::optional<mx::array>& padding,
                  const std::optional<mx::array>& recent);

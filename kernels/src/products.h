@@ -22,7 +22,6 @@ namespace {
 constexpr float kMost = 127.0f;
 // Chunks whose numbers are all smaller count as zeros: 127 divided by them would be infinite.
 constexpr float kLeast = 1e-35f;
-constexpr int32_t kInfinity = 0x7f800000;
 
 void round_row(const float* x, int64_t inputs, int step, int8_t* to, float* scales, float* sums) {
   typedef int8_t Bytes __attribute__((vector_size(kWidth)));

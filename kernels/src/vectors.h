@@ -4,12 +4,6 @@
 // instructions that other CPUs lack, so that no function of it may be shared by the linker.
 #pragma once
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
 #include <cstdint>
 #include <cstring>
 
@@ -23,6 +17,7 @@ struct Vector {
   typedef float F __attribute__((vector_size(Width * 4)));
   typedef int32_t I __attribute__((vector_size(Width * 4)));
   typedef uint16_t H __attribute__((vector_size(Width * 2)));
+  typedef int16_t S __attribute__((vector_size(Width * 2)));
   typedef uint32_t U __attribute__((vector_size(Width * 4)));
 };
 
@@ -41,6 +36,7 @@ constexpr int kParts = kSums / kWidth;
 using F = Vector<kWidth>::F;
 using I = Vector<kWidth>::I;
 
+constexpr int32_t kInfinity = 0x7f800000;
 constexpr float kRounder = 0x1.8p23f;  // Added to a small number, it leaves a whole one behind.
 
 #define HEADRACE_INLINE inline __attribute__((always_inline))
@@ -83,38 +79,6 @@ HEADRACE_INLINE typename Vector<Width>::F widen_half(typename Vector<Width>::U h
   U scaled = bits<U>(bits<F>(rest << 13) * 0x1p112f);
   U special = (rest << 13) | 0x7f800000u;
   return bits<F>(sign | (rest >= 0x7c00u ? special : scaled));
-}
-
-// The way back, to the nearest, of two the even one. What is finite stays so: the largest there is
-// takes the place of what is larger.
-template <int Width>
-HEADRACE_INLINE typename Vector<Width>::H narrow_half(typename Vector<Width>::F x) {
-  using V = Vector<Width>;
-  using U = typename V::U;
-  const U all = bits<U>(x), sign = (all >> 16) & 0x8000u;
-  U size = all & 0x7fffffffu;
-  const U odd = (size >> 13) & 1;
-  // What the sum rounds off are the bits that denormal numbers do not have.
-  const U small = bits<U>(bits<typename V::F>(size) + 0.5f) - bits<uint32_t>(0.5f);
-  const U normal = (size - 0x38000000u + 0xfffu + odd) >> 13;
-  const U finite = size < 0x38800000u ? small : (size > 0x477fe000u ? U{} + 0x7bffu : normal);
-  const U nan = (size >> 13 & 0x3ffu) | 0x7e00u;
-  const U special = size > 0x7f800000u ? nan : U{} + 0x7c00u;
-  return convert<typename V::H>(sign | (size < 0x7f800000u ? finite : special));
-}
-
-// A register of numbers that are kept in half precision.
-HEADRACE_INLINE F load_halves(const Half* from) {
-#if defined(__AVX512F__)
-  // With a mask of all: without one, GCC 12 warns of its own header.
-  return bits<F>(_mm512_maskz_cvtph_ps(0xffff, load<__m256i>(from)));
-#elif defined(__AVX2__)
-  return bits<F>(_mm256_cvtph_ps(load<__m128i>(from)));
-#elif defined(__aarch64__)
-  return bits<F>(vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t*>(from))));
-#else
-  return widen_half<kWidth>(convert<Vector<kWidth>::U>(load<Vector<kWidth>::H>(from)));
-#endif
 }
 
 template <int Width, Scale S>

@@ -192,13 +192,6 @@ class OfRows : public Problem {
     for (bool neighbours : {false, true})
       path.rotate(x_[0].data(), x_[1].data(), x_[2].data(), neighbours, turned_, size_,
                   results.room(size_));
-    std::vector<Half> narrowed(size_);
-    path.narrow(x_[0].data(), narrowed.data(), size_);
-    float* to = results.room(size_);
-    for (int64_t i = 0; i < size_; ++i) {
-      const int bits = int(narrowed[i]);
-      to[i] = (bits & 0x7fff) > 0x7c00 ? kNaN : float(bits);
-    }
   }
 
  private:
@@ -239,10 +232,9 @@ class Attend : public Problem {
 
   void compute(const Path& path, Results& results) const override {
     compute(keys_, values_, path.attend, results);
-    std::vector<Half> keys(keys_.size()), values(values_.size());
-    path.narrow(keys_.data(), keys.data(), keys_.size());
-    path.narrow(values_.data(), values.data(), values_.size());
-    compute(keys, values, path.attend_halves, results);
+    const auto keys = rounded(path, keys_, a_.size, results);
+    const auto values = rounded(path, values_, a_.value_size, results);
+    compute(keys, values, path.attend_rounded, results);
   }
 
  private:
@@ -251,8 +243,10 @@ class Attend : public Problem {
                Results& results) const {
     Attention<Kept> a = {a_, {}, {}};
     a.queries = {queries_.data(), {0, a.tokens * a.size, a.size}};
-    a.keys = {keys.data(), {0, a.length * a.size, a.size}};
-    a.values = {values.data(), {0, a.length * a.value_size, a.value_size}};
+    const int64_t more = sizeof(Kept) == sizeof(float) ? 0 : kScaleRoom;
+    const int64_t key = a.size + more, value = a.value_size + more;
+    a.keys = {keys.data(), {0, a.length * key, key}};
+    a.values = {values.data(), {0, a.length * value, value}};
     a.padding = padding_.empty() ? nullptr : padding_.data();
     a.recent = recent_.empty() ? nullptr : recent_.data();
     a.out = results.room(a.heads * a.tokens * a.value_size);
@@ -261,6 +255,21 @@ class Attend : public Problem {
       for (int64_t first = 0; first < a.queries_each(); first += kQueries)
         attend(a, 0, head, first, std::min<int64_t>(first + kQueries, a.queries_each()),
                scores.data());
+  }
+
+  // Each vector rounded, and all its numbers as results.
+  static std::vector<int16_t> rounded(const Path& path, const Floats& x, int64_t size,
+                                      Results& results) {
+    const int64_t step = size + kScaleRoom, count = int64_t(x.size()) / size;
+    std::vector<int16_t> all(count * step);
+    for (int64_t i = 0; i < count; ++i) {
+      int16_t* to = all.data() + i * step;
+      path.round_head(x.data() + i * size, to, size);
+      float* numbers = results.room(size + 1);
+      std::copy(to, to + size, numbers);
+      std::memcpy(numbers + size, to + size, sizeof(float));
+    }
+    return all;
   }
 
   AnyAttention a_ = {};

@@ -23,7 +23,7 @@ CONTEXT = 4096
 _AIMS = {"speed": 0.8, "memory": 1.3}
 """Times the peer's: at least, and at most."""
 _ANSWER_SECONDS = 300.0
-_SETTLE_SECONDS = 30.0
+_SETTLE_SECONDS = 4
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,13 @@ def _mb(count: int) -> str:
 
 
 async def _settled() -> int:
-    """Resident bytes of the largest process, once these have not become less for a second."""
+    """Resident bytes of the largest process, at their least in the next seconds: some of our own
+    after the last answer, a runner gives back what it is done with."""
     least = _largest()
-    async with asyncio.timeout(_SETTLE_SECONDS):
-        while True:
-            await asyncio.sleep(1.0)
-            if (now := _largest()) >= least:
-                return least
-            least = now
+    for _ in range(_SETTLE_SECONDS):
+        await asyncio.sleep(1.0)
+        least = min(least, _largest())
+    return least
 
 
 def _largest() -> int:

@@ -32,8 +32,9 @@ T = TypeVar("T")
 
 MODEL = "smollm2:135m"
 QUESTION = "What is the capital of France? Explain briefly."
-ANSWER = "Le Grand Paris, la femme de la France, la femme de la France, "
-"""How SmolLM2 answers QUESTION greedily, as llama.cpp does."""
+ANSWER = "Le Grand Paris, la femme de la France, la femme de la France"
+"""How SmolLM2 begins to answer QUESTION greedily, as llama.cpp does. What comes next, behind 17
+tokens, depends on what is rounded: a comma and a full stop are as likely."""
 
 PATIENCE = 60.0
 """Seconds for what takes a few on an idle machine."""

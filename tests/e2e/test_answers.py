@@ -32,7 +32,7 @@ PROMPTS = [
 
 
 def test_the_reference_answer_by_the_sdk(client: Client) -> None:
-    with client.stream_completion(MODEL, messages=CHAT, temperature=0, max_tokens=18) as stream:
+    with client.stream_completion(MODEL, messages=CHAT, temperature=0, max_tokens=16) as stream:
         events = list(stream)
         whole = stream.collect()
     assert ANSWER.startswith(whole.text)
@@ -47,7 +47,7 @@ def test_the_reference_answer_by_the_sdk(client: Client) -> None:
     assert "".join(delta.text for delta in deltas) == whole.text
     counts = [delta.output_tokens for delta in deltas]
     assert counts == sorted(counts)
-    assert counts[-1] == whole.usage.output_tokens == len(whole.token_ids) == 18
+    assert counts[-1] == whole.usage.output_tokens == len(whole.token_ids) == 16
     assert client.detokenize(MODEL, whole.token_ids).text == whole.text
     assert whole.finish_reason is FinishReason.LENGTH
     counted = client.count_tokens(MODEL, messages=CHAT)
@@ -56,12 +56,12 @@ def test_the_reference_answer_by_the_sdk(client: Client) -> None:
 
 
 def test_the_reference_answer_by_the_command_line(controller: Controller) -> None:
-    ended = headrace(controller, "run", MODEL, QUESTION, "--temperature", "0", "--max-tokens", "18")
+    ended = headrace(controller, "run", MODEL, QUESTION, "--temperature", "0", "--max-tokens", "16")
     answer = ended.stdout.removesuffix("\n")
     assert ANSWER.startswith(answer)
     assert len(answer) > len(ANSWER) // 2
     (summary,) = ended.stderr.splitlines()
-    assert "18 tokens · " in summary
+    assert "16 tokens · " in summary
     assert " tokens/s · first token " in summary
     assert len(summary.rpartition("trace ")[2]) == 32
 

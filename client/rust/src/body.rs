@@ -38,7 +38,7 @@ impl Call {
     /// The status of a transport that failed. All its failures are one to the caller: the server
     /// is not to be had. What it was can be read in the message.
     pub(crate) fn failed(&self, error: &(dyn std::error::Error + 'static)) -> Status {
-        if self.is_late() {
+        if self.deadline.is_some_and(|at| at <= Instant::now()) {
             return self.late();
         }
         let mut message = format!("{} cannot be reached, or the connection broke", self.target);
@@ -114,7 +114,8 @@ impl HttpBody for Answer {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(status)) => {
-                let failed = this.call.failed(&status);
+                let call = &this.call;
+                let failed = if call.is_late() { call.late() } else { call.failed(&status) };
                 this.fail(failed)
             }
             None if this.open => {

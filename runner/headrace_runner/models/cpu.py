@@ -7,6 +7,7 @@ as it is.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from types import ModuleType
@@ -87,8 +88,8 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array, dims: int, traditional: bo
 
 
 def weighs(logits: mx.array) -> bool:
-    """Whether `weigh` is to be had for these, whatever the model is computed with."""
-    return logits.dtype == mx.float32 and _at_hand()
+    """Whether `weigh` is to be had for these: where a model is computed with the kernels."""
+    return logits.dtype == mx.float32 and "headrace_kernels" in sys.modules
 
 
 def weigh(logits: mx.array, scale: mx.array) -> mx.array:
@@ -96,16 +97,20 @@ def weigh(logits: mx.array, scale: mx.array) -> mx.array:
     return _kernels().weigh(logits, scale)  # type: ignore[no-any-return]
 
 
-def attends(queries: mx.array, values: mx.array) -> bool:
-    """Whether the kernels cover attention of these types and these heads."""
-    heads = queries.shape[-1], values.shape[-1]
-    covered = queries.dtype == mx.float32 and values.dtype in (mx.float32, mx.float16)
-    return covered and not any(size % 16 for size in heads)
+def attends(queries: mx.array, keys: mx.array, values: mx.array) -> bool:
+    """Whether the kernels cover attention of these types and these heads.
+
+    Keys and values are in float32, or as `round_heads` gives them."""
+    types = queries.dtype, keys.dtype, values.dtype
+    sizes = queries.shape[-1], values.shape[-1]
+    if types == (mx.float32, mx.int16, mx.int16):
+        return True  # They were covered when they were rounded.
+    return types == (mx.float32,) * 3 and not any(size % 16 for size in sizes)
 
 
-def narrow(x: mx.array) -> mx.array:
-    """x, of float32, in half precision."""
-    return _kernels().narrow(x)  # type: ignore[no-any-return]
+def round_heads(x: mx.array) -> mx.array:
+    """Keys or values, [..., size] of float32, in 16 bits each: [..., size + 2]."""
+    return _kernels().round_heads(x)  # type: ignore[no-any-return]
 
 
 def attend(
@@ -224,15 +229,6 @@ _OURS: Mapping[type[Module], type[_Packed]] = {
     QuantizedMultiLinear: PackedMultiLinear,
 }
 """What takes the place of which of MLX's layers. All of ours round."""
-
-
-@lru_cache
-def _at_hand() -> bool:
-    try:
-        _kernels()
-    except ImportError:
-        return False
-    return on_cpu()
 
 
 @lru_cache

@@ -28,7 +28,7 @@ try {
   const until = (id, part) => page.locator(`#${id}`, { hasText: part }).waitFor();
   const picture = (name) => page.screenshot({ path: `${pictures}/${name}.png`, fullPage: true });
   const ask = async (prompt, more = {}) => {
-    const values = { prompt, temperature: "0", limit: "48", ...more };
+    const values = { prompt, temperature: "0", limit: "17", ...more };
     for (const [id, value] of Object.entries(values)) await page.fill(`#${id}`, value);
     await page.click("#send");
   };

@@ -172,7 +172,7 @@ def test_packed_weights_take_no_more_room() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "olmoe", "qwen3_moe", "gemma", "gemma3_text"])
 def test_the_model_says_tokens_that_it_also_says_without(architecture: str) -> None:
     model = quantised(architecture)
-    prompt = [5, 6, 7, 8]
+    prompt = [9, 8, 7, 6]
     found = alone(packed(model), prompt, GREEDY, 4)
     assert found == alone(model, prompt, GREEDY, 4)
 
@@ -209,6 +209,17 @@ def test_a_row_has_the_same_bits_however_it_is_computed(architecture: str) -> No
     scored = flat.score([Piece(row, prompt, [], len(prompt))])
     assert np.array(scored[-1]).tobytes() == alone(prompt)
     assert np.array(scored[4]).tobytes() == alone(prompt[:5])
+
+
+def test_keys_and_values_take_half_of_the_room() -> None:
+    model = quantised("llama", bits=4)
+    plain: Any = choose_layout(model, on_cpu=True, prefix_bytes=0)
+    ours: Any = choose_layout(packed(quantised("llama", bits=4)), on_cpu=True, prefix_bytes=0)
+    (size,) = {each.shape[-1] for each in plain._nothing.keys}
+    assert size % 16 == 0
+    assert {each.dtype for each in plain._nothing.keys} == {mx.float32}
+    assert {each.dtype for each in (*ours._nothing.keys, *ours._nothing.values)} == {mx.int16}
+    assert ours.row_bytes(100) / plain.row_bytes(100) == (2 * size + 4) / (4 * size)
 
 
 # Computed in Headrace's way, and on mlx-lm's caches.

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_runner.engine.text import distribution
+from headrace_runner.models import cpu
 
 Array = npt.NDArray[np.float32]
 
@@ -92,6 +93,16 @@ def test_the_largest_come_with_their_ids(weights: Array, data: st.DataObject) ->
     assert all(len(set(row)) == count for row in ids.tolist())
 
 
+@pytest.fixture(params=["MLX", "kernels"])
+def _weighed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights made by one or the other."""
+    if request.param == "kernels":
+        pytest.importorskip("headrace_kernels", exc_type=ImportError)
+    by_kernels = request.param == "kernels"
+    monkeypatch.setattr(cpu, "weighs", lambda logits: by_kernels)
+
+
+@pytest.mark.usefixtures("_weighed")
 @pytest.mark.parametrize("vocabulary", [50, 1000, 49_152])
 def test_a_row_has_the_same_bits_in_any_batch(vocabulary: int) -> None:
     logits = mx.array(np.random.default_rng(0).normal(0, 2, (9, vocabulary)), mx.float32)
@@ -115,6 +126,7 @@ def test_a_row_has_the_same_bits_in_any_batch(vocabulary: int) -> None:
             assert mx.array_equal(value[i : i + 1], alone)
 
 
+@pytest.mark.usefixtures("_weighed")
 def test_weights_are_probabilities_but_for_their_sum() -> None:
     logits = np.random.default_rng(1).normal(0, 20, (5, 3000))
     logits[0, :2000] = -math.inf

@@ -45,39 +45,53 @@ def causal(queries: int, tokens: int) -> Floats:
     return np.where(place > 0, np.float32(-np.inf), np.float32(0))[None, None]
 
 
+def widened(rounded: mx.array) -> Floats:
+    """What `round_heads` has made of numbers."""
+    words = np.array(rounded)
+    scales = np.ascontiguousarray(words[..., -2:]).view(np.float32)
+    wide: Floats = words[..., :-2].astype(np.float32) * scales
+    return wide
+
+
 @pytest.mark.parametrize("path", PATHS)
-def test_halves_are_taken_as_the_numbers_that_they_are(path: str) -> None:
+def test_rounded_keys_and_values_are_taken_as_the_numbers_that_they_are(path: str) -> None:
     kernels.use(path)
     q = heads(2, 6, 9, 80)
     k, v = heads(2, 2, 43, 80, seed=1), heads(2, 2, 43, 48, seed=2)
-    k[..., 7], v[..., 9] = 1e-6, -3e4  # Denormal numbers in half precision, and large ones.
-    k, v = k.astype(np.float16), v.astype(np.float16)
+    v[..., 9] = -3e4  # Beside such a one the others have few bits left.
     padding = np.zeros((2, 1, 1, 43), np.float32)
     padding[1, ..., :17] = -np.inf
-    found = attend(q, k, v, padding=padding)
-    assert (
-        found.tobytes()
-        == attend(q, *(x.astype(np.float32) for x in (k, v)), padding=padding).tobytes()
-    )
+    rounded = [kernels.round_heads(mx.array(each)) for each in (k, v)]
+    found = np.array(kernels.attend(mx.array(q), *rounded, SCALE, padding=mx.array(padding)))
+    expected = attend(q, *(widened(each) for each in rounded), padding=padding)
+    assert np.allclose(found, expected, rtol=2e-6, atol=2e-6)
+    # As they lie in a cache: with room behind, and the rows of others between.
+    room = [mx.pad(each, [(0, 1), (0, 0), (0, 5), (0, 0)])[:2, :, :43] for each in rounded]
+    again = kernels.attend(mx.array(q), *room, SCALE, padding=mx.array(padding))
+    assert np.array(again).tobytes() == found.tobytes()
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_narrowing_rounds_to_the_nearest_and_keeps_what_is_finite(path: str) -> None:
+@pytest.mark.parametrize("size", [16, 64, 80])
+def test_a_head_is_rounded_by_its_largest_number(size: int, path: str) -> None:
     kernels.use(path)
-    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
-    some = np.random.default_rng(0).integers(0, 1 << 32, 100_003, np.uint32).view(np.float32)
-    x = np.concatenate([halves, np.nextafter(halves[:31744], 1e9, dtype=np.float32), some])
-    # Between two neighbours, the last of which has no other.
-    middle = (halves[:31743] + halves[1:31744]) / 2
-    x = np.concatenate([x, middle, -middle])
-    with np.errstate(over="ignore", invalid="ignore"):
-        expected = x.astype(np.float16)
-    large = np.isfinite(x) & np.isinf(expected)
-    expected[large] = np.copysign(np.float16(65504), x[large])
-    found = np.array(kernels.narrow(mx.array(x)))
-    same = (found.view(np.uint16) == expected.view(np.uint16)) | (np.isnan(found) & np.isnan(x))
-    assert large.sum() > 1000
-    assert same.all(), x[~same]
+    sizes = 10.0 ** np.random.default_rng(0).integers(-30, 30, (500, 1))
+    x = (heads(500, size) * sizes).astype(np.float32)
+    most = np.abs(x).max(axis=-1, keepdims=True)
+    found = widened(kernels.round_heads(mx.array(x)))
+    assert (np.abs(found - x) <= most * (1 / 65534 + 2e-7)).all()
+    assert np.abs(widened(kernels.round_heads(mx.array(x * 0))) == 0).all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_head_that_is_not_finite_is_none(bad: float, path: str) -> None:
+    kernels.use(path)
+    x = heads(3, 32)
+    x[1, 20] = bad
+    found = widened(kernels.round_heads(mx.array(x)))
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[[0, 2]]).all()
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -135,11 +149,13 @@ def test_a_query_depends_on_what_it_sees_and_on_nothing_else(
 ) -> None:
     q, k, v = problem
     kernels.set_threads(threads)
-    results = []
+    results, by_words = [], []
     for path in PATHS:
         kernels.use(path)
         results.append(attend(q, k, v))
-    assert len({result.tobytes() for result in results}) == 1
+        rounded = [kernels.round_heads(mx.array(each)) for each in (k, v)]
+        by_words.append(np.array(kernels.attend(mx.array(q), *rounded, SCALE)).tobytes())
+    assert len({result.tobytes() for result in results}) == len(set(by_words)) == 1
     # One query after another, in a row that begins later, beside another row.
     count, tokens = q.shape[2], k.shape[2]
     room = [np.pad(each, [(1, 0), (0, 0), (padded, 0), (0, 0)]) for each in (k, v)]
@@ -203,8 +219,8 @@ def test_what_does_not_fit_is_refused(says: str, shapes: tuple[tuple[int, ...], 
     ("says", "types"),
     [
         ("queries are float32", ("f2", "f2", "f2")),
-        ("keys are float32 or float16", ("f4", "i2", "i2")),
-        ("of one type", ("f4", "f2", "f4")),
+        ("keys are float32 or int16", ("f4", "f2", "f2")),
+        ("of one type", ("f4", "f4", "f2")),
     ],
 )
 def test_types_that_do_not_fit_are_refused(says: str, types: tuple[str, ...]) -> None:
@@ -212,4 +228,8 @@ def test_types_that_do_not_fit_are_refused(says: str, types: tuple[str, ...]) ->
     with pytest.raises(ValueError, match=says):
         attend(*(np.zeros(shape, type_) for shape, type_ in zip(shapes, types, strict=True)))
     with pytest.raises(ValueError, match="float32"):
-        kernels.narrow(mx.zeros(3, mx.float16))
+        kernels.round_heads(mx.zeros(16, mx.float16))
+    with pytest.raises(ValueError, match="multiple of 16"):
+        kernels.round_heads(mx.zeros((3, 24)))
+    with pytest.raises(ValueError, match="multiple of 16"):  # With their scales they would be.
+        attend(*(np.zeros(shape, "i2" if i else "f4") for i, shape in enumerate(shapes)))

@@ -65,6 +65,15 @@ def test_weights_of_logits(size: int, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_powers_of_two_are_precise(path: str) -> None:
+    kernels.use(path)
+    x = np.linspace(-126, 0, 100_001, dtype=np.float32)[None]
+    found = np.array(kernels.weigh(mx.array(x), mx.ones((1, 1)))).astype(np.float64)
+    assert np.abs(found / 2.0 ** x.astype(np.float64) - 1).max() < 3e-7
+    assert (np.diff(found) >= 0).all()
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_weights_of_logits_that_are_none(path: str) -> None:
     kernels.use(path)
     logits = np.array([[-np.inf] * 20, [np.nan] * 20, [0.0, np.nan] + [-np.inf] * 18], np.float32)

@@ -51,21 +51,21 @@ class Way(NamedTuple):
 
 
 def choose_way(*, on_cpu: bool, by_kernels: bool) -> Way:
-    """The fastest. By the kernels, keys and values are kept in half precision: that takes half of
-    the memory, and half of what a step reads. By others they are kept as they come, since MLX's
-    products are slow in half precision on a CPU."""
+    """The fastest. By the kernels, keys and values are kept in 16 bits, which takes half of the
+    memory, and half of what a step reads. By others they are kept as they come."""
     if by_kernels:
-        return Way(attend_by_kernels, _halves)
-    return Way(partial(attend, by_products=on_cpu), _as_they_come)
+        return Way(attend_by_kernels, _rounded)
+    return Way(partial(attend, by_products=on_cpu), as_they_come)
 
 
-def _as_they_come(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+def as_they_come(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    """The keys and values."""
     return keys, values
 
 
-def _halves(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-    if cpu.attends(queries, values) and values.dtype == mx.float32:
-        return cpu.narrow(keys), cpu.narrow(values)
+def _rounded(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    if cpu.attends(queries, keys, values):
+        return cpu.round_heads(keys), cpu.round_heads(values)
     return keys, values
 
 
@@ -79,7 +79,7 @@ def attend_by_kernels(
 ) -> mx.array:
     """The same by headrace_kernels, where these cover it: of each query by itself, so that a row's
     results are the same to the bit alone, in a batch, in a prompt and when it is resumed."""
-    if cpu.attends(queries, values):
+    if cpu.attends(queries, keys, values):
         return cpu.attend(queries, keys, values, scale, padding, recent)
     return attend(queries, keys, values, scale, padding, recent, by_products=True)
 

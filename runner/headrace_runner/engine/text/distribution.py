@@ -33,9 +33,9 @@ def peak(logits: mx.array) -> mx.array:
 def weights(logits: mx.array, largest: mx.array, scale: mx.array | float) -> mx.array:
     """Unnormalised probabilities, 1 for the likeliest; never under LEAST_WEIGHT.
 
-    2 to the power of the logits' distance to `largest`, their `peak`, [rows, 1], times
-    `scale`, [rows, 1]: log2(e) over the temperature. MLX's `power` takes a third of the
-    time of its `exp` on a CPU, and headrace_kernels, who find the largest on the way,
+    2 to the power of the finite logits' distance to `largest`, their `peak`, [rows, 1],
+    times `scale`, [rows, 1]: log2(e) over the temperature. MLX's `power` takes a third of
+    the time of its `exp` on a CPU, and headrace_kernels, which find the peak themselves,
     a fraction of that.
     """
     if cpu.weighs(logits):
