@@ -19,9 +19,10 @@
 namespace headrace {
 namespace {
 
-// Sixteen times the sum of sixteen sums, each in the order of `sum`.
+// Of sixteen times sixteen sums what each sixteen come to, in the order of `sum`. `kInRegisters`:
+// for how many of these registers have room while they are made.
 #ifdef __AVX512F__
-constexpr int kInRegisters = 16;  // Times sixteen sums.
+constexpr int kInRegisters = 16;
 
 HEADRACE_INLINE void add_up(F (*v)[1], float* to) {
   for (int i = 0; i < 8; ++i)

@@ -94,7 +94,7 @@ struct Path {
                  int64_t turned, int64_t size, float* out);
 
   // Some queries of one head of keys, no more than `kQueries`. `scores` has room for the length of
-  // each, in whole vectors.
+  // each, in sixteens.
   void (*attend)(const Attention<float>& attention, int64_t row, int64_t key_head, int64_t query,
                  int64_t end_query, float* scores);
   void (*attend_rounded)(const Attention<int16_t>& attention, int64_t row, int64_t key_head,

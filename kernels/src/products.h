@@ -119,11 +119,11 @@ void multiply_tile(const Format& format, int64_t inputs, const uint8_t* block, c
     }
     for (int row = 0; row < Rows; ++row)
       for (int i = 0; i < kTogether; ++i) {
-        const int at = first + i * Isa::width, left = live - at;
+        const int output = first + i * Isa::width, left = live - output;
         if (left >= Isa::width)
-          store(out + row * outputs + at, result[row][i]);
+          store(out + row * outputs + output, result[row][i]);
         else if (left > 0)
-          std::memcpy(out + row * outputs + at, &result[row][i], 4 * left);
+          std::memcpy(out + row * outputs + output, &result[row][i], 4 * left);
       }
   }
 }
