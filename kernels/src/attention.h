@@ -93,36 +93,20 @@ HEADRACE_INLINE float scale_at(const float*) { return 1; }
 HEADRACE_INLINE float scale_at(const int16_t* end) { return load<float>(end); }
 
 void round_head(const float* x, int16_t* out, int64_t size) {
-  constexpr float kMost = 32767.0f;
-  // Vectors whose numbers are all smaller count as zeros: 32767 divided by them would be infinite.
-  constexpr float kLeast = 1e-33f;
-  I largest_of = {};
-  for (int64_t at = 0; at < size; at += kWidth) {
-    // As whole numbers the bits are in order, infinity and NaN above all others.
-    const I some = bits<I>(load<F>(x + at)) & 0x7fffffff;
-    largest_of = some > largest_of ? some : largest_of;
-  }
-  const int32_t largest = greatest(largest_of);
-  const float most = bits<float>(largest);
-  float scale = 0, inverse = 0;
-  if (largest >= kInfinity) {
-    scale = bits<float>(int32_t(0x7fc00000));  // NaN, in all of the vector.
-  } else if (most >= kLeast) {
-    scale = most / kMost;
-    inverse = kMost / most;
-  }
-  for (int64_t at = 0; at < size; at += kWidth) {
-    const F v = largest >= kInfinity ? F{} : load<F>(x + at);
-    const I q = bits<I>(v * inverse + kRounder) - bits<int32_t>(kRounder);
-    store(out + at, convert<Vector<kWidth>::S>(q));
-  }
-  store(out + size, scale);
+  I sizes = {};
+  for (int64_t at = 0; at < size; at += kWidth) sizes = larger(sizes, load<F>(x + at));
+  // 32767 divided by what is smaller would be infinite.
+  const Rounding rounding(greatest(sizes), 32767.0f, 1e-33f);
+  for (int64_t at = 0; at < size; at += kWidth)
+    store(out + at, convert<Vector<kWidth>::S>(rounding.whole(load<F>(x + at))));
+  store(out + size, rounding.scale);
 }
 
-// One query's scores for sixteen keys, of which the last may be there several times.
+// One query's scores for sixteen keys, of which the last may be there several times, times
+// `scales`.
 template <class Kept>
 HEADRACE_INLINE void scores_of(const float* query, const Kept* keys, int64_t step, int count,
-                               int64_t size, float scale, float* to) {
+                               int64_t size, const float* scales, float* to) {
   F dots[16][kParts];
   for (int first = 0; first < 16; first += kInRegisters) {
     F some[kInRegisters][kParts] = {};
@@ -137,9 +121,6 @@ HEADRACE_INLINE void scores_of(const float* query, const Kept* keys, int64_t ste
     std::memcpy(&dots[first], some, sizeof some);
   }
   add_up(dots, to);
-  float scales[16];
-  for (int i = 0; i < 16; ++i)
-    scales[i] = scale * scale_at(keys + (i < count ? i : count - 1) * step + size);
   for (int i = 0; i < 16; i += kWidth) store(to + i, load<F>(scales + i) * load<F>(to + i));
 }
 
@@ -189,12 +170,15 @@ void attend(const Attention<Kept>& a, int64_t row, int64_t head, int64_t first, 
 
   const int64_t most = a.length - start;
   for (int64_t key = 0; key < most; key += 16) {
+    float scales[16] = {};
+    for (int i = 0; i < 16 && key + i < most; ++i)
+      scales[i] = a.scale * scale_at(keys + (key + i) * a.keys.step[2] + a.size);
     for (int64_t query = first; query < end; ++query) {
       const int64_t left = seen(query) - key;
       if (left <= 0) continue;
       float* to = scores + (query - first) * room + key;
       scores_of(a.queries.at(row, head_of(query), query % a.tokens), keys + key * a.keys.step[2],
-                a.keys.step[2], left < 16 ? left : 16, a.size, a.scale, to);
+                a.keys.step[2], left < 16 ? left : 16, a.size, scales, to);
       for (int64_t i = left; i < 16; ++i) to[i] = kNever;
     }
   }

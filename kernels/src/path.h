@@ -1,5 +1,5 @@
 // What is computed by other instructions on other CPUs. Each path is compiled from the same
-// templates (vectors.h, products.h, elementwise.h) and gives the same bits.
+// templates (vectors.h, products.h, elementwise.h, attention.h) and gives the same bits.
 #pragma once
 
 #include <cstdint>

@@ -19,42 +19,22 @@
 namespace headrace {
 namespace {
 
-constexpr float kMost = 127.0f;
-// Chunks whose numbers are all smaller count as zeros: 127 divided by them would be infinite.
-constexpr float kLeast = 1e-35f;
-
 void round_row(const float* x, int64_t inputs, int step, int8_t* to, float* scales, float* sums) {
   typedef int8_t Bytes __attribute__((vector_size(kWidth)));
-  constexpr int kVectors = kChunk / kWidth;
   for (int64_t at = 0; at < inputs; at += kChunk) {
-    F v[kVectors];
-    I largest_of = {};
-    for (int i = 0; i < kVectors; ++i) {
-      v[i] = load<F>(x + at + i * kWidth);
-      // As whole numbers the bits are in order, infinity and NaN above all others.
-      const I size = bits<I>(v[i]) & 0x7fffffff;
-      largest_of = size > largest_of ? size : largest_of;
-    }
-    const int32_t largest = greatest(largest_of);
-    const float most = bits<float>(largest);
-    float inverse = 0;  // Of what is left out here the whole numbers are 0.
-    if (largest >= kInfinity) {
-      *scales = bits<float>(int32_t(0x7fc00000));  // NaN, in every output of the row.
-      for (F& each : v) each = F{};
-    } else if (most < kLeast) {
-      *scales = 0;
-    } else {
-      *scales = most / kMost;
-      inverse = kMost / most;
-    }
+    I sizes = {};
+    for (int i = 0; i < kChunk; i += kWidth) sizes = larger(sizes, load<F>(x + at + i));
+    // 127 divided by what is smaller would be infinite.
+    const Rounding rounding(greatest(sizes), 127.0f, 1e-35f);
     I total = {};
     int8_t bytes[kChunk];
-    for (int i = 0; i < kVectors; ++i) {
-      const I q = bits<I>(v[i] * inverse + kRounder) - bits<int32_t>(kRounder);
-      total += q;
-      store(bytes + i * kWidth, convert<Bytes>(q));
+    for (int i = 0; i < kChunk; i += kWidth) {
+      const I whole = rounding.whole(load<F>(x + at + i));
+      total += whole;
+      store(bytes + i, convert<Bytes>(whole));
     }
-    *sums = *scales * float(sum(total));
+    *scales = rounding.scale;
+    *sums = rounding.scale * float(sum(total));
     for (int word = 0; word < kChunk / 4; ++word, to += 4 * step)
       std::memcpy(to, bytes + 4 * word, 4);
     scales += step;

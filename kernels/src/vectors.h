@@ -36,7 +36,6 @@ constexpr int kParts = kSums / kWidth;
 using F = Vector<kWidth>::F;
 using I = Vector<kWidth>::I;
 
-constexpr int32_t kInfinity = 0x7f800000;
 constexpr float kRounder = 0x1.8p23f;  // Added to a small number, it leaves a whole one behind.
 
 #define HEADRACE_INLINE inline __attribute__((always_inline))
@@ -111,6 +110,40 @@ HEADRACE_INLINE auto greatest(V v) {
   for (int i = 1; i < kWidth; ++i) most = v[i] > most ? v[i] : most;
   return most;
 }
+
+// The larger of sizes so far and those of some numbers, by their bits: as whole numbers these are
+// in order, infinity and NaN above all others.
+HEADRACE_INLINE I larger(I sizes, F x) {
+  const I size = bits<I>(x) & 0x7fffffff;
+  return size > sizes ? size : sizes;
+}
+
+// How numbers are rounded together: to whole ones up to `most`, by the largest of them, whose bits
+// are given. `scale` is what the whole ones are multiplied with. They are 0, and it is as well,
+// where all numbers are smaller than `least`; and it is NaN where one is not finite.
+struct Rounding {
+  float scale = 0;
+
+  HEADRACE_INLINE Rounding(int32_t largest, float most, float least) {
+    constexpr int32_t kInfinity = 0x7f800000;
+    const float size = bits<float>(largest);
+    finite_ = largest < kInfinity;
+    if (!finite_) {
+      scale = bits<float>(int32_t(0x7fc00000));
+    } else if (size >= least) {
+      scale = size / most;
+      inverse_ = most / size;
+    }
+  }
+
+  HEADRACE_INLINE I whole(F x) const {
+    return bits<I>((finite_ ? x : F{}) * inverse_ + kRounder) - bits<int32_t>(kRounder);
+  }
+
+ private:
+  float inverse_ = 0;
+  bool finite_;
+};
 
 }  // namespace
 }  // namespace headrace
