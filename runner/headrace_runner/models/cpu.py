@@ -88,7 +88,8 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array, dims: int, traditional: bo
 
 
 def weighs(logits: mx.array) -> bool:
-    """Whether `weigh` is to be had for these: where a model is computed with the kernels."""
+    """Whether `weigh` is to be had for these: where the kernels were loaded, for a model's layers.
+    For this alone they are not, since a package that breaks would break a request."""
     return logits.dtype == mx.float32 and "headrace_kernels" in sys.modules
 
 

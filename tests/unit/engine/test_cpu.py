@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.mla import QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from headrace_runner.engine.text import layouts
 from headrace_runner.engine.text.flat import FlatPass
 from headrace_runner.engine.text.flat_layout import FlatLayout
 from headrace_runner.engine.text.layout import Piece
@@ -220,6 +221,16 @@ def test_keys_and_values_take_half_of_the_room() -> None:
     assert {each.dtype for each in plain._nothing.keys} == {mx.float32}
     assert {each.dtype for each in (*ours._nothing.keys, *ours._nothing.values)} == {mx.int16}
     assert ours.row_bytes(100) / plain.row_bytes(100) == (2 * size + 4) / (4 * size)
+
+
+def test_where_rounding_them_changes_too_much_they_stay(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(layouts, "_TOLERANCE_KEPT", 0.0)
+    layout: Any = choose_layout(packed(quantised()), on_cpu=True, prefix_bytes=0)
+    assert type(layout) is FlatLayout
+    assert {each.dtype for each in layout._nothing.keys} == {mx.float32}
+    assert "kept in float32" in caplog.text
 
 
 # Computed in Headrace's way, and on mlx-lm's caches.

@@ -13,6 +13,7 @@ import pytest
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import quantize
 from mlx_lm.models import deepseek_v3
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import ChunkedKVCache
@@ -22,6 +23,7 @@ from headrace_runner.engine.text.flat_layout import FlatLayout
 from headrace_runner.engine.text.layouts import choose_layout
 from headrace_runner.engine.text.memory import plan
 from headrace_runner.engine.text.stock_layout import StockLayout
+from headrace_runner.models import cpu
 from tests.unit.engine.rows import (
     ARCHITECTURES,
     STOCK,
@@ -122,8 +124,8 @@ class AttentionOfItsOwn(Module):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.embedding = Embedding(VOCABULARY, 16)
-        self.layers = [Linear(16, 16, bias=False)]
+        self.embedding = Embedding(VOCABULARY, 32)
+        self.layers = [Linear(32, 32, bias=False)]
 
     def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
         hidden: mx.array = self.embedding(inputs)
@@ -168,6 +170,17 @@ def test_a_model_with_attention_of_its_own_is_found_out(
         rows.start(tokens_of(source, length))
     for _ in range(3):
         rows.step(source)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_rounded_does_not_hide_it(seed: int) -> None:
+    pytest.importorskip("headrace_kernels", reason="the kernels are not built: make kernels")
+    mx.random.seed(seed)
+    model = AttentionOfItsOwn()
+    quantize(model, group_size=32, bits=8)
+    cpu.pack(model)
+    assert cpu.rounds(model)
+    assert type(choose_layout(model, on_cpu=True, prefix_bytes=0)) is StockLayout
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)

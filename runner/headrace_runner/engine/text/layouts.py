@@ -67,6 +67,9 @@ def choose_layout(
             rounding = FlatPass(model, layers, head, way, mixture)
             if (rounded := _tried(rounding, expected, _TOLERANCE_KEPT)) is not None:
                 return FlatLayout(rounding, rounded, prefix_bytes)
+            logger.warning(
+                "keys and values are kept in float32; in 16 bits they change the results"
+            )
         if nothing is not None:
             return FlatLayout(flat, nothing, prefix_bytes)
         logger.warning("the model computes attention in a way of its own; prompts go one by one")
