@@ -27,6 +27,7 @@ from headrace.errors import (
 from headrace.host import machine as host
 from headrace.host.handover import FailureCause, ReportWriter
 from headrace.host.sockets import remove_stale
+from headrace.rpc import loop
 from headrace.rpc.health import NOT_SERVING, SERVING, HealthServicer
 from headrace.rpc.options import server_options
 from headrace.rpc.protection import Protection, ProtectionError
@@ -78,7 +79,7 @@ def run(config: RunnerConfig, imports: tuple[int, int] | None = None) -> int:
         resource={names.HEADRACE_MODEL_NAME: config.name},
     )
     try:
-        return asyncio.run(_main(config, report, Start(imports)))
+        return loop.run(_main(config, report, Start(imports)))
     finally:
         telemetry.shutdown()  # First: it may have spans left to report.
         report.close()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from headrace._target import is_local
+from headrace.rpc.loop import run
 from headrace.rpc.protection import Protection, ProtectionError
 from headrace_server.app import App, end
 from headrace_server.config import ConfigError, Effective, Sources, as_toml, read
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with telemetry(config) as on_span:
         try:
-            return asyncio.run(_run(sources, effective, protection, on_span))
+            return run(_run(sources, effective, protection, on_span))
         except CannotListenError as error:
             logger.error("%s", error)  # noqa: TRY400  # the user's to mend: no traceback
             return 1

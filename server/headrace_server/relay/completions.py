@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
+
 from headrace.errors import RunnerCrashed
 from headrace.telemetry import names
 from headrace.v1.completion_pb2 import (
-    CompletionDelta,
     CompletionProgress,
     CompletionStarted,
     StreamCompletionRequest,
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 # The first byte of a StreamCompletionResponse is the tag of its event.
 _STARTED, _DELTA, _COMPLETED = b"\x0a", b"\x1a", b"\x22"
+
+_UNREAD = 64
+"""Deltas of one choice that pass before they are looked into, all at once."""
 
 
 @dataclass(slots=True)
@@ -45,16 +49,31 @@ def carried_tokens(request: StreamCompletionRequest) -> int:
 class CompletionRecord(StreamRecord):
     """The record of a StreamCompletion."""
 
-    __slots__ = ("_carried", "_choices", "_last_token_at", "_request", "_told", "first_token_at")
+    __slots__ = (
+        "_carried",
+        "_choices",
+        "_fault",
+        "_last_token_at",
+        "_limit",
+        "_request",
+        "_told",
+        "_unread",
+        "first_token_at",
+    )
 
     method = "/headrace.v1.CompletionService/StreamCompletion"
 
-    def __init__(self, request: bytes, arrived: float, carried: int = 0) -> None:
+    def __init__(self, request: bytes, arrived: float, carried: int = 0, choices: int = 1) -> None:
         """`request`: a StreamCompletionRequest, as the client sent it. `carried`: tokens that it
-        brings to be carried on."""
+        brings to be carried on. `choices`: how many it wants."""
         super().__init__(arrived)
         self._request = request
         self._carried = carried
+        self._unread: list[bytes] = []
+        """Deltas that the client was sent, and whose token ids are still to be taken from them."""
+        self._limit = _UNREAD if choices == 1 else 1
+        self._fault = ""
+        """What does not fit together in what the client was sent."""
         self._told: CompletionStarted | None = None
         """What the client was told of the beginning. Every attempt is held to it."""
         self._choices: dict[int, _Choice] = {}
@@ -70,10 +89,12 @@ class CompletionRecord(StreamRecord):
     @property
     def tokens_made(self) -> int:
         """Tokens that the client was sent, without those that its request resumed."""
+        self._read()
         return sum(len(choice.sent) for choice in self._choices.values())
 
     def seconds_per_token(self) -> float | None:
         """Of the longest choice, behind its first token; None where it has no more."""
+        self._read()
         longest = max((len(choice.sent) for choice in self._choices.values()), default=0)
         if longest < 2 or self.first_token_at is None:
             return None
@@ -82,6 +103,7 @@ class CompletionRecord(StreamRecord):
     @property
     def tokens_sent(self) -> int | None:
         """Output tokens that the client was sent; None before the first."""
+        self._read()
         if not self._choices:
             return None
         return sum(choice.before + len(choice.sent) for choice in self._choices.values())
@@ -130,6 +152,8 @@ class CompletionRecord(StreamRecord):
         request = StreamCompletionRequest.FromString(self._request)
         request.request_id = self._told.id
         request.sampling.seed = self._told.seed
+        self._read()
+        self._stay_in_step()
         if self._choices:
             self._resume(request)
         return request.SerializeToString()
@@ -149,7 +173,7 @@ class CompletionRecord(StreamRecord):
     def take(self, data: bytes, now: float) -> bytes | None:
         event = data[:1]
         if event == _DELTA:
-            self._note(StreamCompletionResponse.FromString(data).delta, now)
+            self._note(data, now)
         elif event == _STARTED:
             return self._start(data, now)
         elif event == _COMPLETED:
@@ -163,27 +187,54 @@ class CompletionRecord(StreamRecord):
         self._told = StreamCompletionResponse.FromString(data).started
         return data
 
-    def _note(self, delta: CompletionDelta, now: float) -> None:
-        new = len(delta.token_ids)
-        choice = self._choices.get(delta.choice)
-        if choice is None:
-            choice = self._choices[delta.choice] = _Choice(delta.output_tokens - new)
-        if choice.before + len(choice.sent) + new != delta.output_tokens:
-            raise OutOfStepError(
-                f"choice {delta.choice} has {len(choice.sent)} tokens behind {choice.before}, and "
-                f"{new} more make {delta.output_tokens}"
-            )
-        choice.sent.extend(delta.token_ids)
-        self._deaths = self._kills = 0
+    def _note(self, data: bytes, now: float) -> None:
+        """A delta. The first of an attempt is looked into at once: it has to begin where the stream
+        is. Those behind it wait until they are some, or are asked about."""
         attempt = self._attempt
+        self._unread.append(data)
+        if attempt.first_at is None or len(self._unread) >= self._limit:
+            self._read()
+            self._stay_in_step()
+        self._deaths = self._kills = 0
         attempt.last_at = self._last_token_at = now
         if attempt.first_at is None:
             attempt.first_at = now
             if self.first_token_at is None:
                 self.first_token_at = now
 
+    def _read(self) -> None:
+        """Take the token ids from the deltas that have passed. Never raises."""
+        if not self._unread:
+            return
+        # Messages one behind the other are one message, whose lists are theirs joined and whose
+        # numbers are the last one's. To decode that takes a tenth of decoding each.
+        data = b"".join(self._unread)
+        self._unread.clear()
+        try:
+            delta = StreamCompletionResponse.FromString(data).delta
+        except DecodeError as error:
+            self._fault = f"a delta cannot be read: {error}"
+            return
+        new = len(delta.token_ids)
+        choice = self._choices.get(delta.choice)
+        if choice is None:
+            choice = self._choices[delta.choice] = _Choice(delta.output_tokens - new)
+        if choice.before + len(choice.sent) + new != delta.output_tokens:
+            self._fault = (
+                f"choice {delta.choice} has {len(choice.sent)} tokens behind {choice.before}, and "
+                f"{new} more make {delta.output_tokens}"
+            )
+        choice.sent.extend(delta.token_ids)
+
+    def _stay_in_step(self) -> None:
+        """Raises OutOfStepError where what was sent does not fit together."""
+        if self._fault:
+            raise OutOfStepError(self._fault)
+
     def _complete(self, data: bytes, now: float) -> bytes:
         """The runner's `completed`, of all attempts."""
+        self._read()
+        self._stay_in_step()
         self.completed = True
         message = StreamCompletionResponse.FromString(data)
         completed = message.completed

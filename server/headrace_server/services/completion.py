@@ -51,5 +51,7 @@ class CompletionServicer:
             attributes=request_attributes(message),
         )
         with self._planner.adapters.using(adapter):
-            record = partial(CompletionRecord, carried=carried_tokens(message))
+            record = partial(
+                CompletionRecord, carried=carried_tokens(message), choices=max(1, message.n)
+            )
             await self._relay.stream(record, request.data, terms, context.write)

@@ -121,7 +121,7 @@ class Play:
             request.resume_token_ids.extend([1] * RESUMED)
         self.now = data.draw(steps)
         carried = carried_tokens(request)
-        self.record = CompletionRecord(request.SerializeToString(), self.now, carried)
+        self.record = CompletionRecord(request.SerializeToString(), self.now, carried, choices)
         self.view = View()
 
     def pass_time(self) -> float:
@@ -212,13 +212,57 @@ def test_kills_from_outside_are_no_evidence_but_have_an_end_too() -> None:
     assert not record.lost(1.0, End.KILLED)
 
 
-def test_a_delta_that_is_out_of_step_is_noticed() -> None:
+def _delta(tokens: int, of: int) -> bytes:
+    delta = CompletionDelta(text="w", token_ids=[1] * tokens, output_tokens=of)
+    return StreamCompletionResponse(delta=delta).SerializeToString()
+
+
+def test_the_first_delta_of_an_attempt_has_to_begin_where_the_stream_is() -> None:
     record = CompletionRecord(b"", 0.0)
-    delta = CompletionDelta(token_ids=[1, 2], output_tokens=2)
-    data = StreamCompletionResponse(delta=delta).SerializeToString()
-    assert record.take(data, 1.0) == data
+    record.ask(0.0)
+    assert record.take(_delta(2, of=2), 1.0)
+    assert record.lost(1.0, End.DIED)
+    record.ask(1.0)
+    with pytest.raises(OutOfStepError, match="has 2 tokens behind 0, and 2 more make 2"):
+        record.take(_delta(2, of=2), 2.0)
+
+
+@pytest.mark.parametrize("gap", [0, 2])
+def test_a_stream_that_is_out_of_step_does_not_complete(gap: int) -> None:
+    record = CompletionRecord(b"", 0.0)
+    start = StreamCompletionResponse(started=CompletionStarted(prompt_tokens=7))
+    record.take(start.SerializeToString(), 1.0)
+    end = StreamCompletionResponse()
+    end.completed.choices.add()
+    for count, of in enumerate((1, 2, 2 + gap, 3 + gap), start=1):
+        assert record.take(_delta(1, of), 1.0)
+        if count == 3:
+            assert record.tokens_sent == 3, "who asks is told, and nothing is forgotten"
     with pytest.raises(OutOfStepError):
-        record.take(data, 2.0)
+        record.take(end.SerializeToString(), 2.0)
+    assert not record.completed
+    with pytest.raises(OutOfStepError):
+        record.ask(2.0)
+
+
+def test_a_long_stream_that_is_out_of_step_is_noticed_on_its_way() -> None:
+    record = CompletionRecord(b"", 0.0)
+    counts = (count for count in range(1, 1000) if count != 2)
+
+    def take_all() -> None:
+        for count in counts:
+            record.take(_delta(1, of=count), 1.0)
+
+    with pytest.raises(OutOfStepError):
+        take_all()
+    assert next(counts) < 100
+
+
+def test_a_delta_that_cannot_be_read_ends_its_stream() -> None:
+    record = CompletionRecord(b"", 0.0)
+    with pytest.raises(OutOfStepError, match="cannot be read"):
+        record.take(b"\x1a\x7f", 1.0)
+    assert record.output().output_tokens == 0
 
 
 def test_a_stream_is_timed_over_all_its_runners() -> None:

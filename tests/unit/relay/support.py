@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,10 @@ class Stage:
         self.sent.append(StreamCompletionResponse.FromString(data))
         self._news.set()
 
-    async def stream(self, time_remaining: float | None = None) -> None:
+    async def stream(self, time_remaining: float | None = None, choices: int = 1) -> None:
         terms = Terms(self.model, time_remaining=time_remaining)
-        await self.relay.stream(CompletionRecord, REQUEST, terms, self.write)
+        record = partial(CompletionRecord, choices=choices)
+        await self.relay.stream(record, REQUEST, terms, self.write)
 
     async def fails(self, kind: type[HeadraceError], **more: Any) -> HeadraceError:
         with pytest.raises(kind) as caught:

@@ -37,7 +37,7 @@ async def test_c1_a_stream_that_advances_outlives_any_number_of_runners(
     stage: Stage, choices: int
 ) -> None:
     stage.set(dying(4, 1, 2, 1, 1, choices=choices), max_crashes=99)
-    await stage.stream()
+    await stage.stream(choices=choices)
     assert stage.events == ["started", *["delta"] * 12 * choices, "completed"]
     for choice in range(choices):
         deltas = [m.delta for m in stage.sent if m.HasField("delta") and m.delta.choice == choice]

@@ -37,7 +37,7 @@ async def test_two_deaths_before_the_first_event_are_unavailable_with_the_cause(
 
 async def test_the_tokens_of_all_choices_count_as_sent(stage: Stage) -> None:
     stage.set(dying(3, 0, choices=2))
-    error = await stage.fails(RunnerCrashed)
+    error = await stage.fails(RunnerCrashed, choices=2)
     assert error.code is grpc.StatusCode.ABORTED
     assert dict(error.metadata) == {"cause": "OUT_OF_MEMORY", "tokens_sent": "6"}
 
