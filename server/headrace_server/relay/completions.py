@@ -50,11 +50,11 @@ class CompletionRecord(StreamRecord):
     """The record of a StreamCompletion."""
 
     __slots__ = (
+        "_alone",
         "_carried",
         "_choices",
         "_fault",
         "_last_token_at",
-        "_limit",
         "_request",
         "_told",
         "_unread",
@@ -71,7 +71,7 @@ class CompletionRecord(StreamRecord):
         self._carried = carried
         self._unread: list[bytes] = []
         """Deltas that the client was sent, and whose token ids are still to be taken from them."""
-        self._limit = _UNREAD if choices == 1 else 1
+        self._alone = choices == 1
         self._fault = ""
         """What does not fit together in what the client was sent."""
         self._told: CompletionStarted | None = None
@@ -110,7 +110,7 @@ class CompletionRecord(StreamRecord):
 
     @property
     def begun(self) -> bool:
-        return bool(self._choices)
+        return bool(self._choices or self._unread)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -147,13 +147,13 @@ class CompletionRecord(StreamRecord):
 
     def ask(self, now: float) -> bytes:
         self._attempt = AttemptTimes(now)
+        self._read()
+        self._stay_in_step()
         if self._told is None:
             return self._request
         request = StreamCompletionRequest.FromString(self._request)
         request.request_id = self._told.id
         request.sampling.seed = self._told.seed
-        self._read()
-        self._stay_in_step()
         if self._choices:
             self._resume(request)
         return request.SerializeToString()
@@ -188,11 +188,13 @@ class CompletionRecord(StreamRecord):
         return data
 
     def _note(self, data: bytes, now: float) -> None:
-        """A delta. The first of an attempt is looked into at once: it has to begin where the stream
-        is. Those behind it wait until they are some, or are asked about."""
+        """A delta. They are looked into once they are some, or somebody asks; but before it passes
+        where there are choices to tell apart, or where it has to begin where another runner ended.
+        """
         attempt = self._attempt
         self._unread.append(data)
-        if attempt.first_at is None or len(self._unread) >= self._limit:
+        joins = self.moves > 0 and attempt.first_at is None
+        if joins or not self._alone or len(self._unread) >= _UNREAD:
             self._read()
             self._stay_in_step()
         self._deaths = self._kills = 0
@@ -218,7 +220,8 @@ class CompletionRecord(StreamRecord):
         new = len(delta.token_ids)
         choice = self._choices.get(delta.choice)
         if choice is None:
-            choice = self._choices[delta.choice] = _Choice(delta.output_tokens - new)
+            before = self._carried if self._alone else delta.output_tokens - new
+            choice = self._choices[delta.choice] = _Choice(before)
         if choice.before + len(choice.sent) + new != delta.output_tokens:
             self._fault = (
                 f"choice {delta.choice} has {len(choice.sent)} tokens behind {choice.before}, and "

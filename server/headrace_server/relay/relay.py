@@ -161,13 +161,13 @@ class Relay:
             async with aclosing(attempt) as messages:
                 async for data in messages:
                     passed = record.take(data, now())
-                    if record.advanced and not advanced:
-                        advanced = True
-                        ticket.advanced()
-                        if turn is not None:
-                            turn.end()
+                    if turn is not None and record.advanced:
+                        turn.end()
                     if passed is not None:
                         await write(passed)
+                    if record.advanced and not advanced:  # The client first: it waits for this.
+                        advanced = True
+                        ticket.advanced()
             if not record.completed:
                 raise RuntimeError(f"runner {ticket.life.id} ended a stream without `completed`")
 

@@ -312,14 +312,24 @@ class Scheduler:
         self._positions = None
         for action in actions:
             self._carry_out(action)
-        if self._timer is not None:
-            self._timer.cancel()
-        wake = self._state.wake_at(now)  # What has become due since is due at once.
-        self._timer = None
-        if wake != math.inf:
-            # In a context of its own: what time brings is not part of anybody's trace.
-            self._timer = self._loop.call_at(wake, self._feed, Tick(), context=Context())
+        self._wake_at(self._state.wake_at(now))  # What has become due since is due at once.
         self._announce(now=not is_routine(event, actions))
+
+    def _wake_at(self, due: float) -> None:
+        """Have the core told of the time then, or earlier: that changes nothing, and a timer for
+        every request's coming and going would cost more."""
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if due != math.inf:
+            # In a context of its own: what time brings is not part of anybody's trace.
+            self._timer = self._loop.call_at(due, self._tick, context=Context())
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._feed(Tick())
 
     def _announce(self, *, now: bool) -> None:
         """Have those who wait look again, and those told who watch: now, or within a moment."""

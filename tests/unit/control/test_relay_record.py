@@ -258,11 +258,15 @@ def test_a_long_stream_that_is_out_of_step_is_noticed_on_its_way() -> None:
     assert next(counts) < 100
 
 
-def test_a_delta_that_cannot_be_read_ends_its_stream() -> None:
+def test_a_stream_with_a_delta_that_cannot_be_read_does_not_complete() -> None:
     record = CompletionRecord(b"", 0.0)
+    record.take(_delta(1, of=1), 1.0)
+    record.take(b"\x1a\x7f", 1.0)
+    end = StreamCompletionResponse()
+    end.completed.choices.add()
     with pytest.raises(OutOfStepError, match="cannot be read"):
-        record.take(b"\x1a\x7f", 1.0)
-    assert record.output().output_tokens == 0
+        record.take(end.SerializeToString(), 2.0)
+    assert not record.completed
 
 
 def test_a_stream_is_timed_over_all_its_runners() -> None:

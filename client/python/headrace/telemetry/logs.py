@@ -26,7 +26,7 @@ from headrace.telemetry.records import MAX_TIME
 
 BUFFER_BYTES: Final = 1 << 20
 """Log text held for a slow reader. What comes on top is dropped and counted."""
-_GATHER: Final = 0.01
+_GATHER: Final = 0.05
 """Seconds for which lines are gathered after a write, before the next one. Waking a thread for
 every line would cost the process more than the lines do."""
 
