@@ -18,7 +18,7 @@ from headrace.v1.completion_pb2 import (
     StreamCompletionResponse,
 )
 from headrace_server.measures import Output
-from headrace_server.relay.record import AttemptTimes, OutOfStepError, StreamRecord
+from headrace_server.relay.record import AttemptTimes, End, OutOfStepError, StreamRecord
 
 if TYPE_CHECKING:
     from headrace_server.scheduling.ticket import Wait
@@ -54,6 +54,7 @@ class CompletionRecord(StreamRecord):
         "_carried",
         "_choices",
         "_fault",
+        "_flows",
         "_last_token_at",
         "_request",
         "_told",
@@ -72,6 +73,8 @@ class CompletionRecord(StreamRecord):
         self._unread: list[bytes] = []
         """Deltas that the client was sent, and whose token ids are still to be taken from them."""
         self._alone = choices == 1
+        self._flows = False
+        """Whether the attempt has its first token, and deltas need not be looked into at once."""
         self._fault = ""
         """What does not fit together in what the client was sent."""
         self._told: CompletionStarted | None = None
@@ -147,6 +150,7 @@ class CompletionRecord(StreamRecord):
 
     def ask(self, now: float) -> bytes:
         self._attempt = AttemptTimes(now)
+        self._flows = False
         self._read()
         self._stay_in_step()
         if self._told is None:
@@ -173,7 +177,10 @@ class CompletionRecord(StreamRecord):
     def take(self, data: bytes, now: float) -> bytes | None:
         event = data[:1]
         if event == _DELTA:
-            self._note(data, now)
+            self._unread.append(data)
+            self._last_token_at = now
+            if not self._flows or len(self._unread) >= _UNREAD:
+                self._note(now)
         elif event == _STARTED:
             return self._start(data, now)
         elif event == _COMPLETED:
@@ -187,22 +194,24 @@ class CompletionRecord(StreamRecord):
         self._told = StreamCompletionResponse.FromString(data).started
         return data
 
-    def _note(self, data: bytes, now: float) -> None:
-        """A delta. They are looked into once they are some, or somebody asks; but before it passes
-        where there are choices to tell apart, or where it has to begin where another runner ended.
-        """
-        attempt = self._attempt
-        self._unread.append(data)
-        joins = self.moves > 0 and attempt.first_at is None
-        if joins or not self._alone or len(self._unread) >= _UNREAD:
+    def _note(self, now: float) -> None:
+        """A delta that is more than one of many. Those are looked into once they are some, or
+        somebody asks; but before it passes where there are choices to tell apart, or where it has
+        to begin where another runner ended."""
+        begins = self._attempt.first_at is None
+        if not begins or self.moves > 0 or not self._alone:
             self._read()
             self._stay_in_step()
-        self._deaths = self._kills = 0
-        attempt.last_at = self._last_token_at = now
-        if attempt.first_at is None:
-            attempt.first_at = now
+        if begins:
+            self._deaths = self._kills = 0
+            self._flows = self._alone
+            self._attempt.first_at = now
             if self.first_token_at is None:
                 self.first_token_at = now
+
+    def lost(self, now: float, end: End) -> bool:
+        self._attempt.last_at = self._last_token_at
+        return super().lost(now, end)
 
     def _read(self) -> None:
         """Take the token ids from the deltas that have passed. Never raises."""

@@ -155,7 +155,7 @@ class Relay:
         async def tell(wait: Wait) -> None:
             await write(record.waiting(wait))
 
-        async def use(ticket: Ticket, options: dict[str, Any], turn: Turn | None) -> None:
+        async def pass_on(ticket: Ticket, options: dict[str, Any], turn: Turn | None) -> None:
             advanced = False
             attempt = answers(record.method, ticket, record.ask(now()), options)
             async with aclosing(attempt) as messages:
@@ -165,11 +165,16 @@ class Relay:
                         turn.end()
                     if passed is not None:
                         await write(passed)
-                    if record.advanced and not advanced:  # The client first: it waits for this.
+                    if not advanced and record.advanced:  # The client first: it waits for this.
                         advanced = True
                         ticket.advanced()
             if not record.completed:
                 raise RuntimeError(f"runner {ticket.life.id} ended a stream without `completed`")
+
+        async def use(ticket: Ticket, options: dict[str, Any], turn: Turn | None) -> None:
+            # In a task of its own, which is cancelled with this one: it is woken up twice for each
+            # message, and every coroutine that waits above it would be gone through each time.
+            await asyncio.create_task(pass_on(ticket, options, turn), name="passing on")
 
         outcome = "completed"
         try:
