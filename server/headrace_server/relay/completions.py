@@ -64,19 +64,22 @@ class CompletionRecord(StreamRecord):
 
     method = "/headrace.v1.CompletionService/StreamCompletion"
 
-    def __init__(self, request: bytes, arrived: float, carried: int = 0, choices: int = 1) -> None:
+    def __init__(
+        self, request: bytes, arrived: float, carried: int = 0, *, alone: bool = False
+    ) -> None:
         """`request`: a StreamCompletionRequest, as the client sent it. `carried`: tokens that it
-        brings to be carried on. `choices`: how many it wants."""
+        brings to be carried on. `alone`: whether it wants one choice, whose deltas need not be told
+        apart."""
         super().__init__(arrived)
         self._request = request
         self._carried = carried
         self._unread: list[bytes] = []
-        """Deltas that the client was sent, and whose token ids are still to be taken from them."""
-        self._alone = choices == 1
+        """Deltas that came, and whose token ids are still to be taken from them."""
+        self._alone = alone
         self._flows = False
         """Whether the attempt has its first token, and deltas need not be looked into at once."""
         self._fault = ""
-        """What does not fit together in what the client was sent."""
+        """What does not fit together in what came. Nothing is counted from there on."""
         self._told: CompletionStarted | None = None
         """What the client was told of the beginning. Every attempt is held to it."""
         self._choices: dict[int, _Choice] = {}
@@ -113,7 +116,7 @@ class CompletionRecord(StreamRecord):
 
     @property
     def begun(self) -> bool:
-        return bool(self._choices or self._unread)
+        return self.first_token_at is not None
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -214,7 +217,7 @@ class CompletionRecord(StreamRecord):
         return super().lost(now, end)
 
     def _read(self) -> None:
-        """Take the token ids from the deltas that have passed. Never raises."""
+        """Take the token ids from the deltas that came. Never raises."""
         if not self._unread:
             return
         # Messages one behind the other are one message, whose lists are theirs joined and whose
@@ -236,10 +239,11 @@ class CompletionRecord(StreamRecord):
                 f"choice {delta.choice} has {len(choice.sent)} tokens behind {choice.before}, and "
                 f"{new} more make {delta.output_tokens}"
             )
-        choice.sent.extend(delta.token_ids)
+        if not self._fault:
+            choice.sent.extend(delta.token_ids)
 
     def _stay_in_step(self) -> None:
-        """Raises OutOfStepError where what was sent does not fit together."""
+        """Raises OutOfStepError where what came does not fit together."""
         if self._fault:
             raise OutOfStepError(self._fault)
 

@@ -40,8 +40,8 @@ class End(Enum):
 
 
 class OutOfStepError(Exception):
-    """A runner did not go on where the stream was. It is a bug, and not told to the client as
-    output."""
+    """A runner did not go on where the stream was. It is a bug, and the stream ends with it. What
+    another runner than the last gives so is not told to the client as output."""
 
 
 class DivergedError(Exception):

@@ -161,13 +161,15 @@ class Relay:
             async with aclosing(attempt) as messages:
                 async for data in messages:
                     passed = record.take(data, now())
-                    if turn is not None and record.advanced:
-                        turn.end()
+                    if not advanced and record.advanced:
+                        advanced = True
+                        if turn is not None:
+                            turn.end()
+                        # Once the message is on its way: there is a client who waits for it. But
+                        # not behind the write, which lasts for as long as that one does not read.
+                        asyncio.get_running_loop().call_soon(ticket.advanced)
                     if passed is not None:
                         await write(passed)
-                    if not advanced and record.advanced:  # The client first: it waits for this.
-                        advanced = True
-                        ticket.advanced()
             if not record.completed:
                 raise RuntimeError(f"runner {ticket.life.id} ended a stream without `completed`")
 

@@ -220,12 +220,13 @@ class Scheduler:
 
     async def close(self) -> None:
         """Stop every runner now, whatever it does, and wait until all are gone."""
-        if self._timer is not None:
-            self._timer.cancel()
         self._feed(Drain(moves=False))
         for life in self._lives.values():
             life.stop.set()
         await self.drained()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._telling is not None:
             self._telling.cancel()
             self._tell()

@@ -51,7 +51,6 @@ class CompletionServicer:
             attributes=request_attributes(message),
         )
         with self._planner.adapters.using(adapter):
-            record = partial(
-                CompletionRecord, carried=carried_tokens(message), choices=max(1, message.n)
-            )
+            carried, alone = carried_tokens(message), message.n <= 1
+            record = partial(CompletionRecord, carried=carried, alone=alone)
             await self._relay.stream(record, request.data, terms, context.write)

@@ -6,7 +6,6 @@ import difflib
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 from headrace.errors import FieldViolation, InvalidRequest, ModelCorrupt, ModelNotFound
@@ -24,7 +23,6 @@ class Lookup:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._path = lru_cache(maxsize=256)(layout.manifest)  # Every request names a model.
         self._known: dict[Path, tuple[tuple[int, ...], Manifest]] = {}
 
     def list(self) -> list[Manifest]:
@@ -93,9 +91,9 @@ class Lookup:
 
     def _paths(self, name: ModelName) -> Iterator[Path]:
         """Where the model called so may have its manifest."""
-        yield self._path(name)
+        yield self._layout.manifest(name)
         if entry := find(name):
-            yield self._path(entry.name)
+            yield self._layout.manifest(entry.name)
 
 
 def taken(name: ModelName, field: str) -> InvalidRequest:

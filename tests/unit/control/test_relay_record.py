@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from headrace.v1.completion_pb2 import (
     StreamCompletionResponse,
     TokenLogprob,
 )
+from headrace_server.relay import completions
 from headrace_server.relay.completions import CompletionRecord, carried_tokens
 from headrace_server.relay.record import (
     MAX_DEATHS,
@@ -121,7 +123,9 @@ class Play:
             request.resume_token_ids.extend([1] * RESUMED)
         self.now = data.draw(steps)
         carried = carried_tokens(request)
-        self.record = CompletionRecord(request.SerializeToString(), self.now, carried, choices)
+        self.record = CompletionRecord(
+            request.SerializeToString(), self.now, carried, alone=choices == 1
+        )
         self.view = View()
 
     def pass_time(self) -> float:
@@ -145,6 +149,8 @@ class Play:
                 inside = (self.now - asked_at) * self._data.draw(st.floats(0.0, 1.0))
                 message.completed.timings.prefill.CopyFrom(duration(inside))
             passed = record.take(message.SerializeToString(), self.now)
+            if self._data.draw(st.booleans()):
+                assert record.begun is (record.tokens_sent is not None)
             advanced |= message.HasField("delta")
             assert record.advanced is advanced
             if passed is not None:
@@ -174,6 +180,11 @@ class Play:
 
 @given(st.data())
 def test_the_client_s_view_is_the_undisturbed_one(data: st.DataObject) -> None:
+    with patch.object(completions, "_UNREAD", data.draw(st.sampled_from([2, 3, 64]))):
+        _play(data)
+
+
+def _play(data: st.DataObject) -> None:
     play = Play(data)
     moves = data.draw(st.integers(0, 6))
     in_place = 0
@@ -218,7 +229,7 @@ def _delta(tokens: int, of: int) -> bytes:
 
 
 def test_the_first_delta_of_an_attempt_has_to_begin_where_the_stream_is() -> None:
-    record = CompletionRecord(b"", 0.0)
+    record = CompletionRecord(b"", 0.0, alone=True)
     record.ask(0.0)
     assert record.take(_delta(2, of=2), 1.0)
     assert record.lost(1.0, End.DIED)
@@ -229,7 +240,7 @@ def test_the_first_delta_of_an_attempt_has_to_begin_where_the_stream_is() -> Non
 
 @pytest.mark.parametrize("gap", [0, 2])
 def test_a_stream_that_is_out_of_step_does_not_complete(gap: int) -> None:
-    record = CompletionRecord(b"", 0.0)
+    record = CompletionRecord(b"", 0.0, alone=True)
     start = StreamCompletionResponse(started=CompletionStarted(prompt_tokens=7))
     record.take(start.SerializeToString(), 1.0)
     end = StreamCompletionResponse()
@@ -237,7 +248,7 @@ def test_a_stream_that_is_out_of_step_does_not_complete(gap: int) -> None:
     for count, of in enumerate((1, 2, 2 + gap, 3 + gap), start=1):
         assert record.take(_delta(1, of), 1.0)
         if count == 3:
-            assert record.tokens_sent == 3, "who asks is told, and nothing is forgotten"
+            assert not record.tokens_sent, "what does not fit together is not counted"
     with pytest.raises(OutOfStepError):
         record.take(end.SerializeToString(), 2.0)
     assert not record.completed
@@ -246,7 +257,7 @@ def test_a_stream_that_is_out_of_step_does_not_complete(gap: int) -> None:
 
 
 def test_a_long_stream_that_is_out_of_step_is_noticed_on_its_way() -> None:
-    record = CompletionRecord(b"", 0.0)
+    record = CompletionRecord(b"", 0.0, alone=True)
     counts = (count for count in range(1, 1000) if count != 2)
 
     def take_all() -> None:
@@ -259,7 +270,7 @@ def test_a_long_stream_that_is_out_of_step_is_noticed_on_its_way() -> None:
 
 
 def test_a_stream_with_a_delta_that_cannot_be_read_does_not_complete() -> None:
-    record = CompletionRecord(b"", 0.0)
+    record = CompletionRecord(b"", 0.0, alone=True)
     record.take(_delta(1, of=1), 1.0)
     record.take(b"\x1a\x7f", 1.0)
     end = StreamCompletionResponse()

@@ -56,7 +56,7 @@ class Stage:
 
     async def stream(self, time_remaining: float | None = None, choices: int = 1) -> None:
         terms = Terms(self.model, time_remaining=time_remaining)
-        record = partial(CompletionRecord, choices=choices)
+        record = partial(CompletionRecord, alone=choices == 1)
         await self.relay.stream(record, REQUEST, terms, self.write)
 
     async def fails(self, kind: type[HeadraceError], **more: Any) -> HeadraceError:

@@ -10,11 +10,12 @@ import pytest
 
 from headrace.errors import Draining, RunnerCrashed
 from headrace.v1.completion_pb2 import StreamCompletionRequest, StreamCompletionResponse
+from headrace_server.relay import CompletionRecord, Terms
 from headrace_server.relay.record import OutOfStepError
 from headrace_server.runners.lifecycle import State
 from headrace_server.scheduling.state import Limits
 from tests.unit.control.fakes import Context, FakeModel, FakeRunner, completed, delta, started
-from tests.unit.relay.support import Stage, answer, dying
+from tests.unit.relay.support import REQUEST, Stage, answer, dying
 
 
 async def test_c2_a_death_before_the_first_event_is_made_up_for(stage: Stage) -> None:
@@ -30,6 +31,24 @@ async def test_c2_a_death_before_the_first_event_is_made_up_for(stage: Stage) ->
     await stage.stream()
     assert stage.events == ["started", "delta", "delta", "completed"]
     assert [runner.id for runner in stage.launcher.runners] == ["r1", "r2"]
+
+
+async def test_a_runner_that_gave_a_token_got_something_done_however_late_it_is_read(
+    stage: Stage,
+) -> None:
+    deaths = 6
+    stage.set(dying(*[1] * deaths), max_crashes=3)
+
+    async def write(data: bytes) -> None:
+        await stage.write(data)
+        if 0 < stage.sent[-1].delta.output_tokens <= deaths:
+            ((_, life),) = stage.scheduler.runners_of(stage.model.key)
+            async with asyncio.timeout(5):
+                await life.gone.wait()
+
+    await stage.relay.stream(CompletionRecord, REQUEST, Terms(stage.model), write)
+    assert stage.events == ["started", *["delta"] * 12, "completed"]
+    assert stage.sent[-1].completed.resumed == deaths
 
 
 @pytest.mark.parametrize("choices", [1, 3])

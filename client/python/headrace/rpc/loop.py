@@ -52,7 +52,7 @@ def hear(woken: socket.socket, handle: Callable[[], object]) -> None:
 
     `handle` takes a byte from `woken`, which has one, and all that is in the queue. A byte is
     written after what it tells of was put there: so the bytes that are taken here tell of nothing
-    that `handle` will not find.
+    that `handle` will not find. Nobody else reads from `woken`: a service has one loop.
     """
     others = len(woken.recv(_MOST, socket.MSG_PEEK)) - 1
     if others > 0:
