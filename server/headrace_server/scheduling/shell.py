@@ -19,6 +19,7 @@ from opentelemetry.trace import Link
 from headrace.errors import CircuitOpen, HeadraceError
 from headrace_server import measures
 from headrace_server.runners.lifecycle import State as RunnerState
+from headrace_server.scheduling.alarm import Alarm
 from headrace_server.scheduling.core import decide
 from headrace_server.scheduling.events import (
     Action,
@@ -85,7 +86,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._launcher = launcher
         self._on_change = on_change
-        self._telling: asyncio.TimerHandle | None = None
+        self._telling = Alarm(self._tell)
         self._told_at = -math.inf
         self._state = State(limits)
         self._positions: dict[int, int] | None = None
@@ -100,7 +101,7 @@ class Scheduler:
         self._failed: dict[str, Link] = {}
         """The last load of each key, where that came to nothing: why others are refused."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._waking = Alarm(self._tick)
         self._timings = Timings()
         self._shortage = shortage
         self._memory_interval = memory_interval
@@ -224,11 +225,8 @@ class Scheduler:
         for life in self._lives.values():
             life.stop.set()
         await self.drained()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._telling is not None:
-            self._telling.cancel()
+        self._waking.cancel()
+        if self._telling.cancel():
             self._tell()
         if self._watching is not None:
             self._watching.cancel()
@@ -313,23 +311,10 @@ class Scheduler:
         self._positions = None
         for action in actions:
             self._carry_out(action)
-        self._wake_at(self._state.wake_at(now))  # What has become due since is due at once.
+        self._waking.set(self._state.wake_at(now))  # What has become due since is due at once.
         self._announce(now=not is_routine(event, actions))
 
-    def _wake_at(self, due: float) -> None:
-        """Have the core told of the time then, or earlier: that changes nothing, and a timer for
-        every request's coming and going would cost more."""
-        if self._timer is not None:
-            if self._timer.when() <= due:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if due != math.inf:
-            # In a context of its own: what time brings is not part of anybody's trace.
-            self._timer = self._loop.call_at(due, self._tick, context=Context())
-
     def _tick(self) -> None:
-        self._timer = None
         self._feed(Tick())
 
     def _announce(self, *, now: bool) -> None:
@@ -337,17 +322,10 @@ class Scheduler:
         changed, self.changed = self.changed, self._loop.create_future()
         changed.set_result(None)
         due = self.now()
-        if not now:
-            due = max(due, self._told_at + TELLING_INTERVAL)
-        if self._telling is not None:
-            if self._telling.when() <= due:
-                return
-            self._telling.cancel()
-        # In a context of its own: it is part of nobody's trace.
-        self._telling = self._loop.call_at(due, self._tell, context=Context())
+        self._telling.set(due if now else max(due, self._told_at + TELLING_INTERVAL))
 
     def _tell(self) -> None:
-        self._telling, self._told_at = None, self.now()
+        self._told_at = self.now()
         self._on_change()
 
     def _look_at(self, life: Life) -> None:
