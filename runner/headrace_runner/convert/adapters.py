@@ -30,6 +30,7 @@ from headrace_runner.models.files import license_of, read_json
 from headrace_runner.models.insides import load_lazily
 from headrace_runner.models.lora import Adaptable, Mixture, Pair
 from headrace_runner.models.safetensors import damaged, main_type, read_header
+from headrace_runner.models.tensors import load_tensors
 
 _KEPT = ("README.md", "LICENSE*")
 _TYPES = ("F32", "F16", "BF16")
@@ -120,7 +121,7 @@ def _read_mlx(source: Path) -> tuple[dict[str, mx.array], float]:
             )
         if tensor.dtype not in _TYPES:
             raise damaged(path, f"the tensor {name!r} is of type {tensor.dtype}")
-    return mx.load(str(path)), read_scale(source)  # type: ignore[return-value]
+    return load_tensors(path), read_scale(source)
 
 
 def _check_places(

@@ -18,6 +18,7 @@ from headrace.errors import ModelCorrupt, UnsupportedModel
 from headrace_runner.models.adapters import CONFIG, Place
 from headrace_runner.models.files import read_json
 from headrace_runner.models.safetensors import damaged, read_header
+from headrace_runner.models.tensors import load_tensors
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 
@@ -58,7 +59,7 @@ def read_peft(source: Path, places: Mapping[str, Place]) -> tuple[dict[str, mx.a
             raise damaged(file, f"the tensor {name!r} is of type {kept.dtype}")
         if len(kept.shape) != 2:
             raise damaged(file, f"the tensor {name!r} is no matrix")
-    stored: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
+    stored = load_tensors(file)
     scale = _scale(config, _positive(config, "r"), _positive(config, "lora_alpha"))
     found = {}
     for name, tensor in stored.items():

@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from headrace.errors import ModelCorrupt, UnsupportedParameter
+from headrace.errors import UnsupportedParameter
 from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.models.adapters import WEIGHTS, Shapes, read_scale, read_shapes
 from headrace_runner.models.lora import Adaptable, Mixture, Pair
+from headrace_runner.models.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +146,7 @@ class Adapters:
 
     def _read(self, adapter: AdapterRef) -> dict[str, Pair]:
         shapes, scale = self._shapes(adapter), read_scale(adapter.directory)
-        path = adapter.directory / WEIGHTS
-        try:
-            tensors: Mapping[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
-        except RuntimeError as error:
-            raise ModelCorrupt(f"{WEIGHTS} cannot be read: {error}", file=WEIGHTS) from error
+        tensors = load_tensors(adapter.directory / WEIGHTS)
         pairs = {}
         for layer in shapes:
             a, b = (tensors[f"{layer}.lora_{part}"] for part in "ab")

@@ -15,11 +15,11 @@ import numpy as np
 from mlx.nn.layers.activations import gelu, gelu_approx, relu
 from numpy.typing import NDArray
 
-from headrace.errors import ModelCorrupt
 from headrace_runner.models.device import read_weights
 from headrace_runner.models.encoders.architectures import Activation, Shape, stored_names
 from headrace_runner.models.encoders.layout import EncoderTraits, Pooling, read_traits
 from headrace_runner.models.safetensors import read_tensors
+from headrace_runner.models.tensors import load_tensors
 
 Vectors: TypeAlias = NDArray[np.float32]
 """[rows, hidden]"""
@@ -148,12 +148,7 @@ def _weights(
     names = stored_names(read_tensors(directory), traits.shape)
     stored: dict[str, mx.array] = {}
     for path in sorted(directory.glob("model*.safetensors")):
-        try:
-            read = mx.load(str(path))
-        except RuntimeError as error:
-            raise ModelCorrupt(f"{path.name} cannot be read: {error}", file=path.name) from error
-        assert isinstance(read, dict)
-        stored |= read
+        stored |= load_tensors(path)
     words = stored[names["embeddings.word_embeddings.weight"]]
     kind = mx.float32 if dtype == "float32" else words.dtype
     weights = {own: stored[name].astype(kind) for own, name in names.items()}
