@@ -9,6 +9,7 @@ task, at once, and each interceptor costs one frame a call instead of one a mess
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeAlias
@@ -58,9 +59,9 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         return self._wrapped.get(handler_call_details.method, handler)
 
+    @abstractmethod
     def _wrap(self, method: str, handler: Handler, inner: Behaviour) -> Handler:
         """What stands for the handler of a method, which behaves as `inner`."""
-        raise NotImplementedError
 
 
 def behaviour_of(handler: Handler | None) -> Behaviour | None:
