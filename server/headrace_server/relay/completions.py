@@ -54,7 +54,6 @@ class CompletionRecord(StreamRecord):
         "_carried",
         "_choices",
         "_fault",
-        "_flows",
         "_last_token_at",
         "_request",
         "_told",
@@ -76,8 +75,6 @@ class CompletionRecord(StreamRecord):
         self._unread: list[bytes] = []
         """Deltas that came, and whose token ids are still to be taken from them."""
         self._alone = alone
-        self._flows = False
-        """Whether the attempt has its first token, and deltas need not be looked into at once."""
         self._fault = ""
         """What does not fit together in what came. Nothing is counted from there on."""
         self._told: CompletionStarted | None = None
@@ -153,7 +150,6 @@ class CompletionRecord(StreamRecord):
 
     def ask(self, now: float) -> bytes:
         self._attempt = AttemptTimes(now)
-        self._flows = False
         self._read()
         self._stay_in_step()
         if self._told is None:
@@ -182,7 +178,8 @@ class CompletionRecord(StreamRecord):
         if event == _DELTA:
             self._unread.append(data)
             self._last_token_at = now
-            if not self._flows or len(self._unread) >= _UNREAD:
+            flows = self._alone and self._attempt.first_at is not None
+            if not flows or len(self._unread) >= _UNREAD:
                 self._note(now)
         elif event == _STARTED:
             return self._start(data, now)
@@ -207,7 +204,6 @@ class CompletionRecord(StreamRecord):
             self._stay_in_step()
         if begins:
             self._deaths = self._kills = 0
-            self._flows = self._alone
             self._attempt.first_at = now
             if self.first_token_at is None:
                 self.first_token_at = now

@@ -14,6 +14,7 @@ import pytest
 
 from headrace.rpc import loop
 
+ROOT = Path(__file__).resolve().parents[3]
 STREAMS = 32
 MESSAGES = 50
 
@@ -47,7 +48,7 @@ def test_streams_that_move_together_are_heard_together(
     monkeypatch.setattr(loop, "hear", counted)
     counts = loop.run(asyncio.wait_for(_streams(f"unix:{tmp_path}/s"), 60))
     assert counts == [MESSAGES] * STREAMS
-    # Here and there a message is sent, and here one is received: two bytes for each, and more.
+    # Of each message two bytes tell: that it was sent, and that it has come.
     assert 0 < turns < STREAMS * MESSAGES
 
 
@@ -70,6 +71,13 @@ async def _streams(address: str) -> list[int]:
         counts = await asyncio.gather(*(count() for _ in range(STREAMS)))
     await server.stop(None)
     return counts
+
+
+def test_services_run_in_it() -> None:
+    """What else they would do, nobody would see but by its cost."""
+    for package in ("server/headrace_server", "runner/headrace_runner"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert "asyncio.run(" not in path.read_text(encoding="utf-8"), path
 
 
 def test_other_readers_are_called_for_each_byte_that_they_leave() -> None:
