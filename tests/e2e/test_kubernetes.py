@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -210,21 +211,26 @@ def test_a_pod_becomes_ready_drains_and_ends_in_time(
         with site.client() as client:
             whole = client.complete(MODEL, PROMPT, max_tokens=8, temperature=0)
             assert "Paris" in whole.text
-            # More than may wait unread: it cannot be at its end before it is read on.
             stream = client.stream_completion(MODEL, PROMPT, max_tokens=600, ignore_eos=True)
             with stream:
                 next(stream.text)
+                assert pod.process is not None
+                runners = psutil.Process(pod.process.pid).children(recursive=True)
+                for runner in runners:
+                    runner.suspend()  # However fast it is, the stream is still running below.
                 # Kubernetes ends the pod: preStop, SIGTERM, and after what is left of it SIGKILL.
                 began = time.monotonic()
                 hook = container(site.workload, "controller")["lifecycle"]["preStop"]
                 assert pod.run(hook["exec"]["command"]).returncode == 0
-                assert pod.process is not None
                 if overlay == "plain":
                     assert pod.probe("readinessProbe")  # it still takes what comes late
                 pod.process.send_signal(signal.SIGTERM)
                 assert eventually(lambda: "draining" in pod.log.read_text())
                 assert not pod.probe("readinessProbe")
                 assert pod.process.poll() is None
+                assert '"output_tokens": 600' not in pod.log.read_text()
+                for runner in runners:
+                    runner.resume()
                 end = stream.collect()
             assert end.usage.output_tokens == 600
             left = spec["terminationGracePeriodSeconds"] - (time.monotonic() - began)
