@@ -2,16 +2,19 @@ package headrace
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 const modelHeader = "headrace-model"
@@ -116,6 +119,11 @@ func (c *Client) Invoke(
 	defer cancel()
 	ctx, call := c.prepared(ctx)
 	err := c.conn.Invoke(routed(ctx, args), method, args, reply, opts...)
+	if errors.Is(err, io.EOF) {
+		// The last attempt was ended before its request was sent, as by a proxy that is quick to
+		// refuse. gRPC loses what was said then; only after UNAVAILABLE are there attempts to exhaust.
+		err = status.Errorf(codes.Unavailable, "the server ended the call before the request was sent: %v", err)
+	}
 	call.tell(opts)
 	return failure(err, call.traceID())
 }

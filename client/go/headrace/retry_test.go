@@ -3,6 +3,7 @@ package headrace
 import (
 	"context"
 	"fmt"
+	"path"
 	"sync"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -80,8 +82,11 @@ func TestNothingElseIsMadeAgain(t *testing.T) {
 	}
 }
 
-// refusing is a server that is UNAVAILABLE to all methods, and counts how often each is asked for.
+// refusing is a server that refuses methods before it has their requests, all of them as UNAVAILABLE
+// unless it is told which and how, and counts how often each is asked for.
 type refusing struct {
+	answers map[string]error // by method; none: all are UNAVAILABLE
+
 	mutex sync.Mutex
 	asked map[string]int
 }
@@ -90,6 +95,9 @@ func (r *refusing) tap(ctx context.Context, info *tap.Info) (context.Context, er
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	r.asked[info.FullMethodName]++
+	if r.answers != nil {
+		return ctx, r.answers[info.FullMethodName]
+	}
 	return ctx, status.Error(codes.Unavailable, "not now")
 }
 
@@ -137,4 +145,73 @@ func TestStreamsAndWhatChangesTheStoreAreSentOnce(t *testing.T) {
 		})
 	}
 	calls.Wait()
+}
+
+// overtaken lets a client send the requests of a method only after it has heard how the server has
+// answered the headers: another call over the same connection is answered later.
+type overtaken struct {
+	method string
+	client *Client
+}
+
+type overtakenKey struct{}
+
+func (o *overtaken) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.Context {
+	return context.WithValue(ctx, overtakenKey{}, info.FullMethodName == o.method)
+}
+
+func (o *overtaken) HandleRPC(ctx context.Context, event stats.RPCStats) {
+	if _, ok := event.(*stats.OutHeader); ok && ctx.Value(overtakenKey{}) == true {
+		if err := getModel(context.Background(), o.client); err != nil {
+			panic(err)
+		}
+	}
+}
+
+func (o *overtaken) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+func (o *overtaken) HandleConn(context.Context, stats.ConnStats) {}
+
+func TestWhatTheServerSaysBeforeItHasTheRequestIsKept(t *testing.T) {
+	for method, each := range map[string]struct {
+		answer   error
+		attempts int
+		message  string
+	}{
+		headracev1.ModelService_DeleteModel_FullMethodName: {
+			status.Error(codes.PermissionDenied, "not you"), 1, "not you",
+		},
+		headracev1.ModelService_ListRunners_FullMethodName: {
+			status.Error(codes.Unauthenticated, "who?"), 1, "who?",
+		},
+		headracev1.ModelService_ListModels_FullMethodName: {
+			status.Error(codes.Unavailable, "not now"), 4,
+			"the server ended the call before the request was sent: " +
+				"max retries exhausted: failed after 4 attempts: EOF",
+		},
+		headracev1.CompletionService_StreamCompletion_FullMethodName: {
+			status.Error(codes.PermissionDenied, "not you"), 1, "not you",
+		},
+	} {
+		t.Run(path.Base(method), func(t *testing.T) {
+			t.Parallel()
+			refuses := &refusing{asked: map[string]int{}, answers: map[string]error{method: each.answer}}
+			address, _ := (&server{}).serve(t, "127.0.0.1:0", grpc.InTapHandle(refuses.tap))
+			late := &overtaken{method: method}
+			late.client = connect(t, address, WithDialOptions(grpc.WithStatsHandler(late)))
+			var err error
+			if method == headracev1.CompletionService_StreamCompletion_FullMethodName {
+				_, err = late.client.Complete(ctx, &headracev1.StreamCompletionRequest{})
+			} else {
+				err = late.client.Invoke(ctx, method, &emptypb.Empty{}, &emptypb.Empty{})
+			}
+			known := failed(t, err)
+			if known.Code != status.Code(each.answer) || known.Message != each.message || known.TraceID == "" {
+				t.Error(err)
+			}
+			if got := refuses.attempts(method); got != each.attempts {
+				t.Errorf("%d attempts, not %d", got, each.attempts)
+			}
+		})
+	}
 }
