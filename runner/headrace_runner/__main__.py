@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from headrace.host.batch import run_as_batch
 from headrace.host.orders import SPARE, OrdersError, receive
 from headrace_runner.config import RunnerConfig, parse
 from headrace_runner.limits import allow_core_dumps, limit_process
@@ -21,6 +22,7 @@ _PREPARED = "HEADRACE_RUNNER_PREPARED"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a runner until it is told to stop. Gives the exit status."""
     began = time.time_ns()
+    run_as_batch()  # before there are threads
     words = sys.argv[1:] if argv is None else list(argv)
     spare = words == [SPARE]
     if spare:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from headrace._target import is_local
+from headrace.host.batch import run_as_batch
 from headrace.rpc.loop import run
 from headrace.rpc.protection import Protection, ProtectionError
 from headrace_server.app import App, end
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"headrace serve: {warning}\n")
         sys.stdout.write(as_toml(effective))
         return 0
+    run_as_batch()  # before there are threads
     with telemetry(config) as on_span:
         try:
             return run(_run(sources, effective, protection, on_span))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import sys
 from pathlib import Path
@@ -48,6 +49,8 @@ def test_the_limits_of_a_runner(model_home: Path, tiny_dir: Path, spare: bool) -
         assert soft == most or soft >= 65_536
         score = int(Path(f"/proc/{process.pid}/oom_score_adj").read_text())
         assert score == oom_score(inherited)
+        policies = {os.sched_getscheduler(thread.id) for thread in process.threads()}
+        assert policies == {os.SCHED_BATCH}
 
 
 @linux

@@ -71,6 +71,17 @@ async def test_c6_it_says_when_it_listens_and_leaves_nothing_behind(
     assert not path.exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the policies are Linux's")
+async def test_no_thread_of_it_takes_a_core_from_one_that_computes(
+    start: Start, tmp_path: Path
+) -> None:
+    process, _ = await start("--listen", f"unix:{tmp_path}/c.sock")
+    await call(f"unix:{tmp_path}/c.sock")
+    threads = [int(thread.name) for thread in Path(f"/proc/{process.pid}/task").iterdir()]
+    assert len(threads) > 1
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
+
+
 async def test_a_private_controller_ends_with_its_parent(start: Start, tmp_path: Path) -> None:
     process, _ = await start("--listen", f"unix:{tmp_path}/c.sock", "--parent", "stdin")
     assert process.stdin is not None
