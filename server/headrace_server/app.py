@@ -254,7 +254,7 @@ class App:
     async def _load(self, name: str) -> None:
         try:
             model = await self._planner.model(name)
-            with self._scheduler.ask(model) as ticket:
+            with self._scheduler.ask(model, loads=True) as ticket:
                 await ticket.granted()
         except HeadraceError as error:
             logger.warning("not preloaded: %s", error, extra={"model": name})

@@ -122,11 +122,12 @@ class Scheduler:
         prefixes: Prefixes = (),
         prompt_bytes: int = 0,
         moved: bool = False,
+        loads: bool = False,
     ) -> Ticket:
         """A claim to a runner of `wanted`. It counts once it is entered.
 
         `prefixes` lead it to a runner that knows the prompt's beginning, where there are several.
-        `moved`: it was being served, and its runner is lost.
+        `moved`: it was being served, and its runner is lost. `loads`: it is to be loaded only.
         """
         self._requests += 1
         if not moved:  # One that moves may have been planned by the settings of before.
@@ -143,6 +144,7 @@ class Scheduler:
             prefixes,
             self._timings.pace(wanted.key, wanted.needs, prompt_bytes, self.now()),
             moved,
+            loads,
         )
         return Ticket(self, asked, wanted, prompt_bytes)
 

@@ -242,6 +242,8 @@ class Asked:
     moved: bool = False
     """Whether it was being served, and its runner is lost: it goes before all that have not begun,
     and no queue is too full for it."""
+    loads: bool = False
+    """Whether it wants no more than that the model is loaded: nobody is served after it."""
     since: float = 0.0
     """When it joined the queue. The core's own."""
 
@@ -304,7 +306,7 @@ class State:
         ahead: dict[str, int] = {}
         for asked in self.waiting:
             found[asked.request] = ahead.get(asked.key, 0)
-            ahead[asked.key] = found[asked.request] + 1
+            ahead[asked.key] = found[asked.request] + (not asked.loads)
         return found
 
     def wake_at(self, now: float) -> float:

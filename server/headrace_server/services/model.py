@@ -203,7 +203,9 @@ class ModelServicer(ModelServiceServicer):
         deadline = self._scheduler.now() + limit
         try:
             async with asyncio.timeout_at(deadline):
-                with self._scheduler.ask(model, keep_alive=keep_alive, deadline=deadline) as ticket:
+                with self._scheduler.ask(
+                    model, keep_alive=keep_alive, deadline=deadline, loads=True
+                ) as ticket:
                     await ticket.granted()
         except TimeoutError:
             raise DeadlineExceeded(f"the model was not loaded within {limit:g} s") from None

@@ -40,6 +40,8 @@ def request(**fields: Any) -> StreamImageRequest:
     ("fields", "traits"),
     [
         ({}, TEXT_ALONE),
+        ({"negative_prompt": "thorns", "guidance": 0}, TRAITS),
+        ({"negative_prompt": ""}, replace(TRAITS, guidance=1.0)),
         (
             {
                 "negative_prompt": "",
@@ -66,6 +68,8 @@ def test_what_a_model_takes_passes(fields: dict[str, Any], traits: ImageTraits) 
         ({"input_images": PHOTO}, TEXT_ALONE, "input_images"),
         ({"strength": 0.5, "input_images": PHOTO}, replace(TRAITS, strength=None), "strength"),
         ({"strength": 0.5}, TRAITS, "strength"),
+        ({"negative_prompt": "thorns", "guidance": 1}, TRAITS, "negative_prompt"),
+        ({"negative_prompt": "thorns"}, replace(TRAITS, guidance=1.0), "negative_prompt"),
     ],
 )
 def test_what_it_takes_none_of_is_named(

@@ -9,12 +9,19 @@ import sys
 from collections.abc import Sequence
 
 
-def drawn(arguments: Sequence[str], **environment: str) -> str:
-    """All that a command has written there, once it has ended well."""
+def drawn(
+    arguments: Sequence[str], *, code: int = 0, errors: bool = False, **environment: str
+) -> str:
+    """All that a command has written there, once it has ended with `code`.
+
+    `errors`: its standard error goes there too.
+    """
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "headrace.cli.main", *arguments]
     more = {"TERM": "xterm-256color", "COLUMNS": "100", **environment}
-    with subprocess.Popen(command, stdout=theirs, env={**os.environ, **more}) as process:
+    env = {**os.environ, **more}
+    stderr = theirs if errors else None
+    with subprocess.Popen(command, stdout=theirs, stderr=stderr, env=env) as process:
         os.close(theirs)
         data = b""
         while True:
@@ -23,5 +30,5 @@ def drawn(arguments: Sequence[str], **environment: str) -> str:
             except OSError:  # how a terminal on Linux ends
                 break
         os.close(ours)
-        assert process.wait(60) == 0
+        assert process.wait(60) == code
     return data.decode()

@@ -300,6 +300,14 @@ def test_priority_goes_first_and_position_counts_those_ahead() -> None:
     assert desk.tell(Left(1)) == (Grant(3, "r1"),)
 
 
+def test_nobody_waits_behind_one_who_wants_the_model_loaded_and_no_more() -> None:
+    desk = Desk()
+    desk.ask("a", loads=True)
+    desk.ask("a")
+    desk.ask("a")
+    assert desk.state.positions() == {1: 0, 2: 0, 3: 1}
+
+
 def test_a_report_over_the_budget_makes_idle_ones_go() -> None:
     desk = Desk()
     desk.ask("a")

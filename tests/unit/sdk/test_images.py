@@ -64,6 +64,7 @@ async def test_both_clients_give_the_files(fake: Fake, tmp_path: Path) -> None:
         (0, 7, say.ROSE),
         (1, 8, other),
     ]
+    assert repr(images[1].data) not in repr(images[1])
     path = images[1].save(tmp_path / "rose.png")
     assert path.read_bytes() == other
 

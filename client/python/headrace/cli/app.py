@@ -97,8 +97,16 @@ def cli() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and gives its exit code; errors are told on stderr."""
+    # Click asks no more than whether there is a terminal.
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    color = False if plain else None
+    with click.Context(cli, color=color):  # for what is told of errors, after the command's own
+        return _run(arguments, color)
+
+
+def _run(arguments: Sequence[str], color: bool | None) -> int:
     try:
-        result = cli.main(list(arguments), prog_name="headrace", standalone_mode=False)
+        result = cli.main(list(arguments), prog_name="headrace", standalone_mode=False, color=color)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:

@@ -227,7 +227,7 @@ def _echo_summary(whole: Images) -> None:
     started = whole.started
     parts = [
         f"{started.width}×{started.height}",
-        f"{started.steps} steps",
+        f"{started.steps} step{'' if started.steps == 1 else 's'}",
         f"seed {started.seed}",
         f"{whole.timings.total:.2f} s",
         f"trace {whole.trace_id}",

@@ -18,6 +18,9 @@ def check_image_request(request: StreamImageRequest, traits: ImageTraits) -> Non
     number that it cannot draw with: nothing is ignored, and nothing rounded."""
     if request.HasField("negative_prompt") and not traits.negative_prompt:
         raise _untaken("the model takes none; say in the prompt what to draw", "negative_prompt")
+    guidance = request.guidance if request.HasField("guidance") else traits.guidance
+    if request.negative_prompt and guidance == 1:
+        raise _untaken("it has no effect at a guidance of 1; ask for more", "negative_prompt")
     if request.HasField("guidance") and traits.guidance is None:
         raise _untaken("the model takes none; leave it out", "guidance")
     if request.input_images and not traits.max_input_images:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from os import PathLike
@@ -167,7 +167,7 @@ class ImagePreview:
     media_type: str
     """Of the data, such as "image/jpeg"."""
 
-    data: bytes
+    data: bytes = field(repr=False)
     """The file."""
 
 
@@ -181,7 +181,7 @@ class ImageChunk:
     offset: int
     """Where the piece begins in the file, in bytes. Pieces come in order."""
 
-    data: bytes
+    data: bytes = field(repr=False)
     """The piece."""
 
 
@@ -222,7 +222,7 @@ class ImageResult:
     sha256: str
     """Of the file, 64 hexadecimal digits."""
 
-    data: bytes
+    data: bytes = field(repr=False)
     """The file."""
 
     def save(self, path: str | PathLike[str]) -> Path:
