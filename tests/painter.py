@@ -70,6 +70,8 @@ class Painter:
         """Told, on the engine's thread, before what a watch is told; may wait or raise."""
         self.fault: Callable[[Sequence[Drawing]], Exception | None] = lambda drawings: None
         """The error that a batch ends in, at its second step."""
+        self.wanted: list[bool] = []
+        """Of what is being drawn, after the last step: for which drawings somebody waited."""
 
     @property
     def weights_bytes(self) -> int:
@@ -94,6 +96,7 @@ class Painter:
             if done == min(2, total) and (error := self.fault(drawings)) is not None:
                 raise error
             self._tell_step(watch, Phase.DENOISING, done, partial(_all_pixels, state))
+            self.wanted = [watch.wanted(place) for place in range(len(drawings))]
         self._tell(watch, Phase.DECODING, 1)
         images = _all_pixels(state)
         self._tell_step(watch, Phase.DECODING, 1, lambda: images)

@@ -39,8 +39,8 @@ from headrace.telemetry.local import LocalSpanExporter
 from headrace.telemetry.setup import configure
 from headrace.v1 import runner_pb2_grpc
 from headrace_runner.config import RunnerConfig
-from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.models import families
+from headrace_runner.models.device import is_allocation_failure
 from headrace_runner.models.encoders.layout import is_embedding
 from headrace_runner.served import Served
 from headrace_runner.services.runner import RunnerServicer

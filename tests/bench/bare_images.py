@@ -28,6 +28,9 @@ class Unwatched:
     def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
         pass
 
+    def wanted(self, place: int) -> bool:
+        return True
+
 
 def main() -> None:
     """Answers until stdin ends."""

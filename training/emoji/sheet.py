@@ -41,6 +41,9 @@ class _Quiet:
     def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
         """Nobody watches."""
 
+    def wanted(self, place: int) -> bool:
+        return True
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draws the contact sheet.")

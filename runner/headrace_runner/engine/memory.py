@@ -7,25 +7,6 @@ from typing import TypedDict
 
 import mlx.core as mx
 
-_ALLOCATION_SIGNS = (
-    "bad_alloc",
-    "[malloc",
-    "malloc]",
-    "Unable to allocate",
-    "out of memory",
-    "OutOfMemory",
-    "Insufficient Memory",
-)
-"""What MLX's back ends say; in the build for a Linux CPU it does not notice."""
-
-
-def is_allocation_failure(error: BaseException) -> bool:
-    """Whether memory has run out; MLX says so by a RuntimeError of its own words."""
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _ALLOCATION_SIGNS)
-
 
 class InUse(TypedDict):
     """Bytes that MLX has, as an engine's stats have them."""

@@ -41,7 +41,9 @@ def decode(data: bytes, width: int, height: int) -> Pixels:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(f"has {image.width} x {image.height} pixels")
             image.load()
-            whole = on_white(_eight_bits(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)
+            # Brought to size first: what is transparent takes several copies to lay on white.
+            fitted = ImageOps.fit(_rgb_or_rgba(image), (width, height), Image.Resampling.LANCZOS)
     except (BadImage, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -50,15 +52,27 @@ def decode(data: bytes, width: int, height: int) -> Pixels:
         raise BadImage("is no PNG, JPEG or WebP file; send one of these") from error
     except Exception as error:
         raise BadImage("is damaged or cut off; send a whole file") from error
-    fitted = ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(fitted, dtype=np.uint8)
+    return np.asarray(on_white(fitted), dtype=np.uint8)
+
+
+def _rgb_or_rgba(image: Image.Image) -> Image.Image:
+    """Of these alone Pillow mixes colours as they are: not by their places in a palette, and not
+    with those of what cannot be seen."""
+    if image.mode in _DEEP_MODES:
+        image = _eight_bits(image)
+    wanted = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow would clip 16 bits of grey to 8."""
-    if image.mode not in _DEEP_MODES:
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    """Pillow would clip 16 bits of grey to 8, and forget which of them is transparent."""
+    deep = np.asarray(image)
+    grey = (deep.astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+    hidden = image.info.get("transparency")
+    if hidden is None:
+        return Image.fromarray(grey)
+    seen = np.where(deep == hidden, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.dstack([grey, seen]))
 
 
 def _too_large(what: str) -> BadImage:

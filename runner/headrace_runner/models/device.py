@@ -8,6 +8,17 @@ import mlx.core as mx
 
 from headrace.host import machine
 
+_ALLOCATION_SIGNS = (
+    "bad_alloc",
+    "[malloc",
+    "malloc]",
+    "Unable to allocate",
+    "out of memory",
+    "OutOfMemory",
+    "Insufficient Memory",
+)
+"""What MLX's back ends say; in the build for a Linux CPU it does not notice."""
+
 
 def on_cpu() -> bool:
     """Whether a CPU is device and host in one."""
@@ -57,3 +68,11 @@ def memory_available() -> int:
     if not limit:
         return machine.memory_available() + reusable
     return max(limit - mx.get_active_memory(), 0)
+
+
+def is_allocation_failure(error: BaseException) -> bool:
+    """Whether memory has run out; MLX says so by a RuntimeError of its own words."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _ALLOCATION_SIGNS)

@@ -68,6 +68,10 @@ class Watch(Protocol):
         """So many steps of the phase are done, and evaluated. `preview` decodes the images as they
         are now, one for each drawing, at the caller's cost."""
 
+    def wanted(self, place: int) -> bool:
+        """Whether somebody still waits for the drawing at this place. Where nobody does, it need
+        not be gone on with, and what is given for it is not looked at."""
+
 
 class ImagePipeline(Protocol):
     """A loaded model. Used on one thread only, which has also loaded it."""

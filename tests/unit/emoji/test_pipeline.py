@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -24,15 +25,19 @@ class Quiet:
     def phase(self, phase: Phase, total: int) -> None: ...
     def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None: ...
 
+    def wanted(self, place: int) -> bool:
+        return True
+
 
 class Heard:
     """Keeps what it hears: (phase, total), then (done, previews)."""
 
-    def __init__(self, until: int | None = None) -> None:
+    def __init__(self, until: int | None = None, unwanted: int | None = None) -> None:
         self.told: list[tuple[Phase, int]] = []
         self.steps: list[int] = []
         self.previews: list[Sequence[Pixels]] = []
         self._until = until
+        self._unwanted = unwanted
 
     def phase(self, phase: Phase, total: int) -> None:
         self.told.append((phase, total))
@@ -43,6 +48,24 @@ class Heard:
             self.previews.append(preview())
             if done == self._until:
                 raise Stopped
+
+    def wanted(self, place: int) -> bool:
+        """Nobody wants the one named after the first step."""
+        return place != self._unwanted or not self.steps
+
+
+@dataclass
+class Counting:
+    """A network whose calls are heard of."""
+
+    network: Any
+    call: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.call(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
 
 
 class Stopped(Exception):
@@ -85,6 +108,26 @@ def test_any_prompt_draws_something(pipeline: EmojiPipeline) -> None:
     prompts = ["\ud800\0 🏳️‍🌈 עברית", "薔薇" * 5000, "🌹" * 500]
     drawn = pipeline.draw([drawing(prompt, steps=1) for prompt in prompts], Quiet())
     assert len({one.tobytes() for one in drawn}) == len(prompts)
+
+
+def test_what_nobody_wants_any_more_is_not_gone_on_with(
+    pipeline: EmojiPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    network = pipeline._network
+
+    def counted(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return network(*arguments)
+
+    monkeypatch.setattr(pipeline, "_network", Counting(network, counted))
+    pair = [drawing("a red rose"), drawing("cat")]
+    heard = Heard(unwanted=1)
+    images = pipeline.draw(pair, heard)
+    assert len(asked) == 2 * STEPS - (STEPS - 1)
+    assert heard.steps == [1, 2]
+    monkeypatch.undo()
+    assert (images[0] == pipeline.draw(pair[:1], Quiet())[0]).all()
 
 
 def test_guidance_leads_from_the_negative_prompt_to_the_prompt(pipeline: EmojiPipeline) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.engine.text.memory import Reservations, plan
+from headrace_runner.models.device import is_allocation_failure
 
 GIB = 1 << 30
 

@@ -360,12 +360,15 @@ async def test_a_cancelled_stream_frees_the_model_at_its_next_step(served: Serve
         stream = served.api.stream(ask(steps=50))
         await stream.until("started")
         await reached.wait()
-        served.pipeline.at = lambda phase, done: None
+        after: list[int] = []
+        served.pipeline.at = lambda phase, done, after=after: after.append(done)  # type: ignore[misc]
         stream.call.cancel()
         while served.runner.engine.active:  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(0.005)
         served.pipeline.go_on.set()
         await served.idle()
+        assert len(after) <= 1
+    served.pipeline.at = lambda phase, done: None
     answer = await served.api.draw(ask(seed=1))
     assert opened(answer.files[0]).size == (32, 32)
     assert served.runner.engine.requests_total == 4

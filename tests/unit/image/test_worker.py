@@ -38,6 +38,9 @@ class Silent:
     def step(self, done: int, preview: object) -> None:
         pass
 
+    def wanted(self, place: int) -> bool:
+        return True
+
 
 def alone(wanted: Drawing) -> Pixels:
     return painter().draw([wanted], Silent())[0]
@@ -221,6 +224,7 @@ def test_the_others_of_a_batch_get_theirs_when_one_gives_up() -> None:
     assert desk.of(2, Drawn) == []
     assert max(event.step for event in desk.of(2, Preview)) == 1
     assert len(desk.pipeline.batches) == 1
+    assert desk.pipeline.wanted == [True, True, False, False]
 
 
 def test_it_stops_in_the_midst_of_a_batch() -> None:

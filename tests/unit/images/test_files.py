@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from typing import Any
 
@@ -183,6 +185,31 @@ def test_a_colour_that_stands_for_nothing_is_white_too() -> None:
     palette = halves("P")
     transparent = file_of(palette, transparency=palette.getpixel((0, 0)))
     assert decode(transparent, 40, 20)[10, 5].tolist() == [255, 255, 255]
+
+
+def test_a_grey_of_16_bits_that_stands_for_nothing_is_white_too() -> None:
+    grey = Image.fromarray(np.full((8, 8), 0x1234, dtype=np.uint16))
+    assert decode(file_of(grey, transparency=0x1234), 8, 8)[4, 4].tolist() == [255, 255, 255]
+    assert decode(file_of(grey, transparency=0x1235), 8, 8)[4, 4].tolist() == [18, 18, 18]
+
+
+def test_reading_a_large_image_takes_little_more_than_its_pixels() -> None:
+    """In a process of its own, whose peak is read."""
+    side = 4096
+    script = (
+        "import io, resource, sys\n"
+        "from PIL import Image\n"
+        "from headrace_runner.images.decode import decode\n"
+        f"file = io.BytesIO(); image = Image.new('RGBA', ({side}, {side}), (9, 9, 9, 9))\n"
+        "image.save(file, 'PNG', compress_level=1); image.close(); del image\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "decode(file.getvalue(), 64, 64)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit < 2 * 4 * side * side
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "I;16"])

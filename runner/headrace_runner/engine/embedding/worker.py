@@ -18,10 +18,11 @@ import numpy as np
 from headrace.errors import HeadraceError, InsufficientMemory, InternalError
 from headrace_runner.engine.embedding.line import Line, Row
 from headrace_runner.engine.embedding.request import EmbeddingRequest, Event, Finished, Started
-from headrace_runner.engine.memory import give_back, in_use, is_allocation_failure
+from headrace_runner.engine.memory import give_back, in_use
 from headrace_runner.engine.stream import Failed
 from headrace_runner.engine.tally import Steps
 from headrace_runner.engine.worker import Deliver, EngineStats
+from headrace_runner.models.device import is_allocation_failure
 from headrace_runner.models.encoders.architectures import BATCH_TOKENS
 from headrace_runner.models.encoders.encoder import Vectors
 

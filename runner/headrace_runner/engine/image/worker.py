@@ -35,10 +35,11 @@ from headrace_runner.engine.image.request import (
     Progress,
     Started,
 )
-from headrace_runner.engine.memory import give_back, in_use, is_allocation_failure
+from headrace_runner.engine.memory import give_back, in_use
 from headrace_runner.engine.stream import Failed
 from headrace_runner.engine.tally import Steps
 from headrace_runner.engine.worker import Deliver, EngineStats
+from headrace_runner.models.device import is_allocation_failure
 from headrace_runner.models.pipeline import (
     Drawing,
     ImagePipeline,
@@ -225,6 +226,10 @@ class ImageWorker:
         if batch.phase is Phase.DENOISING and done < batch.total:
             self._send_previews(batch, preview)
 
+    def wants(self, batch: Batch, place: int) -> bool:
+        """Whether somebody still waits for this image of what is being drawn."""
+        return self._wanted(batch.pieces[place])
+
     def _check(self, batch: Batch) -> None:
         """Has the engine look around: what came is taken, and who has gone is dropped."""
         if not self._look_up(self) or not any(map(self._wanted, batch.pieces)):
@@ -392,6 +397,9 @@ class _Watch:
     def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
         self._worker.advanced(self._batch, done, preview)
 
+    def wanted(self, place: int) -> bool:
+        return self._worker.wants(self._batch, place)
+
 
 class _WarmUp:
     """Ends the first drawing where the model is not wanted any more."""
@@ -404,3 +412,6 @@ class _WarmUp:
 
     def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
         self._check_wanted()
+
+    def wanted(self, place: int) -> bool:
+        return True

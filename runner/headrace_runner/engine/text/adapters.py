@@ -14,8 +14,8 @@ from typing import Any
 import mlx.core as mx
 
 from headrace.errors import UnsupportedParameter
-from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.models.adapters import WEIGHTS, Shapes, read_scale, read_shapes
+from headrace_runner.models.device import is_allocation_failure
 from headrace_runner.models.lora import Adaptable, Mixture, Pair
 from headrace_runner.models.tensors import load_tensors
 

@@ -14,13 +14,13 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 import numpy as np
 
-from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.engine.text.drafts import Cost, Drafting, Lookup, Worth
 from headrace_runner.engine.text.layout import Layout, as_tokens
 from headrace_runner.engine.text.logprobs import PendingLogprobs, logprobs
 from headrace_runner.engine.text.pace import Pace, shares
 from headrace_runner.engine.text.rows import Drawn, Joining, NewRow, Prefilled, Row, again
 from headrace_runner.engine.text.sampling import sample
+from headrace_runner.models.device import is_allocation_failure
 
 _Chunks: TypeAlias = Sequence[tuple[Any, Sequence[int]]]
 """Tokens to compute of prompts, each with its state in the layout."""

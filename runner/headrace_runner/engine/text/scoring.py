@@ -16,10 +16,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from headrace_runner.engine.memory import is_allocation_failure
 from headrace_runner.engine.text.layout import Layout, Piece, as_tokens
 from headrace_runner.engine.text.logprobs import Logprobs, scores
 from headrace_runner.engine.text.request import Score, Scored, ScoringRequest
+from headrace_runner.models.device import is_allocation_failure
 
 _LOGITS_BYTES = 64 << 20
 """Of the logits of one pass, in float32: about four arrays of this size are there at once."""

@@ -21,7 +21,7 @@ from headrace.errors import (
     InternalError,
     InvalidRequest,
 )
-from headrace_runner.engine.memory import give_back, in_use, is_allocation_failure
+from headrace_runner.engine.memory import give_back, in_use
 from headrace_runner.engine.stream import Failed
 from headrace_runner.engine.tally import Steps
 from headrace_runner.engine.text.adapters import Adapters
@@ -37,6 +37,7 @@ from headrace_runner.engine.text.sampling import SamplingParams, choice_seed
 from headrace_runner.engine.text.scoring import Scorer, Scoring
 from headrace_runner.engine.text.task import Task
 from headrace_runner.engine.worker import Deliver, EngineStats
+from headrace_runner.models.device import is_allocation_failure
 from headrace_runner.models.load import LoadedModel
 from headrace_runner.models.lora import Mixture
 from headrace_runner.models.tokenizer import Tokenizer

@@ -86,7 +86,9 @@ class EmojiPipeline:
         watch.phase(Phase.DENOISING, steps - skipped)
         for done in range(skipped, steps):
             now, then = 1 - done / steps, 1 - (done + 1) / steps
-            for canvas in canvases:
+            for place, canvas in enumerate(canvases):
+                if not watch.wanted(place):
+                    continue
                 canvas.clean = self._clean(canvas, now)
                 # By Euler's method: straight on towards the clean image.
                 canvas.noised = canvas.clean + (canvas.noised - canvas.clean) * (then / now)

@@ -14,6 +14,7 @@ from mlx.utils import tree_unflatten
 
 from headrace.errors import ModelCorrupt, UnsupportedParameter
 from headrace_runner.models.architectures import first_line
+from headrace_runner.models.device import is_allocation_failure
 from headrace_runner.models.mflux import insides
 from headrace_runner.models.mflux.layout import LORAS
 from headrace_runner.models.safetensors import read_header
@@ -73,6 +74,8 @@ class Adapters:
         try:
             insides.attach(self._transformer, self._mapping, str(path), scale)
         except (ValueError, KeyError, IndexError, RuntimeError) as error:
+            if is_allocation_failure(error):
+                raise
             raise UnsupportedParameter(
                 f"the adapter {path.stem!r} does not fit the model: {first_line(error)}",
                 field=f"loras[{index}].name",

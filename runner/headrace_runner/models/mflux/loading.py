@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from headrace.errors import HeadraceError, ModelCorrupt, UnsupportedModel
 from headrace_runner.models.architectures import first_line
-from headrace_runner.models.device import on_cpu, read_weights
+from headrace_runner.models.device import is_allocation_failure, on_cpu, read_weights
 from headrace_runner.models.insides import dequantized
 from headrace_runner.models.mflux import insides
 from headrace_runner.models.mflux.catalogue import BASES, Architecture
@@ -82,6 +82,8 @@ def _made(layout: Layout, architecture: Architecture) -> Any:
             architecture=architecture.name,
         ) from error
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError, OSError) as error:
+        if is_allocation_failure(error):
+            raise
         # The weight files are whole, so what mflux rejects is that they do not fit each other.
         file = _file_in(str(error), layout.directory)
         what = first_line(error).replace(f"{layout.directory}/", "")

@@ -78,7 +78,9 @@ class MfluxPipeline:
                 loop.unregister(model.callbacks)
                 prompts.clear()
                 mx.clear_cache()  # The next image may have another size, and other buffers.
-        return [_pixels(drawn.image)]
+        images = [_pixels(drawn.image)]
+        watch.step(1, lambda: images)
+        return images
 
     def _check(self, drawing: Drawing) -> None:
         guidance = self._guidance(drawing)
@@ -143,6 +145,7 @@ class _Loop:
     def call_before_loop(self, latents: mx.array, config: Any, **_: Any) -> None:
         # What has been encoded is computed now, and not within the first step.
         mx.eval(latents, insides.arrays(list(self._prompts.values())))
+        self._watch.step(1, lambda: [self._decode(latents, config)])
         # With an input image the loop begins late.
         steps = config.num_inference_steps - config.init_time_step
         self._watch.phase(Phase.DENOISING, steps)
