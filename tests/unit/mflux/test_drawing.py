@@ -128,6 +128,10 @@ def test_a_negative_prompt_counts_where_guidance_makes_it(
     with pytest.raises(UnsupportedParameter, match="guidance is greater than 1") as caught:
         draw(pipeline, steps=1, negative_prompt="blue", guidance=1.0)
     assert caught.value.metadata["field"] == "negative_prompt"
+    assert same(draw(pipeline, steps=1, guidance=0.0), draw(pipeline, steps=1, guidance=1.0))
+    with pytest.raises(UnsupportedParameter, match="takes all up to 1 for none") as caught:
+        draw(pipeline, steps=1, guidance=0.5)
+    assert caught.value.metadata["field"] == "guidance"
 
 
 def test_nothing_is_kept_of_a_drawing(z_image: MfluxPipeline) -> None:

@@ -35,6 +35,8 @@ class Architecture:
     """Where LoRA layers go. "": it takes none."""
     takes_strength: bool = False
     """Whether it starts from an input image, by strength."""
+    guided_above_one: bool = False
+    """Whether it takes any guidance up to 1 for 1, which is none."""
     references: int = 0
     """Input images that it looks at while it draws."""
     initializer: str = ""
@@ -99,6 +101,7 @@ _FLUX2_EDIT = Architecture(
     "flux2.variants.edit.flux2_klein_edit:Flux2KleinEdit",
     "flux2.latent_creator.flux2_latent_creator:Flux2LatentCreator",
     encoder="_encode_prompt_pair",
+    guided_above_one=True,
     adapters="flux2.weights.flux2_lora_mapping:Flux2LoRAMapping",
     references=_REFERENCES,
     initializer="flux2.flux2_initializer",
@@ -123,6 +126,7 @@ _Z_IMAGE = Architecture(
     "z_image.variants.z_image:ZImage",
     "z_image.latent_creator.z_image_latent_creator:ZImageLatentCreator",
     encoder="_encode_prompts",
+    guided_above_one=True,
     adapters="z_image.weights.z_image_lora_mapping:ZImageLoRAMapping",
     takes_strength=True,
     initializer="z_image.z_image_initializer",
@@ -140,6 +144,7 @@ _QWEN21 = Architecture(
     "qwen21.variants.txt2img.qwen_image_21:QwenImage21",
     "qwen21.latent_creator.qwen21_latent_creator:Qwen21LatentCreator",
     encoder="_encode_prompt",
+    guided_above_one=True,
     adapters="qwen21.weights.qwen21_lora_mapping:Qwen21LoRAMapping",
     takes_strength=True,
 )
@@ -148,6 +153,7 @@ _ERNIE = Architecture(
     "ernie_image.variants.txt2img.ernie_image:ErnieImage",
     "ernie_image.latent_creator.ernie_latent_creator:ErnieLatentCreator",
     encoder="_encode_prompts",
+    guided_above_one=True,
     adapters="ernie_image.weights.ernie_lora_mapping:ErnieLoRAMapping",
     takes_strength=True,
 )

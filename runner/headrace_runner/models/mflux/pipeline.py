@@ -59,8 +59,8 @@ class MfluxPipeline:
     def draw(self, drawings: Sequence[Drawing], watch: Watch) -> Sequence[Pixels]:
         """See `ImagePipeline.draw`.
 
-        Raises UnsupportedParameter for an adapter that the model does not have, and for a negative
-        prompt that the guidance leaves without effect.
+        Raises UnsupportedParameter for an adapter that the model does not have, a guidance that it
+        would take for another, and a negative prompt that the guidance leaves without effect.
         """
         (drawing,) = drawings
         self._check(drawing)
@@ -84,6 +84,12 @@ class MfluxPipeline:
 
     def _check(self, drawing: Drawing) -> None:
         guidance = self._guidance(drawing)
+        above_one = self._loaded.architecture.guided_above_one
+        if above_one and guidance is not None and 0 < guidance < 1:
+            raise UnsupportedParameter(
+                "the model takes all up to 1 for none; ask for 0 or for more than 1",
+                field="guidance",
+            )
         if drawing.negative_prompt is not None and (guidance is None or guidance <= 1):
             raise UnsupportedParameter(
                 "it has no effect unless guidance is greater than 1", field="negative_prompt"
