@@ -10,26 +10,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
 from headrace_runner.models import families
-from headrace_runner.models.pipeline import Drawing, Phase, Pixels
-
-
-class Unwatched:
-    """Nobody looks."""
-
-    def phase(self, phase: Phase, total: int) -> None:
-        pass
-
-    def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
-        pass
-
-    def wanted(self, place: int) -> bool:
-        return True
+from headrace_runner.models.pipeline import Drawing, Unwatched
 
 
 def main() -> None:

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from headrace_runner.models.emoji.family import FAMILY, SHIPPED
-from headrace_runner.models.pipeline import Drawing, Phase, Pixels
+from headrace_runner.models.pipeline import Drawing, Unwatched
 
 # fmt: off
 PROMPTS = (
@@ -34,17 +33,6 @@ LABEL = 12
 """Pixels below the images of a prompt, for its words."""
 
 
-class _Quiet:
-    def phase(self, phase: Phase, total: int) -> None:
-        """Nobody watches."""
-
-    def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
-        """Nobody watches."""
-
-    def wanted(self, place: int) -> bool:
-        return True
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draws the contact sheet.")
     parser.add_argument("--weights", type=Path, default=SHIPPED, help="directory of the model")
@@ -60,7 +48,7 @@ def main() -> None:
     for place, prompt in enumerate(PROMPTS):
         drawings = [Drawing(prompt, seed, side, side, traits.steps) for seed in SEEDS]
         x, y = place % COLUMNS * wide, place // COLUMNS * high
-        for index, pixels in enumerate(pipeline.draw(drawings, _Quiet())):
+        for index, pixels in enumerate(pipeline.draw(drawings, Unwatched())):
             sheet.paste(Image.fromarray(pixels), (x + index * side, y))
         labels.text((x + 3, y + side), prompt, fill="black")
     sheet.quantize(192, dither=Image.Dither.NONE).save(options.to, optimize=True)

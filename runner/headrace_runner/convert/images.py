@@ -10,7 +10,7 @@ from headrace.errors import ModelCorrupt
 from headrace_runner.convert.directory import copy
 from headrace_runner.convert.facts import NO_FACTS_OF_TEXT
 from headrace_runner.convert.progress import Meter, Report
-from headrace_runner.models.pipeline import ImageFamily, Phase, smallest_drawing
+from headrace_runner.models.pipeline import ImageFamily, Unwatched, smallest_drawing
 
 _QUICK_BYTES = 256 << 20
 """Weights up to which a model is tried out before it may be published."""
@@ -55,17 +55,4 @@ def check_images(directory: Path, family: ImageFamily, facts: dict[str, Any]) ->
         raise ModelCorrupt("the files that were copied are no whole model", file="config.json")
     if facts["tensor_bytes"] <= _QUICK_BYTES:
         pipeline = family.load(directory, "stored", lambda fraction: None)
-        pipeline.draw([smallest_drawing(pipeline.traits)], _Silent())
-
-
-class _Silent:
-    """Watches nothing."""
-
-    def phase(self, phase: Phase, total: int) -> None:
-        pass
-
-    def step(self, done: int, preview: object) -> None:
-        pass
-
-    def wanted(self, place: int) -> bool:
-        return True
+        pipeline.draw([smallest_drawing(pipeline.traits)], Unwatched())

@@ -73,6 +73,20 @@ class Watch(Protocol):
         not be gone on with, and what is given for it is not looked at."""
 
 
+class Unwatched:
+    """A `Watch` for whoever wants nothing but the images."""
+
+    def phase(self, phase: Phase, total: int) -> None:
+        """Nobody hears it."""
+
+    def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
+        """Nobody hears it."""
+
+    def wanted(self, place: int) -> bool:
+        """All are."""
+        return True
+
+
 class ImagePipeline(Protocol):
     """A loaded model. Used on one thread only, which has also loaded it."""
 

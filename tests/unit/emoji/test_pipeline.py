@@ -13,20 +13,10 @@ import pytest
 
 from headrace_runner.models.emoji.family import FAMILY, SHIPPED
 from headrace_runner.models.emoji.pipeline import EmojiPipeline
-from headrace_runner.models.pipeline import Drawing, Phase, Pixels
+from headrace_runner.models.pipeline import Drawing, Phase, Pixels, Unwatched
 
 STEPS = 2
 """Enough for an image to depend on all that it should."""
-
-
-class Quiet:
-    """Hears and says nothing."""
-
-    def phase(self, phase: Phase, total: int) -> None: ...
-    def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None: ...
-
-    def wanted(self, place: int) -> bool:
-        return True
 
 
 class Heard:
@@ -87,9 +77,9 @@ def test_an_image_is_the_same_alone_and_in_any_company(pipeline: EmojiPipeline) 
     guided = drawing("a red rose", 1, guidance=None, negative_prompt="green")
     plain = drawing("penguin with a long caption", 2)
     empty = drawing("", 3)
-    (alone,) = pipeline.draw([guided], Quiet())
-    first, second, third = pipeline.draw([plain, guided, empty], Quiet())
-    other, same = pipeline.draw([empty, plain], Quiet())
+    (alone,) = pipeline.draw([guided], Unwatched())
+    first, second, third = pipeline.draw([plain, guided, empty], Unwatched())
+    other, same = pipeline.draw([empty, plain], Unwatched())
     assert alone.shape == (64, 64, 3)
     assert alone.dtype == np.uint8
     assert second.tobytes() == alone.tobytes()
@@ -100,13 +90,13 @@ def test_an_image_is_the_same_alone_and_in_any_company(pipeline: EmojiPipeline) 
 
 def test_all_of_a_seed_counts(pipeline: EmojiPipeline) -> None:
     seeds = [0, 1, 2**32 + 1, 2**63 - 1]
-    drawn = pipeline.draw([drawing("cat", seed, steps=1) for seed in seeds], Quiet())
+    drawn = pipeline.draw([drawing("cat", seed, steps=1) for seed in seeds], Unwatched())
     assert len({one.tobytes() for one in drawn}) == len(seeds)
 
 
 def test_any_prompt_draws_something(pipeline: EmojiPipeline) -> None:
     prompts = ["\ud800\0 🏳️‍🌈 עברית", "薔薇" * 5000, "🌹" * 500]
-    drawn = pipeline.draw([drawing(prompt, steps=1) for prompt in prompts], Quiet())
+    drawn = pipeline.draw([drawing(prompt, steps=1) for prompt in prompts], Unwatched())
     assert len({one.tobytes() for one in drawn}) == len(prompts)
 
 
@@ -127,7 +117,7 @@ def test_what_nobody_wants_any_more_is_not_gone_on_with(
     assert len(asked) == 2 * STEPS - (STEPS - 1)
     assert heard.steps == [1, 2]
     monkeypatch.undo()
-    assert (images[0] == pipeline.draw(pair[:1], Quiet())[0]).all()
+    assert (images[0] == pipeline.draw(pair[:1], Unwatched())[0]).all()
 
 
 def test_guidance_leads_from_the_negative_prompt_to_the_prompt(pipeline: EmojiPipeline) -> None:
@@ -139,7 +129,7 @@ def test_guidance_leads_from_the_negative_prompt_to_the_prompt(pipeline: EmojiPi
             drawing("cat", steps=1, guidance=None, negative_prompt="dog"),
             drawing("cat", steps=1, guidance=0.0, negative_prompt="dog"),
         ],
-        Quiet(),
+        Unwatched(),
     )
     assert len({one.tobytes() for one in (cat, dog, guided, negated)}) == 4
     assert np.abs(unwanted.astype(int) - dog).max() <= 1
@@ -153,7 +143,7 @@ def test_an_image_of_full_strength_is_kept_and_of_none_is_forgotten(
     (kept,) = pipeline.draw([whole], heard)
     assert kept.tobytes() == picture().tobytes()
     assert heard.told == [(Phase.ENCODING, 1), (Phase.DENOISING, 0), (Phase.DECODING, 1)]
-    forgotten, plain = pipeline.draw([replace(whole, strength=0.0), drawing("cat")], Quiet())
+    forgotten, plain = pipeline.draw([replace(whole, strength=0.0), drawing("cat")], Unwatched())
     assert forgotten.tobytes() == plain.tobytes()
 
 
@@ -170,7 +160,7 @@ def test_what_is_transparent_is_white(pipeline: EmojiPipeline) -> None:
     clear = np.dstack([picture(), np.zeros((64, 64), dtype=np.uint8)])
     opaque = np.dstack([picture(), np.full((64, 64), 255, dtype=np.uint8)])
     asked = [drawing("cat", input_images=(pixels,), strength=1.0) for pixels in (clear, opaque)]
-    white, same = pipeline.draw(asked, Quiet())
+    white, same = pipeline.draw(asked, Unwatched())
     assert white.min() == 255
     assert same.tobytes() == picture().tobytes()
 
@@ -188,12 +178,12 @@ def test_previews_come_to_what_is_drawn(pipeline: EmojiPipeline) -> None:
 
 def test_a_watch_that_raises_ends_it_and_the_next_draws_as_ever(pipeline: EmojiPipeline) -> None:
     asked = drawing("cat")
-    (before,) = pipeline.draw([asked], Quiet())
+    (before,) = pipeline.draw([asked], Unwatched())
     heard = Heard(until=1)
     with pytest.raises(Stopped):
         pipeline.draw([asked], heard)
     assert heard.steps == [1]
-    (after,) = pipeline.draw([asked], Quiet())
+    (after,) = pipeline.draw([asked], Unwatched())
     assert after.tobytes() == before.tobytes()
 
 
@@ -209,7 +199,7 @@ def test_drawings_that_cannot_be_drawn_together_are_refused(pipeline: EmojiPipel
         [replace(one, input_images=(small,), strength=0.5)],
     ):
         with pytest.raises(ValueError, match=r"drawings|size|input image"):
-            pipeline.draw(wrong, Quiet())
+            pipeline.draw(wrong, Unwatched())
 
 
 def test_memory_stays_within_what_is_said(pipeline: EmojiPipeline) -> None:
@@ -217,7 +207,7 @@ def test_memory_stays_within_what_is_said(pipeline: EmojiPipeline) -> None:
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    pipeline.draw([drawing("cat", seed, steps=1) for seed in range(2)], Quiet())
+    pipeline.draw([drawing("cat", seed, steps=1) for seed in range(2)], Unwatched())
     used = mx.get_peak_memory() - before + mx.get_cache_memory()
     stated = FAMILY.working_bytes(SHIPPED, 64, 64, 2)
     assert 0.4 * stated < used <= stated
@@ -229,7 +219,7 @@ def test_memory_stays_within_what_is_said(pipeline: EmojiPipeline) -> None:
 def test_what_is_drawn_has_the_colour_that_was_asked_for(
     pipeline: EmojiPipeline, prompt: str, channel: int
 ) -> None:
-    (drawn,) = pipeline.draw([drawing(prompt, 7, steps=4)], Quiet())
+    (drawn,) = pipeline.draw([drawing(prompt, 7, steps=4)], Unwatched())
     pixels = drawn.reshape(-1, 3).astype(int)
     inked = pixels[pixels.min(axis=1) < 200]
     assert 0.1 < len(inked) / len(pixels) < 0.95, "a thing on white"

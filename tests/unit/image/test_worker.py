@@ -24,26 +24,15 @@ from headrace_runner.engine.image.request import (
     Started,
 )
 from headrace_runner.engine.stream import Failed
-from headrace_runner.models.pipeline import Drawing, Phase, Pixels
+from headrace_runner.models.pipeline import Drawing, Phase, Pixels, Unwatched
 from tests.painter import BYTES_PER_PIXEL, Painter, painter
 from tests.unit.image.workers import Desk, drawing, request
 
 NO_MEMORY = "[malloc] Unable to allocate 123 bytes."
 
 
-class Silent:
-    def phase(self, phase: Phase, total: int) -> None:
-        pass
-
-    def step(self, done: int, preview: object) -> None:
-        pass
-
-    def wanted(self, place: int) -> bool:
-        return True
-
-
 def alone(wanted: Drawing) -> Pixels:
-    return painter().draw([wanted], Silent())[0]
+    return painter().draw([wanted], Unwatched())[0]
 
 
 def test_a_request_has_its_events_in_order() -> None:

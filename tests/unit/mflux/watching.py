@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from headrace_runner.models.mflux.pipeline import MfluxPipeline
-from headrace_runner.models.pipeline import Drawing, Phase, Pixels
+from headrace_runner.models.pipeline import Drawing, Phase, Pixels, Unwatched
 
 Event = tuple[Phase, int] | int
 
@@ -15,7 +15,7 @@ class Ended(Exception):
     """Enough."""
 
 
-class Watcher:
+class Watcher(Unwatched):
     """Writes down what it hears, and ends the work at an event it is told."""
 
     def __init__(self, end_at: Event | None = None, previews: bool = False) -> None:
@@ -31,9 +31,6 @@ class Watcher:
         if self._wants_previews:
             self.previews += preview()
         self._hear(done)
-
-    def wanted(self, place: int) -> bool:
-        return True
 
     def _hear(self, event: Event) -> None:
         self.events.append(event)

@@ -45,6 +45,7 @@ from headrace_runner.models.pipeline import (
     ImagePipeline,
     Phase,
     Pixels,
+    Unwatched,
     smallest_drawing,
 )
 
@@ -401,7 +402,7 @@ class _Watch:
         return self._worker.wants(self._batch, place)
 
 
-class _WarmUp:
+class _WarmUp(Unwatched):
     """Ends the first drawing where the model is not wanted any more."""
 
     def __init__(self, check_wanted: Callable[[], None]) -> None:
@@ -412,6 +413,3 @@ class _WarmUp:
 
     def step(self, done: int, preview: Callable[[], Sequence[Pixels]]) -> None:
         self._check_wanted()
-
-    def wanted(self, place: int) -> bool:
-        return True
