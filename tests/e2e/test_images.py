@@ -127,6 +127,29 @@ async def test_progress_is_exact_and_never_goes_back(client: AsyncClient) -> Non
     assert sum(isinstance(event, ImageStarted) for event in events) == 1
 
 
+@pytest.mark.parametrize("by", ["--preload", "LoadModel"])
+async def test_a_load_that_is_under_way_puts_nobody_behind(
+    start: StartController, painter_home: Path, by: str
+) -> None:
+    controller = start(*(("--preload", PAINTER) if by == "--preload" else ()), home=painter_home)
+    async with (
+        AsyncClient(controller.target, timeout=PATIENCE) as other,
+        asyncio.TaskGroup() as group,
+    ):
+        if by == "LoadModel":
+            group.create_task(other.load_model(PAINTER))
+            async with asyncio.timeout(PATIENCE):
+                while not (await other.list_runners()).runners:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+        async with roses(other, 1) as stream:
+            told = [
+                event.queue_position
+                async for event in stream
+                if isinstance(event, ImageProgress) and event.phase is ImagePhase.QUEUED
+            ]
+    assert set(told) == {0}
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGABRT, marks=pytest.mark.slow)]
 )

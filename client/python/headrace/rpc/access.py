@@ -223,7 +223,7 @@ class Access:
             self._tokens = read_tokens(self._path)
         except TokensError as error:
             if self._seen:  # Once for each that is broken.
-                logger.error("tokens not taken, the last ones stay: %s", error)  # noqa: TRY400
+                logger.error("tokens not taken, the last ones stay: %s", error)  # noqa: TRY400 - no bug
             self._seen = () if isinstance(error, _GoneError) else self._seen
             return
         known = {token.id for token in self._tokens.tokens}

@@ -1,7 +1,8 @@
 """What a model for images takes, held against a request. Pure.
 
 The controller asks it before a load, by the model's manifest, and a runner by the model itself: so
-both refuse alike. Adapters and the bytes of input images are the runner's alone to judge.
+both refuse alike. Adapters, the bytes of input images, and what a single family of models takes for
+something else are the runner's alone to judge.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Certificates:
             self._seen = stamp
             self._configuration = _read(self._files)
         except TlsError as error:
-            logger.error("certificates not taken, the last ones stay: %s", error)  # noqa: TRY400
+            logger.error("certificates not taken, the last ones stay: %s", error)  # noqa: TRY400 - no bug
             return None
         logger.info("certificates changed", extra={"file": str(self._files.certificate)})
         return self._configuration

@@ -83,14 +83,16 @@ class MfluxPipeline:
         return images
 
     def _check(self, drawing: Drawing) -> None:
+        """What a model's traits do not say, and so `check_image_request` does not either."""
         guidance = self._guidance(drawing)
-        above_one = self._loaded.architecture.guided_above_one
-        if above_one and guidance is not None and 0 < guidance < 1:
+        if guidance is None or guidance > 1 or not self._loaded.architecture.guided_above_one:
+            return
+        if 0 < guidance < 1:
             raise UnsupportedParameter(
                 "the model takes all up to 1 for none; ask for 0 or for more than 1",
                 field="guidance",
             )
-        if drawing.negative_prompt is not None and (guidance is None or guidance <= 1):
+        if drawing.negative_prompt is not None:
             raise UnsupportedParameter(
                 "it has no effect unless guidance is greater than 1", field="negative_prompt"
             )
