@@ -131,7 +131,9 @@ async def test_progress_is_exact_and_never_goes_back(client: AsyncClient) -> Non
 async def test_a_load_that_is_under_way_puts_nobody_behind(
     start: StartController, painter_home: Path, by: str
 ) -> None:
-    controller = start(*(("--preload", PAINTER) if by == "--preload" else ()), home=painter_home)
+    # Without a spare the load takes as long as a runner's imports.
+    preload = ("--preload", PAINTER) if by == "--preload" else ()
+    controller = start("--no-spare", *preload, home=painter_home)
     async with (
         AsyncClient(controller.target, timeout=PATIENCE) as other,
         asyncio.TaskGroup() as group,

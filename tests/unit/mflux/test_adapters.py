@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 from headrace.errors import ModelCorrupt, UnsupportedParameter
+from headrace_runner.models.mflux import insides
 from headrace_runner.models.mflux.pipeline import MfluxPipeline
 from headrace_runner.models.pipeline import Pixels
 from tests.mflux_models import build_z_image
@@ -36,6 +37,18 @@ def test_a_name_that_is_not_there(z_image: MfluxPipeline, plain: Pixels, name: s
     with pytest.raises(UnsupportedParameter, match="it has: other, style") as caught:
         draw(z_image, steps=1, loras=(("style", 1.0), (name, 1.0)))
     assert caught.value.metadata["field"] == "loras[1].name"
+    assert same(draw(z_image, steps=1), plain)
+
+
+def test_a_lack_of_memory_is_not_the_adapter_s_fault(
+    z_image: MfluxPipeline, plain: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attach(*_: object) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 123 bytes.")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="Unable to allocate"):
+        patched.setattr(insides, "attach", attach)
+        draw(z_image, steps=1, loras=(("style", 1.0),))
     assert same(draw(z_image, steps=1), plain)
 
 

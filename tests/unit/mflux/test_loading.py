@@ -11,6 +11,7 @@ import mlx.core as mx
 import pytest
 
 from headrace.errors import HeadraceError, ModelCorrupt, UnsupportedModel
+from headrace_runner.models.mflux import insides
 from headrace_runner.models.mflux.family import MfluxFamily
 from headrace_runner.models.safetensors import INDEX
 from tests.mflux_models import build_flux2, build_z_image
@@ -36,6 +37,20 @@ def test_progress_and_no_network(z_image_dir: Path, monkeypatch: pytest.MonkeyPa
     assert pipeline.weights == "float32"
     facts = MfluxFamily().facts(z_image_dir)
     assert pipeline.weights_bytes == pytest.approx(2 * facts["tensor_bytes"], rel=0.01)
+
+
+def test_a_lack_of_memory_is_not_the_files_fault(
+    z_image_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(name: str) -> Any:
+        def made(**_: object) -> None:
+            raise RuntimeError("[malloc] Unable to allocate 123 bytes.")
+
+        return made
+
+    monkeypatch.setattr(insides, "resolve", resolve)
+    with pytest.raises(RuntimeError, match="Unable to allocate"):
+        load(z_image_dir)
 
 
 def test_loading_can_be_ended(z_image_dir: Path) -> None:
