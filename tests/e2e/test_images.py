@@ -140,9 +140,10 @@ async def test_a_load_that_is_under_way_puts_nobody_behind(
     ):
         if by == "LoadModel":
             group.create_task(other.load_model(PAINTER))
-            async with asyncio.timeout(PATIENCE):
-                while not (await other.list_runners()).runners:  # noqa: ASYNC110
-                    await asyncio.sleep(0.005)
+            async with asyncio.timeout(PATIENCE), other.watch_models() as watch:
+                async for _ in watch:
+                    if any(model.runners for model in watch.models):
+                        break
         async with roses(other, 1) as stream:
             told = [
                 event.queue_position

@@ -42,13 +42,13 @@ def test_progress_and_no_network(z_image_dir: Path, monkeypatch: pytest.MonkeyPa
 def test_a_lack_of_memory_is_not_the_files_fault(
     z_image_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def resolve(name: str) -> Any:
-        def made(**_: object) -> None:
-            raise RuntimeError("[malloc] Unable to allocate 123 bytes.")
+    def made(**_: object) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 123 bytes.")
 
-        return made
-
-    monkeypatch.setattr(insides, "resolve", resolve)
+    resolve = insides.resolve
+    monkeypatch.setattr(
+        insides, "resolve", lambda name: made if name.endswith(":ZImage") else resolve(name)
+    )
     with pytest.raises(RuntimeError, match="Unable to allocate"):
         load(z_image_dir)
 
